@@ -1730,9 +1730,11 @@ mod os {
     const TCP_KEEPINTVL: c_int = 5;
     const TCP_KEEPCNT: c_int = 6;
     const TCP_USER_TIMEOUT: c_int = 18;
+    const TCP_NOTSENT_LOWAT: c_int = 25;
 
     /// Lets a peer that vanished be noticed within about a minute, whether it is sent something
-    /// or not, and telnet's urgent bytes be read in their place.
+    /// or not; telnet's urgent bytes be read in their place; and what a slow peer is owed wait
+    /// here, where it is limited, and not in the megabytes that the kernel would take.
     pub fn prepare(socket: &TcpStream) -> io::Result<()> {
         for (level, name, value) in [
             (SOL_SOCKET, SO_KEEPALIVE, 1),
@@ -1740,6 +1742,7 @@ mod os {
             (IPPROTO_TCP, TCP_KEEPINTVL, 10),
             (IPPROTO_TCP, TCP_KEEPCNT, 3),
             (IPPROTO_TCP, TCP_USER_TIMEOUT, 50_000),
+            (IPPROTO_TCP, TCP_NOTSENT_LOWAT, 128 * 1024),
             (SOL_SOCKET, SO_OOBINLINE, 1),
         ] {
             let value: c_int = value;

@@ -238,21 +238,39 @@ fn parse_names(text: &str) -> Result<Vec<String>, String> {
     };
     let names = text.split_whitespace().map(|word| match range(word) {
         Some(names) => Ok(names),
-        None => Ok(vec![word.parse::<Text>()?.plain()?]),
+        None => match String::from_utf8(word.parse::<Text>()?.plain()?) {
+            Ok(name) => Ok(vec![name]),
+            Err(_) => Err("a name is UTF-8".to_owned()),
+        },
     });
     Ok(names.collect::<Result<Vec<_>, String>>()?.concat())
 }
 
 impl Text {
-    /// The text, if all of it is known beforehand.
-    fn plain(self) -> Result<String, String> {
+    /// The bytes, if all of them are known beforehand.
+    fn plain(self) -> Result<Vec<u8>, String> {
         let parts = self.0.into_iter().map(|part| match part {
             Part::Bytes(bytes) => Ok(bytes),
             _ => Err("only plain text can stand here".to_owned()),
         });
-        let bytes = parts.collect::<Result<Vec<_>, String>>()?.concat();
-        String::from_utf8(bytes).map_err(|_| "only UTF-8 can stand here".to_owned())
+        Ok(parts.collect::<Result<Vec<_>, String>>()?.concat())
     }
+}
+
+/// Where the brace is closed that was opened before `text`.
+fn closing_brace(text: &str) -> Option<usize> {
+    let mut open = 1;
+    let mut is_escaped = false;
+    text.char_indices().find_map(|(at, character)| {
+        match character {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            '{' => open += 1,
+            '}' => open -= 1,
+            _ => {}
+        }
+        (open == 0).then_some(at)
+    })
 }
 
 impl std::str::FromStr for Text {
@@ -271,21 +289,16 @@ impl std::str::FromStr for Text {
                 }
                 '*' => Some(Part::Anything),
                 '{' => {
-                    let (inside, after) = rest.split_once('}').ok_or("'{' without '}'")?;
-                    rest = after;
-                    match (inside, inside.split_once('*'), inside.strip_suffix("'s address")) {
+                    let end = closing_brace(rest).ok_or("'{' without '}'")?;
+                    let inside = &rest[..end];
+                    rest = &rest[end + 1..];
+                    match (inside, inside.rsplit_once('*'), inside.strip_suffix("'s address")) {
                         ("n", ..) => Some(Part::Round),
                         ("server", ..) => Some(Part::Server),
                         (.., Some(name)) => Some(Part::AddressOf(name.to_owned())),
                         (_, Some((unit, count)), _) => {
                             let count = count.parse().map_err(|_| "how often?")?;
-                            let Text(unit) = unit.parse()?;
-                            for part in unit {
-                                match part {
-                                    Part::Bytes(unit) => bytes.extend(unit.repeat(count)),
-                                    _ => return Err("only plain text repeats".to_owned()),
-                                }
-                            }
+                            bytes.extend(unit.parse::<Text>()?.plain()?.repeat(count));
                             None
                         }
                         _ => {

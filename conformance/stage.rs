@@ -93,26 +93,22 @@ impl Theatre {
                 _ => false,
             },
         };
-        script.has_deed(cannot).then_some("does what this program cannot")
+        // An nc whose output nobody takes does not look at its input either.
+        let is_stuck = script.has_deed(|deed| matches!(deed, Deed::StopsReading))
+            && script.has_deed(|deed| matches!(deed, Deed::HalfCloses));
+        (is_stuck || script.has_deed(cannot)).then_some("does what this program cannot")
     }
 }
 
 impl Text {
-    /// Whether it is whole lines without anything that telnet would treat specially.
+    /// Whether telnet sends it as it is: it ends lines its own way, doubles the byte 255, and takes
+    /// Ctrl-E, with the eighth bit or without, as a command.
     fn can_be_typed(&self) -> bool {
-        let bytes = self.0.iter().flat_map(|part| match part {
+        let mut bytes = self.0.iter().flat_map(|part| match part {
             Part::Bytes(bytes) => bytes.as_slice(),
             _ => b"",
         });
-        let special = |byte: u8| (byte < b' ' && byte != b'\n') || byte == 0x7f || byte == 0xff;
-        let mut last = b'\n';
-        for &byte in bytes {
-            if special(byte) {
-                return false;
-            }
-            last = byte;
-        }
-        last == b'\n'
+        !bytes.any(|byte| matches!(byte, b'\r' | 0xff | 0x05 | 0x85))
     }
 }
 
@@ -176,8 +172,10 @@ struct Client {
     is_unfenced: bool,
     /// How many LEFT may come that nobody's request causes.
     awaited_leaves: usize,
-    /// It is linechat-client, which shows LF lines and passes no fence.
+    /// It is linechat-client, which passes no fence.
     is_ours: bool,
+    /// What ends a line as it is received: telnet and linechat-client show them ended by LF.
+    ending: &'static str,
 }
 
 impl Client {
@@ -194,7 +192,15 @@ impl Client {
         }
     }
 
-    /// Receives something more. `Ok(false)` when the time is over.
+    fn end_input(&mut self) {
+        match &mut self.line {
+            Line::Socket(socket) => drop(socket.shutdown(Shutdown::Write)),
+            Line::Program { typed, .. } => *typed = None,
+        }
+        self.has_half_closed = true;
+    }
+
+    /// Receives something more, or the end. Returns false when the time is over.
     fn read(&mut self, patience: Duration) -> bool {
         if self.is_closed {
             return false;
@@ -219,6 +225,12 @@ impl Client {
             // A reset ends a connection like anything else.
             Ok(false) | Err(_) => {
                 self.is_closed = true;
+                let farewell = b"Connection closed by foreign host.\n";
+                if let (Line::Program { .. }, true) =
+                    (&self.line, self.received.ends_with(farewell))
+                {
+                    self.received.truncate(self.received.len() - farewell.len());
+                }
                 true
             }
         }
@@ -357,7 +369,7 @@ impl Pattern {
 /// Bytes as a person reads them, long ones cut.
 fn show(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).escape_debug().to_string();
-    match text.char_indices().nth(300) {
+    match text.char_indices().nth(120) {
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], bytes.len()),
         None => text,
     }
@@ -519,6 +531,10 @@ impl<'a> Stage<'a> {
                     is_unfenced: false,
                     awaited_leaves: 0,
                     is_ours: matches!(deed, Deed::Runs(_)),
+                    ending: match (deed, self.theatre.via) {
+                        (Deed::Runs(_), _) | (_, Via::Telnet) => "\n",
+                        _ => "\r\n",
+                    },
                 });
                 self.is_loose |= matches!(deed, Deed::Runs(_));
                 if self.theatre.via == Via::Telnet {
@@ -552,6 +568,15 @@ impl<'a> Stage<'a> {
                 }
             }
             Deed::IsClosed => {
+                self.fence_all_but(name)?;
+                let via = self.theatre.via;
+                let client = self.find(name)?;
+                if let (Via::Nc, Line::Program { .. }) = (via, &client.line) {
+                    // nc waits for the end of what is typed too. Were the connection still open,
+                    // the answer to this would be received before that ends it.
+                    client.send(b"PING\n");
+                    client.end_input();
+                }
                 while !self.find(name)?.is_closed {
                     if self.read_more(name).is_err() {
                         return Err(format!("{name}'s connection is still open"));
@@ -568,14 +593,7 @@ impl<'a> Stage<'a> {
                 self.await_leave();
                 let client = self.find(name)?;
                 match (deed, &mut client.line) {
-                    (Deed::HalfCloses, Line::Socket(socket)) => {
-                        let _ = socket.shutdown(Shutdown::Write);
-                        client.has_half_closed = true;
-                    }
-                    (Deed::HalfCloses, Line::Program { typed, .. }) => {
-                        *typed = None;
-                        client.has_half_closed = true;
-                    }
+                    (Deed::HalfCloses, _) => client.end_input(),
                     (Deed::Resets, Line::Socket(socket)) => {
                         // Linux resets what is closed before all of it has been read.
                         let answered = socket
@@ -657,10 +675,18 @@ impl<'a> Stage<'a> {
                 command
             }
             Via::Telnet => {
-                // telnet wants a terminal to type at; one that changes nothing on the way.
-                let mut command = Command::new("script");
-                let telnet = format!("stty raw -echo; exec telnet {host} {port}");
-                command.args(["--quiet", "--flush", "--command", &telnet, "/dev/null"]);
+                // telnet wants a terminal to type at, and makes it echo; what it prints comes
+                // through a descriptor of its own. It takes bytes of UTF-8 for the terminal's
+                // special characters, whose eighth bit it ignores, so there are none here.
+                let mut command = Command::new("sh");
+                let special =
+                    "intr quit erase kill eof eol susp start stop lnext werase rprnt discard";
+                let special = special.split(' ').map(|name| format!("{name} 255 "));
+                let special: String = special.collect();
+                let telnet = format!("stty raw {special}; exec telnet -E {host} {port} >&3");
+                command.arg("-c").arg(format!(
+                    "exec 3>&1; exec script --quiet --command '{telnet}' /dev/null >/dev/null"
+                ));
                 command
             }
         };
@@ -670,7 +696,7 @@ impl<'a> Stage<'a> {
     /// Takes away what telnet says for itself before the server's first line.
     fn skip_telnet_greeting(&mut self, name: &str) -> Result<(), String> {
         let theatre = self.theatre;
-        let last = b"Escape character is '^]'.\r\n";
+        let last = b"Escape character is 'off'.\n";
         let client = self.find(name)?;
         loop {
             let received = &client.received;
@@ -769,9 +795,9 @@ impl<'a> Stage<'a> {
                 let line_end = found + pong.len() + ending.unwrap_or(0) + 1;
                 let line: Vec<u8> = client.received.drain(found..line_end).collect();
                 client.is_unfenced = false;
-                return match line.strip_prefix(pong.as_slice()) {
-                    Some(b"\r\n") => Ok(found > before),
-                    _ => Err(side_by_side(&(show(&pong) + "\\r\\n"), &show(&line))),
+                return match without_ending(&line, client.ending) == pong {
+                    true => Ok(found > before),
+                    false => Err(side_by_side(&show(&pong), &show(&line))),
                 };
             }
             searched = end;
@@ -807,7 +833,7 @@ impl<'a> Stage<'a> {
         loop {
             let client = self.find(name)?;
             if let Some(line) = client.take_line() {
-                let text = without_ending(&line, client.is_ours);
+                let text = without_ending(&line, client.ending);
                 let is_due = client.sometime.front().is_some_and(|due| due.matches(text));
                 if is_due && !expected.matches(text) {
                     client.history.push(show(text));
@@ -828,7 +854,7 @@ impl<'a> Stage<'a> {
 
     fn compare(&mut self, name: &str, expected: &Pattern, line: &[u8]) -> Result<(), String> {
         let client = self.find(name)?;
-        let text = without_ending(line, client.is_ours);
+        let text = without_ending(line, client.ending);
         client.history.push(show(text));
         if text.starts_with(b"LEFT ") {
             client.awaited_leaves = client.awaited_leaves.saturating_sub(1);
@@ -843,7 +869,7 @@ impl<'a> Stage<'a> {
         let client = self.find(name)?;
         while !client.sometime.is_empty() {
             let Some(line) = client.take_line() else { break };
-            let text = without_ending(&line, client.is_ours);
+            let text = without_ending(&line, client.ending);
             if !client.sometime.front().is_some_and(|due| due.matches(text)) {
                 return Err(format!("{name} received too much: {}", show(&line)));
             }
@@ -960,9 +986,8 @@ impl<'a> Stage<'a> {
 }
 
 /// A line without what must end it. What lacks that is left as it is and matches nothing.
-fn without_ending(line: &[u8], is_ours: bool) -> &[u8] {
-    let ending: &[u8] = if is_ours { b"\n" } else { b"\r\n" };
-    line.strip_suffix(ending).unwrap_or(line)
+fn without_ending<'a>(line: &'a [u8], ending: &str) -> &'a [u8] {
+    line.strip_suffix(ending.as_bytes()).unwrap_or(line)
 }
 
 fn side_by_side(expected: &str, received: &str) -> String {

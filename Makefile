@@ -1,0 +1,38 @@
+# What one does with linechat. `make` alone lists it.
+
+# Where the server listens: HOST:PORT. Empty: port 9999 on every address.
+ADDR =
+# A running server to test, as HOST:PORT. Empty: this repository's, one for each transcript.
+SERVER =
+# What the suite's clients are: nc or telnet. Empty: sockets of its own.
+VIA =
+# Only the transcripts with this in their name.
+ONLY =
+
+help:
+	@echo 'make run-server [ADDR=host:port]           run the server, by default on port 9999'
+	@echo 'make run-client [SERVER=host:port]         run the client'
+	@echo 'make conformance [SERVER=host:port] [VIA=nc|telnet] [ONLY=name]'
+	@echo '                                           replay the transcripts against a server'
+	@echo 'make test                                  every test: units, then the transcripts'
+	@echo 'make check                                 format and lints too, as CI does'
+
+run-server:
+	@cargo run --quiet --release --bin linechat-server -- $(ADDR)
+
+run-client:
+	@cargo run --quiet --release --bin linechat-client -- $(SERVER)
+
+conformance:
+	@cargo test --quiet --test conformance -- $(if $(SERVER),--server $(SERVER)) \
+		$(if $(VIA),--via $(VIA)) $(if $(ONLY),--only $(ONLY))
+
+test:
+	cargo test
+
+check:
+	cargo fmt --check
+	cargo clippy --all-targets -- --deny warnings
+	cargo test
+
+.PHONY: help run-server run-client conformance test check
