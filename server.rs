@@ -52,7 +52,7 @@ const BEHIND: usize = 256 * 1024;
 /// While somebody is behind, each connection is read at this many bytes a `PACE_WINDOW`: 64 KiB/s.
 const PACE: usize = 16 * 1024;
 const PACE_WINDOW: Duration = Duration::from_millis(250);
-/// Undelivered bytes beyond which a client's own further requests wait.
+/// Undelivered bytes of replies to a client beyond which its further requests wait.
 const MAX_WAITING_REPLIES: usize = 64 * 1024;
 /// How long one who is behind, or whose connection is closing, may go without taking a byte.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -422,6 +422,8 @@ struct Room {
 #[derive(Default)]
 struct Peer {
     outbox: VecDeque<u8>,
+    /// How much of the outbox answers this peer's own requests, at the most.
+    replies: usize,
     /// How much of `Room::turn` need not be sent from there.
     mark: usize,
     person: Option<Person>,
@@ -516,7 +518,7 @@ impl Room {
             Ok(Request::List) => {
                 let mut lines = Vec::new();
                 self.put_roster(&mut lines);
-                self.put(id, |outbox| outbox.extend(&lines));
+                self.reply(id, |outbox| outbox.extend(&lines));
             }
             Ok(Request::Ping("")) => self.tell(id, &["PONG"]),
             Ok(Request::Ping(token)) => self.tell(id, &["PONG", token]),
@@ -563,7 +565,7 @@ impl Room {
         let recipient = recipient.and_then(|to| Some((to, self.name(to)?)));
         match (recipient, self.name(id)) {
             (Some((to, to_name)), Some(from)) => {
-                self.tell(to, &["PRIV", &from, text]);
+                self.put(to, |outbox| put_line(outbox, &["PRIV", &from, text]));
                 self.tell(id, &["SENT", &to_name, text]);
             }
             _ => self.refuse(id, Refusal::NoSuchUser),
@@ -573,7 +575,7 @@ impl Room {
     /// Takes a person out of the room and says so to the others. Returns the name, if there was
     /// one; what the connection is owed stays in its outbox.
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
-        self.put(id, |_| ());
+        self.touch(id);
         let Person { name, arrival } = self.peer(id)?.person.take()?;
         self.by_name.remove(name.to_lowercase().as_str());
         self.by_arrival.remove(&arrival);
@@ -595,31 +597,48 @@ impl Room {
         self.tell(id, &["ERR", code, text]);
     }
 
-    /// A line for one connection alone.
+    /// A line that answers a connection's request.
     fn tell(&mut self, id: Id, words: &[&str]) {
-        self.put(id, |outbox| put_line(outbox, words));
+        self.reply(id, |outbox| put_line(outbox, words));
     }
 
-    /// Appends to one connection's outbox, behind what everybody was told before.
-    fn put(&mut self, id: Id, append: impl FnOnce(&mut VecDeque<u8>)) {
+    /// Appends what answers a connection's request.
+    fn reply(&mut self, id: Id, append: impl FnOnce(&mut VecDeque<u8>)) {
+        let length = self.put(id, append);
+        if let Some(peer) = self.peer(id) {
+            peer.replies += length;
+        }
+    }
+
+    /// Appends to one connection's outbox, behind what everybody was told before. Returns how much.
+    fn put(&mut self, id: Id, append: impl FnOnce(&mut VecDeque<u8>)) -> usize {
         let Some(Some(peer)) = self.peers.get_mut(id) else {
-            return;
+            return 0;
         };
         let before = peer.outbox.len();
         if peer.person.is_some() {
             peer.outbox.extend(self.turn.get(peer.mark..).unwrap_or_default());
             peer.mark = self.turn.len();
         }
+        let caught_up = peer.outbox.len();
         append(&mut peer.outbox);
+        let length = peer.outbox.len() - caught_up;
         self.copies += peer.outbox.len() - before;
         if !mem::replace(&mut peer.is_touched, true) {
             self.touched.push(id);
         }
+        length
+    }
+
+    /// Puts everything that everybody was told before into one connection's outbox, and has that
+    /// be seen to at the end of the turn.
+    fn touch(&mut self, id: Id) {
+        self.put(id, |_| ());
     }
 
     /// A line for everybody in the room but one.
     fn tell_others(&mut self, id: Id, words: &[&str]) {
-        self.put(id, |_| ());
+        self.touch(id);
         put_line(&mut self.turn, words);
         let mark = self.turn.len();
         if let Some(peer) = self.peer(id) {
@@ -649,6 +668,7 @@ impl Room {
         let peer = self.peers.get_mut(id)?.as_mut()?;
         let mark = mem::take(&mut peer.mark);
         peer.is_touched = false;
+        peer.replies = peer.replies.min(peer.outbox.len());
         let fresh = match peer.person {
             Some(_) => self.turn.get(mark..).unwrap_or_default(),
             None => &[],
@@ -656,9 +676,10 @@ impl Room {
         Some((&mut peer.outbox, fresh))
     }
 
-    /// Undelivered bytes of a connection, without those in `turn`.
-    fn backlog(&self, id: Id) -> usize {
-        self.peers.get(id).and_then(Option::as_ref).map_or(0, |peer| peer.outbox.len())
+    /// Whether so many replies wait for a connection that its further requests are to wait too.
+    fn is_backed_up(&self, id: Id) -> bool {
+        let peer = self.peers.get(id).and_then(Option::as_ref);
+        peer.is_some_and(|peer| peer.replies.min(peer.outbox.len()) > MAX_WAITING_REPLIES)
     }
 
     /// Everything of this turn has been sent or kept in outboxes.
@@ -919,7 +940,7 @@ impl Server {
         };
         let is_read = connection.interest.read;
         if readiness.writable && mem::take(&mut connection.is_blocked) {
-            self.room.put(id, |_| ());
+            self.room.touch(id);
         }
         if readiness.readable && is_read {
             self.read(id);
@@ -972,12 +993,12 @@ impl Server {
             mem::swap(&mut decoder.line, &mut self.spare_line);
             decoder.handed_out = true;
         }
-        while self.is_open(id) && self.room.backlog(id) <= MAX_WAITING_REPLIES {
+        while self.is_open(id) && !self.room.is_backed_up(id) {
             match decoder.next(&mut input) {
                 Some(Decoded::Line(line)) => self.request(id, line, true),
                 Some(Decoded::TooLong(line)) => self.request(id, line, false),
                 Some(Decoded::TelnetAnswer(answer)) => {
-                    self.room.put(id, |outbox| outbox.extend(answer))
+                    self.room.reply(id, |outbox| outbox.extend(answer))
                 }
                 None => break,
             }
@@ -1132,7 +1153,7 @@ impl Server {
         let was_behind = mem::replace(&mut connection.is_behind, is_behind);
         self.behind = self.behind + usize::from(is_behind) - usize::from(was_behind);
         let is_delivered = is_closing && left == 0;
-        let is_resumed = left <= MAX_WAITING_REPLIES && !connection.unread.is_empty();
+        let has_unread = !connection.unread.is_empty();
         if is_open && left > MAX_BACKLOG {
             return self.lose(id, Reason::Slow);
         }
@@ -1143,7 +1164,7 @@ impl Server {
             let _ = connection.socket.shutdown(Shutdown::Write);
             connection.state = State::Finished;
         }
-        if is_resumed {
+        if has_unread && !self.room.is_backed_up(id) {
             self.resumed.push(id);
         }
         if is_delivered || ((is_closing || is_behind) && taken > 0) || (is_behind && !was_behind) {
@@ -1156,7 +1177,7 @@ impl Server {
 
     /// Asks the poller for just what the connection's state can make use of.
     fn update_interest(&mut self, id: Id) {
-        let is_backed_up = self.room.backlog(id) > MAX_WAITING_REPLIES;
+        let is_backed_up = self.room.is_backed_up(id);
         let Some(connection) = self.connections.get_mut(id).and_then(Option::as_mut) else {
             return;
         };
@@ -1205,7 +1226,7 @@ impl Server {
         };
         connection.state = State::Closing { input_has_ended };
         connection.unread = Vec::new();
-        self.room.put(id, |_| ());
+        self.room.touch(id);
         self.set_deadline(id, Some(PATIENCE));
         self.update_interest(id);
     }

@@ -819,7 +819,10 @@ impl<'a> Stage<'a> {
         if self.fence(name)? {
             return Ok(());
         }
-        let (is_loose, theatre) = (self.is_loose, self.theatre);
+        // What somebody has sent who can pass no fence may still be on its way.
+        let is_loose = self.is_loose
+            || self.clients.iter().any(|client| client.is_unfenced && !client.can_pass_fence());
+        let theatre = self.theatre;
         let client = self.find(name)?;
         let may_wait = is_loose || client.awaited_leaves > 0 || !client.can_pass_fence();
         match may_wait && client.read_patiently(theatre) {
@@ -956,7 +959,7 @@ impl<'a> Stage<'a> {
         let Some(server) = &mut self.server else { return Ok(()) };
         if server.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             let _ = server.child.kill();
-            while let (true, Some(line)) = (self.watches_console, server.next_line()?) {
+            if let (true, Some(line)) = (self.watches_console, server.next_line()?) {
                 return Err(format!("a line of the console that is not in the transcript: {line}"));
             }
         } else if !server.child.wait().is_ok_and(|ended| ended.success()) {
