@@ -50,22 +50,16 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, S
 
 /// Every transcript, by name: the files here and the examples in PROTOCOL.md.
 fn load_scripts(only: Option<&str>) -> Result<Vec<Script>, String> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    let folder = here.join("conformance");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance");
     let listing = std::fs::read_dir(&folder).map_err(|error| error.to_string())?;
-    let mut paths: Vec<_> = listing.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
-    paths.sort();
+    let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(".txt")).collect();
+    names.sort();
     let mut scripts = Vec::new();
-    for path in paths {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        scripts.push(Script::from_file(&name, &read(&path)?)?);
+    for name in names {
+        scripts.push(Script::from_file(&name, &read(&format!("conformance/{name}"))?)?);
     }
-    scripts.extend(Script::from_document("PROTOCOL.md", &read(&here.join("PROTOCOL.md"))?)?);
+    scripts.extend(Script::from_document("PROTOCOL.md", &read("PROTOCOL.md")?)?);
     scripts.retain(|script| only.is_none_or(|only| script.name.contains(only)));
     match scripts.is_empty() {
         true => Err("no transcript has that in its name".to_owned()),
@@ -162,6 +156,33 @@ impl Tally {
     }
 }
 
+/// PROTOCOL.md must name each transcript in the row of its requirement.
+fn check_the_document(scripts: &[Script], tally: &mut Tally) -> Result<(), String> {
+    let document = read("PROTOCOL.md")?;
+    let is_named = |script: &Script| {
+        let row = format!("| R{} |", script.requirement);
+        let name = format!("`{}`", script.name.trim_end_matches(".txt"));
+        document.lines().any(|line| line.starts_with(&row) && line.contains(&name))
+    };
+    let mut files = scripts.iter().filter(|script| script.name.ends_with(".txt"));
+    let unnamed = files.find(|script| !is_named(script)).map(|script| script.name.as_str());
+    println!();
+    match unnamed {
+        None => tally.check(true, "PROTOCOL.md names every transcript with its requirement"),
+        Some(name) => {
+            tally.check(false, &format!("PROTOCOL.md does not name {name} where it should"))
+        }
+    }
+    Ok(())
+}
+
+/// A file of the repository.
+fn read(path: &str) -> Result<String, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
 /// The suite's test of itself: in front of the real server stands a proxy that breaks one rule,
 /// and some transcript must fail; one that breaks nothing must pass them all.
 fn test_the_suite(scripts: &[Script], tally: &mut Tally) {
@@ -195,6 +216,9 @@ fn run() -> Result<bool, String> {
         tally.count(script, &outcome);
     }
     let is_whole = options.only.is_none() && options.theatre.is_plain();
+    if is_whole {
+        check_the_document(&scripts, &mut tally)?;
+    }
     if is_whole && tally.failed == 0 {
         test_the_suite(&scripts, &mut tally);
     }

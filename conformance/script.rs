@@ -236,12 +236,10 @@ fn parse_names(text: &str) -> Result<Vec<String>, String> {
         let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
         Some((from..=to).map(|number| format!("{stem}{number}")).collect())
     };
-    let names = text.split_whitespace().map(|word| match range(word) {
-        Some(names) => Ok(names),
-        None => match String::from_utf8(word.parse::<Text>()?.plain()?) {
-            Ok(name) => Ok(vec![name]),
-            Err(_) => Err("a name is UTF-8".to_owned()),
-        },
+    let names = text.split_whitespace().map(|word| {
+        let word = String::from_utf8(word.parse::<Text>()?.plain()?);
+        let word = word.map_err(|_| "a name is UTF-8".to_owned())?;
+        Ok(range(&word).unwrap_or(vec![word]))
     });
     Ok(names.collect::<Result<Vec<_>, String>>()?.concat())
 }
@@ -296,8 +294,8 @@ impl std::str::FromStr for Text {
                         ("n", ..) => Some(Part::Round),
                         ("server", ..) => Some(Part::Server),
                         (.., Some(name)) => Some(Part::AddressOf(name.to_owned())),
-                        (_, Some((unit, count)), _) => {
-                            let count = count.parse().map_err(|_| "how often?")?;
+                        (_, Some((unit, count)), _) if count.parse::<usize>().is_ok() => {
+                            let count = count.parse().unwrap_or_default();
                             bytes.extend(unit.parse::<Text>()?.plain()?.repeat(count));
                             None
                         }

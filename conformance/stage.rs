@@ -498,9 +498,17 @@ impl<'a> Stage<'a> {
             self.client(here, &Deed::Sends(line(format!("NAME {name}\n"))))?;
             self.client(here, &Deed::Receives(line(format!("WELCOME {name} {count}"))))?;
             self.client(others, &Deed::Receives(line(format!("JOINED {name} {count}"))))?;
-            if count <= 100 {
-                let roster = format!("USERS {count} {}", names[..count].join(" "));
-                self.client(&names[..count], &Deed::Receives(line(roster)))?;
+            let mut roster = Vec::<String>::new();
+            for name in names[..count].iter().take_while(|_| count <= 100) {
+                match roster.last_mut() {
+                    Some(last) if last.len() + 1 + name.len() + 2 <= 4096 => {
+                        *last += &format!(" {name}")
+                    }
+                    _ => roster.push(format!("USERS {count} {name}")),
+                }
+            }
+            for users in roster {
+                self.client(&names[..count], &Deed::Receives(line(users)))?;
             }
         }
         Ok(())
