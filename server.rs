@@ -1885,3 +1885,7 @@ mod os {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "conformance/server_tests.rs"]
+mod tests;

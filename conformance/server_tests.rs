@@ -1,0 +1,651 @@
+//! Tests of server.rs that need no network: what no transcript can show, a model that the room is
+//! checked against, and a flood of garbage. Part of the server's own module, so that they see all
+//! of it.
+
+use super::*;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+// The wire
+
+/// All that a decoder finds in `pieces`, as text.
+fn decode(pieces: &[&[u8]]) -> Vec<String> {
+    let mut decoder = Decoder::default();
+    let mut found = Vec::new();
+    for piece in pieces {
+        let mut input = *piece;
+        while let Some(decoded) = decoder.next(&mut input) {
+            found.push(match decoded {
+                Decoded::Line(line) => format!("line {}", line.escape_ascii()),
+                Decoded::TooLong(line) => format!("too long {}", line.len()),
+                Decoded::TelnetAnswer(answer) => format!("answer {answer:?}"),
+            });
+        }
+        assert!(input.is_empty());
+    }
+    found
+}
+
+#[test]
+fn lines_do_not_depend_on_how_they_are_cut() {
+    let stream = b"MSG a\r\n\nMSG \xff\xfd\n b\x08c\xff\xfa\x01\n\xff\xff\xff\xf0\r\nd\xff\xff\n";
+    let whole = decode(&[stream]);
+    assert_eq!(whole, ["line MSG a", "answer [255, 252, 10]", "line MSG  c", "line d\\xff"]);
+    for cut in 0..=stream.len() {
+        assert_eq!(decode(&[&stream[..cut], &stream[cut..]]), whole, "cut at {cut}");
+    }
+    let bytes: Vec<&[u8]> = stream.chunks(1).collect();
+    assert_eq!(decode(&bytes), whole);
+}
+
+#[test]
+fn a_line_is_too_long_with_its_4001st_byte() {
+    let at_limit = [b'x'; MAX_REQUEST];
+    assert_eq!(decode(&[&at_limit]), Vec::<String>::new());
+    assert_eq!(decode(&[&at_limit, b"\r"]), Vec::<String>::new());
+    assert_eq!(decode(&[&at_limit, b"\r\n"]).len(), 1);
+    assert_eq!(decode(&[&at_limit, b"x"]), ["too long 4000"]);
+    assert_eq!(decode(&[&at_limit, b"\r", b"x\nnext\n"]), ["too long 4001", "line next"]);
+    // However much follows, it is reported once and held nowhere.
+    let mut decoder = Decoder::default();
+    let mut found = 0;
+    for _ in 0..1000 {
+        let mut input = at_limit.as_slice();
+        while decoder.next(&mut input).is_some() {
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1);
+    assert!(decoder.is_between_lines());
+}
+
+#[test]
+fn a_roster_line_is_filled_to_its_last_byte() {
+    // "USERS 9", a space and a name, CRLF: 4086 bytes of name are just 4096.
+    let long = "x".repeat(MAX_LINE - "USERS 9 \r\n".len() - " y".len());
+    for (names, lines) in [(vec![&*long, "y"], 1), (vec![&*long, "yy"], 2), (vec!["y", &*long], 1)]
+    {
+        let mut out = Vec::new();
+        put_roster(&mut out, 9, names.iter().copied());
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.split_terminator("\r\n").count(), lines);
+        assert!(text.split_inclusive("\r\n").all(|line| line.len() <= MAX_LINE));
+        let words = text.split_whitespace().filter(|word| !["USERS", "9"].contains(word));
+        assert_eq!(words.collect::<Vec<_>>(), names);
+    }
+}
+
+#[test]
+fn names_of_every_kind_of_letter_and_digit() {
+    for good in ["a", "7", "Ⅷ", "½", "ß", "क", "李雷", "a_b-c.", &"é".repeat(25)] {
+        assert!(is_good_name(good), "{good}");
+    }
+    for bad in ["", "_", "a b", "a\u{301}", "é\u{200b}", "🙂", "a@b", &"é".repeat(26)] {
+        assert!(!is_good_name(bad), "{bad}");
+    }
+}
+
+// The room
+
+/// What a protocol's reader would write down, without a thought for speed: everybody's lines are
+/// put into everybody's output at once.
+#[derive(Default)]
+struct Model {
+    connections: BTreeMap<Id, ModelConnection>,
+    /// Who is in the room, in the order of joining.
+    people: Vec<(Id, String)>,
+}
+
+#[derive(Default)]
+struct ModelConnection {
+    output: Vec<u8>,
+    /// What has come of the current line, and how much of what it holds has been dealt with.
+    received: Vec<u8>,
+    dealt_with: usize,
+    has_spoken: bool,
+}
+
+/// What stands in a line that may not be complete, in order.
+enum Found {
+    Answer([u8; 3]),
+    TooLong(Vec<u8>),
+    Line(Vec<u8>),
+}
+
+/// Looks through the bytes of a line from its beginning. Returns also where it ends, if it does.
+fn look_through(bytes: &[u8]) -> (Vec<Found>, Option<usize>) {
+    let mut found = Vec::new();
+    let mut text: Vec<u8> = Vec::new();
+    let mut is_long = false;
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let size = match rest {
+            [255, 250, inside @ ..] => {
+                // The end must not be looked for inside a doubled 255 that starts before it.
+                let mut end = 0;
+                while end + 1 < inside.len() && inside[end..end + 2] != [255, 240] {
+                    end += if inside[end] == 255 { 2 } else { 1 };
+                }
+                (end + 1 < inside.len()).then_some(2 + end + 2)
+            }
+            [255, 251..=254, _, ..] => Some(3),
+            [255, 251..=254] | [255] => None,
+            [255, _, ..] => Some(2),
+            _ => Some(1),
+        };
+        let end = at + size.unwrap_or(rest.len());
+        let ends_line = rest[0] == b'\n' || (rest.starts_with(b"\r\n"));
+        let may_end_line = at == MAX_REQUEST && rest == b"\r";
+        if end > MAX_REQUEST && !is_long && !ends_line && !may_end_line {
+            is_long = true;
+            if rest[0] == b'\r' && at == MAX_REQUEST {
+                text.push(b'\r');
+            }
+            found.push(Found::TooLong(text.clone()));
+        }
+        match (rest, size) {
+            (_, None) => return (found, None),
+            ([b'\n', ..], _) => {
+                if text.last() == Some(&b'\r') {
+                    text.pop();
+                }
+                if !is_long && !text.is_empty() {
+                    found.push(Found::Line(text));
+                }
+                return (found, Some(at + 1));
+            }
+            ([255, 251, option, ..], _) => found.push(Found::Answer([255, 254, *option])),
+            ([255, 253, option, ..], _) => found.push(Found::Answer([255, 252, *option])),
+            ([255, 255, ..], _) => text.push(255),
+            ([255, ..], _) => {}
+            ([8 | 127, ..], _) => {
+                while text.pop().is_some_and(|byte| (128..192).contains(&byte)) {}
+            }
+            _ => text.push(rest[0]),
+        }
+        at = end;
+    }
+    (found, None)
+}
+
+impl Model {
+    fn receive(&mut self, id: Id, bytes: &[u8]) {
+        self.connections.get_mut(&id).unwrap().received.extend(bytes);
+        while let Some(connection) = self.connections.get_mut(&id) {
+            let (found, end) = look_through(&connection.received);
+            let dealt_with = std::mem::replace(&mut connection.dealt_with, found.len());
+            if let Some(end) = end {
+                connection.received.drain(..end);
+                connection.dealt_with = 0;
+            }
+            for found in found.into_iter().skip(dealt_with) {
+                match found {
+                    Found::Answer(answer) => self.output(id).extend(answer),
+                    Found::TooLong(text) => self.line(id, &text, true),
+                    Found::Line(text) => self.line(id, &text, false),
+                }
+                if !self.is_open(id) {
+                    return;
+                }
+            }
+            if end.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn is_open(&self, id: Id) -> bool {
+        self.connections.get(&id).is_some_and(|connection| connection.dealt_with != usize::MAX)
+    }
+
+    fn output(&mut self, id: Id) -> &mut Vec<u8> {
+        &mut self.connections.get_mut(&id).unwrap().output
+    }
+
+    fn say(&mut self, id: Id, line: &str) {
+        self.output(id).extend(format!("{line}\r\n").into_bytes());
+    }
+
+    fn say_to_room(&mut self, but: Id, line: &str) {
+        for (id, _) in self.people.clone() {
+            if id != but {
+                self.say(id, line);
+            }
+        }
+    }
+
+    fn roster(&self) -> String {
+        let names: Vec<_> = self.people.iter().map(|(_, name)| name.clone()).collect();
+        format!("USERS {} {}", names.len(), names.join(" "))
+    }
+
+    fn leave(&mut self, id: Id, reason: &str) {
+        let Some(at) = self.people.iter().position(|(other, _)| *other == id) else { return };
+        let (_, name) = self.people.remove(at);
+        self.say_to_room(id, &format!("LEFT {name} {} {reason}", self.people.len()));
+        self.say_to_room(id, &self.roster());
+    }
+
+    fn line(&mut self, id: Id, line: &[u8], is_long: bool) {
+        let connection = self.connections.get_mut(&id).unwrap();
+        let is_first = !std::mem::replace(&mut connection.has_spoken, true);
+        let name = self.people.iter().find(|(other, _)| *other == id).map(|(_, name)| name.clone());
+        let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
+        let mut methods = methods.split(' ').map(|method| format!("{method} "));
+        if is_first && methods.any(|method| line.starts_with(method.as_bytes())) {
+            self.say(id, "ERR usage");
+            self.connections.get_mut(&id).unwrap().dealt_with = usize::MAX;
+            return;
+        }
+        let error = match std::str::from_utf8(line) {
+            _ if is_long => "line-too-long",
+            Ok(text) if !text.contains(is_bad) => match self.request(id, name, text) {
+                Ok(()) => return,
+                Err(error) => error,
+            },
+            _ => "bad-text",
+        };
+        self.say(id, &format!("ERR {error}"));
+    }
+
+    fn request(&mut self, id: Id, name: Option<String>, text: &str) -> Result<(), &'static str> {
+        let mut words = text.splitn(2, ' ');
+        let verb = words.next().unwrap_or_default().to_ascii_uppercase();
+        let argument = words.next().unwrap_or_default();
+        let plain = argument.trim_matches(' ').is_empty();
+        match (verb.as_str(), &name) {
+            ("NAME", Some(_)) => return Err("already-named"),
+            ("MSG" | "PRIV" | "LIST", None) => return Err("not-named"),
+            ("NAME" | "MSG" | "PRIV" | "LIST" | "PING" | "HELP" | "QUIT", _) => {}
+            _ => return Err("unknown-command"),
+        }
+        let name = name.unwrap_or_default();
+        match verb.as_str() {
+            "NAME" | "MSG" if argument.is_empty() => return Err("usage"),
+            "LIST" | "HELP" | "QUIT" if !plain => return Err("usage"),
+            "NAME" => {
+                let is_good = |c: char| c.is_alphabetic() || c.is_numeric();
+                let mut rest = argument.chars();
+                if argument.len() > 50
+                    || !rest.next().is_some_and(is_good)
+                    || !rest.all(|c| is_good(c) || "_-.".contains(c))
+                {
+                    return Err("bad-name");
+                }
+                let lower = argument.to_lowercase();
+                if self.people.iter().any(|(_, name)| name.to_lowercase() == lower) {
+                    return Err("name-taken");
+                }
+                self.people.push((id, argument.to_owned()));
+                let count = self.people.len();
+                self.say(id, &format!("WELCOME {argument} {count}"));
+                self.say_to_room(id, &format!("JOINED {argument} {count}"));
+                self.say_to_room(Id::MAX, &self.roster());
+            }
+            "MSG" => self.say_to_room(id, &format!("MSG {name} {argument}")),
+            "PRIV" => {
+                let Some((to, text)) = argument.split_once(' ') else { return Err("usage") };
+                let Some(to) = to.strip_prefix('@') else { return Err("usage") };
+                if to.is_empty() || text.is_empty() {
+                    return Err("usage");
+                }
+                let lower = to.to_lowercase();
+                let found = self.people.iter().find(|(_, name)| name.to_lowercase() == lower);
+                let Some((to, to_name)) = found.cloned() else { return Err("no-such-user") };
+                self.say(to, &format!("PRIV {name} {text}"));
+                self.say(id, &format!("SENT {to_name} {text}"));
+            }
+            "LIST" => self.say(id, &self.roster()),
+            "PING" if argument.is_empty() => self.say(id, "PONG"),
+            "PING" => self.say(id, &format!("PONG {argument}")),
+            "HELP" => (0..7).for_each(|_| self.say(id, "HELP")),
+            _ => {
+                self.say(id, "BYE");
+                self.leave(id, "quit");
+                self.connections.get_mut(&id).unwrap().dealt_with = usize::MAX;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_bad(c: char) -> bool {
+    let code = c as u32;
+    (code < 32 && code != 9)
+        || (127..160).contains(&code)
+        || [0x2028, 0x2029].contains(&code)
+        || (0x202a..=0x202e).contains(&code)
+        || (0x2066..=0x2069).contains(&code)
+}
+
+/// The room with decoders in front of it, and the model beside it.
+#[derive(Default)]
+struct World {
+    room: Room,
+    decoders: BTreeMap<Id, Decoder>,
+    model: Model,
+}
+
+impl World {
+    fn connect(&mut self, id: Id) {
+        self.room.connect(id);
+        self.decoders.insert(id, Decoder::default());
+        self.model.connections.insert(id, ModelConnection::default());
+        self.model.say(id, "HELLO");
+    }
+
+    fn receive(&mut self, id: Id, bytes: &[u8]) {
+        let Some(mut decoder) = self.decoders.remove(&id) else { return };
+        self.model.receive(id, bytes);
+        let mut input = bytes;
+        loop {
+            let outcome = match decoder.next(&mut input) {
+                Some(Decoded::Line(line)) => self.room.request(id, line, true),
+                Some(Decoded::TooLong(line)) => self.room.request(id, line, false),
+                Some(Decoded::TelnetAnswer(answer)) => {
+                    self.room.reply(id, |outbox| outbox.extend(answer));
+                    continue;
+                }
+                None => break,
+            };
+            if let Outcome::Ended(_) = outcome {
+                assert!(!self.model.is_open(id));
+                return;
+            }
+        }
+        assert!(self.model.is_open(id));
+        self.decoders.insert(id, decoder);
+    }
+
+    /// The connection ends; what it was owed is compared a last time.
+    fn disconnect(&mut self, id: Id, reason: Reason) {
+        self.room.leave(id, reason);
+        self.model.leave(id, reason.word());
+        self.end_turn();
+        self.room.forget(id);
+        self.decoders.remove(&id);
+        self.model.connections.remove(&id);
+    }
+
+    /// Sends everybody what they are owed, and compares it with what the model says.
+    fn end_turn(&mut self) {
+        for (&id, connection) in &mut self.model.connections {
+            let expected = mem::take(&mut connection.output);
+            let Some((outbox, fresh)) = self.room.owed(id) else { panic!("{id} is unknown") };
+            let mut sent: Vec<u8> = outbox.drain(..).collect();
+            sent.extend(fresh);
+            check_output(&sent);
+            assert_eq!(without_free_text(&sent), without_free_text(&expected));
+        }
+        self.room.touched.clear();
+        self.room.end_turn();
+        assert_eq!(self.room.count(), self.model.people.len());
+    }
+}
+
+/// The lines and telnet answers that were sent to a client.
+fn split(output: &[u8]) -> Vec<&[u8]> {
+    let mut pieces = Vec::new();
+    let mut rest = output;
+    while !rest.is_empty() {
+        let end = match rest {
+            [255, 252 | 254, _, ..] => 3,
+            _ => 1 + rest.iter().position(|&byte| byte == b'\n').expect("a line without an end"),
+        };
+        let (piece, after) = rest.split_at(end);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// Takes away what the protocol leaves free: the texts of HELLO, ERR, BYE and HELP.
+fn without_free_text(output: &[u8]) -> String {
+    let shorten = |piece: &[u8]| {
+        let line = piece.escape_ascii().to_string();
+        let words: Vec<&str> = line.trim_end_matches("\\r\\n").splitn(3, ' ').collect();
+        match words.as_slice() {
+            ["ERR", code, ..] => format!("ERR {code}\n"),
+            [keyword @ ("HELLO" | "BYE" | "HELP"), ..] => format!("{keyword}\n"),
+            _ => line + "\n",
+        }
+    };
+    split(output).into_iter().map(shorten).collect()
+}
+
+/// What holds of every line to a client, whoever sent what.
+fn check_output(output: &[u8]) {
+    for line in split(output).into_iter().filter(|piece| piece[0] != 255) {
+        assert!(line.len() <= MAX_LINE);
+        let line = std::str::from_utf8(line).expect("a line that is not UTF-8");
+        let line = line.strip_suffix("\r\n").expect("a line without CRLF");
+        assert!(!line.contains(is_bad), "{line:?}");
+        let known = "HELLO WELCOME JOINED LEFT USERS MSG PRIV SENT PONG HELP BYE ERR";
+        let keyword = line.split(' ').next().unwrap_or_default();
+        assert!(known.split(' ').any(|known| known == keyword), "{line:?}");
+    }
+}
+
+/// A small generator of numbers that look random: xorshift64 (Marsaglia, 2003).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+}
+
+const NAMES: [&str; 8] = ["ana", "Ana", "bob", "σοφία", "ΣΟΦΊΑ", "李雷", "x.y", "b b"];
+
+fn random_request(chance: &mut Chance) -> Vec<u8> {
+    let name = chance.pick(&NAMES);
+    let text =
+        chance.pick(&["hi", " two  spaces ", "é\t🙂", "", " ", "@bob x", "\u{202e}", "\u{9b}2J"]);
+    let mut line = match chance.below(16) {
+        0..=3 => format!("NAME {name}"),
+        4..=6 => format!("MSG {text}"),
+        7..=9 => format!("PRIV @{name} {text}"),
+        10 => "list".to_owned(),
+        11 => format!("PING {text}"),
+        12 => chance.pick(&["HELP", "QUIT", "LIST x", "MSG", "GET / HTTP/1.1"]).to_owned(),
+        13 => chance.pick(&["PRIV bob x", "PRIV @", "PRIV @ x", "NAME", " MSG x", ""]).to_owned(),
+        14 if chance.below(50) == 0 => {
+            let length = MAX_REQUEST - 5 + chance.below(10);
+            format!("MSG {}", "x".repeat(length))
+        }
+        _ => format!("{text}{name}"),
+    }
+    .into_bytes();
+    for _ in 0..chance.below(8).saturating_sub(4) {
+        let special = [255, 251, 252, 253, 254, 250, 240, 8, 127, 13, 10, 0, 27, 128, 195, 9];
+        let at = chance.below(line.len() + 1);
+        match chance.below(3) {
+            0 if at < line.len() => line[at] = chance.below(256) as u8,
+            1 if at < line.len() => drop(line.remove(at)),
+            _ => line.insert(at, chance.pick(&special)),
+        }
+    }
+    line.extend(chance.pick(&[b"\n".as_slice(), b"\r\n"]));
+    line
+}
+
+/// A million requests in release, fewer where the checks cost more: joins, talk, whispers, lists,
+/// clashes and leaves of up to eight clients, whole and mutated, cut anywhere.
+#[test]
+fn the_room_does_what_the_model_does_whatever_is_sent() {
+    let requests = if cfg!(debug_assertions) { 50_000 } else { 1_000_000 };
+    let mut chance = Chance(0x9E37_79B9_7F4A_7C15);
+    let mut world = World::default();
+    for _ in 0..requests {
+        let id = chance.below(8);
+        if !world.decoders.contains_key(&id) || chance.below(200) == 0 {
+            if world.model.connections.contains_key(&id) {
+                let reason = chance.pick(&[Reason::Disconnected, Reason::Slow]);
+                world.disconnect(id, reason);
+            }
+            world.connect(id);
+        }
+        let bytes = random_request(&mut chance);
+        let cut = chance.below(bytes.len() + 1);
+        world.receive(id, &bytes[..cut]);
+        if chance.below(4) == 0 {
+            world.end_turn();
+        }
+        world.receive(id, &bytes[cut..]);
+        if chance.below(4) == 0 {
+            world.end_turn();
+        }
+    }
+    world.end_turn();
+}
+
+#[test]
+fn a_line_for_everybody_is_stored_once() {
+    let mut room = Room::default();
+    for id in 0..1000 {
+        room.connect(id);
+        room.request(id, format!("NAME p{id}").as_bytes(), true);
+        (0..=id).for_each(|id| room.owed(id).unwrap().0.clear());
+        room.end_turn();
+    }
+    room.request(7, b"MSG to all of you", true);
+    assert_eq!(room.turn, b"MSG p7 to all of you\r\n");
+    assert_eq!(room.copies, 0);
+    assert!(room.peers.iter().flatten().all(|peer| peer.outbox.is_empty()));
+    assert_eq!(room.owed(7).unwrap().1, b"");
+    assert_eq!(room.owed(8).unwrap().1, b"MSG p7 to all of you\r\n");
+}
+
+// The console
+
+fn console_pair() -> (Console, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    (Console::new(File::from(OwnedFd::from(ours))), theirs)
+}
+
+#[test]
+fn a_console_that_nobody_reads_drops_lines_and_says_how_many() {
+    let (mut console, mut reader) = console_pair();
+    let written = 20_000;
+    for number in 0..written {
+        console.log(format_args!("line {number}"));
+        console.flush();
+    }
+    assert!(console.pending.len() <= Console::MAX_PENDING + 100);
+    let mut text = String::new();
+    reader.set_nonblocking(true).unwrap();
+    let mut read_all = |console: &mut Console| {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut bytes) {
+            text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+            console.flush();
+        }
+    };
+    read_all(&mut console);
+    console.log(format_args!("after"));
+    console.flush();
+    read_all(&mut console);
+    let lines: Vec<_> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    let [shown @ .., dropped, "after"] = lines.as_slice() else { panic!("{lines:?}") };
+    let dropped: usize = dropped.split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(shown.len() + dropped, written);
+    assert!(shown.iter().enumerate().all(|(at, line)| *line == format!("line {at}")));
+}
+
+#[test]
+fn a_console_that_is_closed_is_ignored() {
+    let (mut console, reader) = console_pair();
+    drop(reader);
+    for _ in 0..3 {
+        console.log(format_args!("nobody hears"));
+        console.flush();
+    }
+    assert!(console.pending.is_empty());
+}
+
+#[test]
+fn times_are_written_as_rfc_3339_does() {
+    let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+    assert_eq!(at(0), "1970-01-01T00:00:00Z");
+    assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+    assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+    assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59Z");
+    assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
+    assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
+}
+
+// The command line
+
+fn arguments(line: &str) -> Result<Command, String> {
+    parse_arguments(line.split_whitespace().map(str::to_owned))
+}
+
+#[test]
+fn options_are_understood() {
+    let Ok(Command::Run(options)) =
+        arguments("--max-clients 5 --max-per-ip=2 --name-timeout 7 --verbose [::1]:80")
+    else {
+        panic!("refused");
+    };
+    assert_eq!(options.address.as_deref(), Some("[::1]:80"));
+    assert_eq!((options.max_clients, options.max_per_ip), (5, 2));
+    assert_eq!((options.name_timeout, options.verbose), (Duration::from_secs(7), true));
+    assert!(matches!(arguments("--help"), Ok(Command::Show(text)) if text.contains("--verbose")));
+    assert!(matches!(arguments("--version"), Ok(Command::Show(_))));
+}
+
+#[test]
+fn bad_usage_is_named() {
+    for (line, named) in [
+        ("--max-clients", "--max-clients"),
+        ("--max-clients x", "'x'"),
+        ("--max-clients 0", "'0'"),
+        ("--max-per-ip=-1", "'-1'"),
+        ("--name-timeout 1.5", "'1.5'"),
+        ("--verbose=yes", "--verbose=yes"),
+        ("--nonsense", "--nonsense"),
+        ("9999", "'9999'"),
+        ("localhost:http", "'localhost:http'"),
+        ("a:1 b:2", "'b:2'"),
+    ] {
+        let error = arguments(line).expect_err(line);
+        assert!(error.contains(named), "{line}: {error}");
+    }
+}
+
+// The operating system
+
+#[test]
+fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
+    let mut poller = os::Poller::new().unwrap();
+    let (mut near, mut far) = UnixStream::pair().unwrap();
+    let mut ready = Vec::new();
+    let mut wait = |poller: &mut os::Poller| {
+        poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
+        ready.iter().map(|it| (it.token, it.readable, it.writable)).collect::<Vec<_>>()
+    };
+    poller.add(&near, 7, Interest { read: true, write: false }).unwrap();
+    assert_eq!(wait(&mut poller), []);
+    far.write_all(b"x").unwrap();
+    assert_eq!(wait(&mut poller), [(7, true, false)]);
+    assert_eq!(wait(&mut poller), [(7, true, false)]);
+    poller.change(&near, 8, Interest { read: true, write: true }).unwrap();
+    assert_eq!(wait(&mut poller), [(8, true, true)]);
+    near.read_exact(&mut [0]).unwrap();
+    assert_eq!(wait(&mut poller), [(8, false, true)]);
+    poller.change(&near, 8, Interest { read: false, write: false }).unwrap();
+    far.write_all(b"x").unwrap();
+    assert_eq!(wait(&mut poller), []);
+    poller.remove(&near).unwrap();
+    drop(far);
+    assert_eq!(wait(&mut poller), []);
+}
