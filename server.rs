@@ -151,7 +151,8 @@ impl Decoder {
                 if self.line.last() == Some(&b'\r') {
                     self.line.pop();
                 }
-                if !mem::take(&mut self.skipping) && !self.line.is_empty() {
+                self.skipping = false;
+                if !self.line.is_empty() {
                     self.handed_out = true;
                     return Some(Decoded::Line(&self.line));
                 }

@@ -9,6 +9,7 @@
 //! `stage.rs` plays it, `broken.rs` breaks a server on purpose to see that the suite notices.
 
 mod broken;
+mod process;
 mod script;
 mod stage;
 

@@ -8,19 +8,16 @@
 //! with, and in the second whatever they caused must arrive before the PONG.
 
 use crate::broken::{Proxy, Standing};
+use crate::process::{Printed, Server, STUCK};
 use crate::script::{Action, Deed, Part, Script, Step, Text};
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-/// After this long the run is stuck and fails. No success ever waits for it.
-const STUCK: Duration = Duration::from_secs(30);
 /// How long a line is awaited before a fence settles whether it comes at all.
 const BEFORE_FENCE: Duration = Duration::from_millis(20);
 
@@ -124,36 +121,6 @@ enum Line {
     },
 }
 
-/// What a program prints, read by a thread of its own because pipes know no time-outs.
-struct Printed(Receiver<Vec<u8>>);
-
-impl Printed {
-    fn by(pipe: Option<impl Read + Send + 'static>) -> Printed {
-        let (sender, receiver) = sync_channel(4);
-        if let Some(mut pipe) = pipe {
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
-                    if sender.send(buffer[..length].to_vec()).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        Printed(receiver)
-    }
-
-    /// Appends what comes next. `Ok(false)` at the end.
-    fn read(&self, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
-        match self.0.recv_timeout(patience) {
-            Ok(bytes) => into.extend(bytes),
-            Err(RecvTimeoutError::Timeout) => return Err(ErrorKind::TimedOut.into()),
-            Err(RecvTimeoutError::Disconnected) => return Ok(false),
-        }
-        Ok(true)
-    }
-}
-
 struct Client {
     name: String,
     line: Line,
@@ -166,6 +133,8 @@ struct Client {
     is_closed: bool,
     has_half_closed: bool,
     is_stalled: bool,
+    /// The transcript says that the server ends the connection.
+    was_to_close: bool,
     /// What was sent last is not a whole line.
     is_mid_line: bool,
     /// Has sent something since its last fence.
@@ -268,73 +237,6 @@ impl Drop for Client {
     }
 }
 
-/// The server of one transcript.
-struct Server {
-    child: Child,
-    console: Printed,
-    complaints: Printed,
-    unread: Vec<u8>,
-}
-
-impl Server {
-    /// Starts it on a free port and returns it with its address.
-    fn start(options: &[String]) -> Result<(Server, String), String> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_linechat-server"))
-            .args(options)
-            .arg("127.0.0.1:0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("cannot start the server: {error}"))?;
-        let console = Printed::by(child.stdout.take());
-        let complaints = Printed::by(child.stderr.take());
-        let mut server = Server { child, console, complaints, unread: Vec::new() };
-        let line = server.next_line()?.unwrap_or_default();
-        match line.strip_prefix("listening on ") {
-            Some(address) => Ok((server, address.to_owned())),
-            None => Err(format!("the server's first line is not where it listens: {line}")),
-        }
-    }
-
-    /// The next line of the console without its time. `Ok(None)` at the end.
-    fn next_line(&mut self) -> Result<Option<String>, String> {
-        loop {
-            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).take(end).collect();
-                let line = String::from_utf8_lossy(&line);
-                let is_time = |time: &str| {
-                    let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
-                    time.chars().map(digits).eq("0000-00-00T00:00:00Z".chars())
-                };
-                return match line.split_once(' ') {
-                    Some((time, line)) if is_time(time) => Ok(Some(line.to_owned())),
-                    _ => Err(format!("a line of the console without its time: {line}")),
-                };
-            }
-            match self.console.read(&mut self.unread, STUCK) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(_) => return Err("the console shows nothing more".to_owned()),
-            }
-        }
-    }
-
-    /// What it has written to standard error; it must have ended.
-    fn complaints(&mut self) -> String {
-        let mut bytes = Vec::new();
-        while let Ok(true) = self.complaints.read(&mut bytes, STUCK) {}
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A text with everything filled in: pieces with any text, but some, between each two.
 struct Pattern(Vec<Vec<u8>>);
 
@@ -409,7 +311,9 @@ impl<'a> Stage<'a> {
         let (server, mut address) = match &theatre.server {
             Some(address) => (None, address.clone()),
             None => {
-                Server::start(&script.options).map(|(server, address)| (Some(server), address))?
+                let server = Server::start(&script.options)?;
+                let address = server.address.clone();
+                (Some(server), address)
             }
         };
         let proxy = theatre.proxy.as_ref().map(|proxy| proxy.in_front_of(&address)).transpose();
@@ -535,6 +439,7 @@ impl<'a> Stage<'a> {
                     is_closed: false,
                     has_half_closed: false,
                     is_stalled: false,
+                    was_to_close: false,
                     is_mid_line: false,
                     is_unfenced: false,
                     awaited_leaves: 0,
@@ -585,11 +490,16 @@ impl<'a> Stage<'a> {
                     client.send(b"PING\n");
                     client.end_input();
                 }
+                self.find(name)?.read(BEFORE_FENCE);
+                if !self.find(name)?.is_closed && self.closes_promptly(name)? {
+                    return Err(format!("{name}'s connection stays open, though others go on"));
+                }
                 while !self.find(name)?.is_closed {
                     if self.read_more(name).is_err() {
                         return Err(format!("{name}'s connection is still open"));
                     }
                 }
+                self.find(name)?.was_to_close = true;
                 self.nothing_unread(name)?;
             }
             Deed::Closes | Deed::HalfCloses | Deed::Resets => {
@@ -656,6 +566,22 @@ impl<'a> Stage<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Passes several fences for somebody else, if our own server is played to directly, which by
+    /// then has ended a connection that it is to end. Returns whether it should be but is not.
+    fn closes_promptly(&mut self, name: &str) -> Result<bool, String> {
+        if !self.theatre.is_plain() || self.theatre.proxy.is_some() || self.is_loose {
+            return Ok(false);
+        }
+        let other = |client: &Client| client.name != name && client.can_pass_fence();
+        let Some(other) = self.clients.iter().position(other) else { return Ok(false) };
+        for _ in 0..3 {
+            self.fence_at(other)?;
+        }
+        let client = self.find(name)?;
+        while !client.is_closed && client.read(BEFORE_FENCE) {}
+        Ok(!client.is_closed)
     }
 
     /// Somebody will be noticed to be gone, at a time that no fence tells.
@@ -908,18 +834,11 @@ impl<'a> Stage<'a> {
             self.fence_at(at)?;
         }
         self.is_loose = true;
-        let server = self.server.as_ref().ok_or("there is no server to signal")?;
-        let id = server.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &id]).status();
-        match sent {
-            Ok(status) if status.success() => {
-                if signal == "KILL" {
-                    self.server = None;
-                }
-                Ok(())
-            }
-            _ => Err(format!("cannot send SIG{signal}")),
+        self.server.as_ref().ok_or("there is no server to signal")?.signal(signal)?;
+        if signal == "KILL" {
+            self.server = None;
         }
+        Ok(())
     }
 
     fn server_exits(&mut self, status: i32) -> Result<(), String> {
@@ -951,7 +870,11 @@ impl<'a> Stage<'a> {
                 continue;
             }
             self.nothing_unread(name)?;
-            let is_ours = self.find(name)?.is_ours;
+            let client = self.find(name)?;
+            if client.is_closed && !(client.was_to_close || client.has_half_closed) {
+                return Err(format!("the server has closed {name}'s connection"));
+            }
+            let is_ours = client.is_ours;
             while !self.find(name)?.sometime.is_empty() {
                 self.read_more(name).map_err(|what| format!("{name} was to receive: {what}"))?;
                 self.nothing_unread(name)?;

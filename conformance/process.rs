@@ -1,0 +1,158 @@
+//! The server's process, as the tests start, watch and end it.
+
+// Each of the programs that include this file uses a part of it.
+#![allow(dead_code)]
+
+use std::io::{self, ErrorKind, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+/// After this long a run is stuck and fails. No success ever waits for it.
+pub const STUCK: Duration = Duration::from_secs(30);
+
+/// A server of this repository, started for one test and ended with it.
+pub struct Server {
+    pub child: Child,
+    /// Where it listens.
+    pub address: String,
+    console: Printed,
+    complaints: Printed,
+    unread: Vec<u8>,
+}
+
+impl Server {
+    /// Starts it on a free port.
+    pub fn start(options: &[String]) -> Result<Server, String> {
+        Server::start_as(Command::new(env!("CARGO_BIN_EXE_linechat-server")).args(options))
+    }
+
+    /// The same, by a command that runs it in a particular way.
+    pub fn start_as(command: &mut Command) -> Result<Server, String> {
+        let mut child = command
+            .arg("127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("cannot start the server: {error}"))?;
+        let console = Printed::by(child.stdout.take());
+        let complaints = Printed::by(child.stderr.take());
+        let mut server =
+            Server { child, address: String::new(), console, complaints, unread: Vec::new() };
+        let line = server.next_line()?.unwrap_or_default();
+        match line.strip_prefix("listening on ") {
+            Some(address) => {
+                server.address = address.to_owned();
+                Ok(server)
+            }
+            None => Err(format!("the server's first line is not where it listens: {line}")),
+        }
+    }
+
+    /// The next line of the console without its time. `Ok(None)` at the end.
+    pub fn next_line(&mut self) -> Result<Option<String>, String> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).take(end).collect();
+                let line = String::from_utf8_lossy(&line);
+                let is_time = |time: &str| {
+                    let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
+                    time.chars().map(digits).eq("0000-00-00T00:00:00Z".chars())
+                };
+                return match line.split_once(' ') {
+                    Some((time, line)) if is_time(time) => Ok(Some(line.to_owned())),
+                    _ => Err(format!("a line of the console without its time: {line}")),
+                };
+            }
+            match self.console.read(&mut self.unread, STUCK) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(_) => return Err("the console shows nothing more".to_owned()),
+            }
+        }
+    }
+
+    /// What it has written to standard error; it must have ended.
+    pub fn complaints(&mut self) -> String {
+        let mut bytes = Vec::new();
+        while let Ok(true) = self.complaints.read(&mut bytes, STUCK) {}
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program prints, read by a thread of its own because pipes know no time-outs.
+pub struct Printed(Receiver<Vec<u8>>);
+
+impl Printed {
+    pub fn by(pipe: Option<impl Read + Send + 'static>) -> Printed {
+        let (sender, receiver) = sync_channel(4);
+        if let Some(mut pipe) = pipe {
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                    if sender.send(buffer[..length].to_vec()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Printed(receiver)
+    }
+
+    /// Appends what comes next. `Ok(false)` at the end.
+    pub fn read(&self, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
+        match self.0.recv_timeout(patience) {
+            Ok(bytes) => into.extend(bytes),
+            Err(RecvTimeoutError::Timeout) => return Err(ErrorKind::TimedOut.into()),
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What the kernel counts for the server's process (proc(5)).
+impl Server {
+    /// Memory that it really occupies, in bytes.
+    pub fn memory(&self) -> usize {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let words = line.and_then(|line| line.split_whitespace().next());
+        words.and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(0, |it| it * 1024)
+    }
+
+    /// Processor time that it has used, in user and system mode.
+    pub fn processor_time(&self) -> Duration {
+        let schedule = self.proc("schedstat");
+        let nanoseconds = schedule.split_whitespace().next().and_then(|word| word.parse().ok());
+        Duration::from_nanos(nanoseconds.unwrap_or(0))
+    }
+
+    /// The numbers of the descriptors that it has open.
+    pub fn descriptors(&self) -> Vec<usize> {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let names = folder.into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| name.to_str()?.parse().ok()).collect()
+    }
+
+    /// Sends a signal, named as for kill(1).
+    pub fn signal(&self, signal: &str) -> Result<(), String> {
+        let id = self.child.id().to_string();
+        match Command::new("kill").args(["-s", signal, &id]).status() {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(format!("cannot send SIG{signal}")),
+        }
+    }
+
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
+    }
+}
