@@ -15,6 +15,7 @@ help:
 	@echo 'make conformance [SERVER=host:port] [VIA=nc|telnet] [ONLY=name]'
 	@echo '                                           replay the transcripts against a server'
 	@echo 'make test                                  every test: units, then the transcripts'
+	@echo 'make soak                                  two thousand people for ten minutes'
 	@echo 'make check                                 format and lints too, as CI does'
 
 run-server:
@@ -30,9 +31,12 @@ conformance:
 test:
 	cargo test
 
+soak:
+	@cargo test --quiet --release --test soak -- 600
+
 check:
 	cargo fmt --check
 	cargo clippy --all-targets -- --deny warnings
 	cargo test
 
-.PHONY: help run-server run-client conformance test check
+.PHONY: help run-server run-client conformance test soak check

@@ -524,6 +524,26 @@ fn a_line_for_everybody_is_stored_once() {
     assert_eq!(room.owed(8).unwrap().1, b"MSG p7 to all of you\r\n");
 }
 
+#[test]
+fn what_is_owed_is_written_in_order() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    let mut outbox = VecDeque::from(b"....abcd".to_vec());
+    outbox.drain(..4);
+    outbox.extend(b"efg");
+    assert!(!outbox.as_slices().1.is_empty(), "the outbox is in two pieces");
+    let single = VecDeque::from(b"j".to_vec());
+    let none = VecDeque::new();
+    for (outbox, fresh) in [(&outbox, "hi"), (&single, ""), (&single, "k"), (&none, "l")] {
+        write_owed(&mut near, outbox, fresh.as_bytes()).unwrap();
+    }
+    drop(near);
+    let mut received = String::new();
+    far.read_to_string(&mut received).unwrap();
+    assert_eq!(received, "abcdefghijjkl");
+}
+
 // The console
 
 fn console_pair() -> (Console, UnixStream) {

@@ -243,6 +243,52 @@ fn a_flood_reaches_a_slow_reader_whole_and_delays_nobody() {
 }
 
 #[test]
+fn everybody_gets_everything_however_little_their_sockets_take() {
+    let server = start("");
+    let (talkers, messages) = (4, 4000);
+    // Reads in small bites, so that the server's writes are often taken in part.
+    let read = |mut person: Person, own: usize| {
+        person.socket().set_nonblocking(false).expect("blocking");
+        thread::spawn(move || {
+            let socket = person.socket().try_clone().expect("a second handle");
+            let mut lines = BufReader::with_capacity(200, socket);
+            let mut next = [1; 4];
+            let mut line = String::new();
+            while (0..talkers).any(|at| at != own && next[at] <= messages) {
+                line.clear();
+                assert!(lines.read_line(&mut line).expect("a line in time") > 0);
+                let words: Vec<_> = line.split(' ').collect();
+                if let ["MSG", from, number, ..] = words.as_slice() {
+                    let at: usize = from[1..].parse().expect("a number");
+                    assert_eq!(*number, next[at].to_string(), "of {from}");
+                    next[at] += 1;
+                }
+            }
+            person
+        })
+    };
+    let readers: Vec<_> = (0..10).map(|it| Person::join(&server, &format!("r{it}"))).collect();
+    let mut speakers: Vec<_> =
+        (0..talkers).map(|it| Person::join(&server, &format!("t{it}"))).collect();
+    let mut handles: Vec<_> = readers.into_iter().map(|it| read(it, usize::MAX)).collect();
+    let voices: Vec<_> = speakers
+        .iter_mut()
+        .map(|it| it.socket().try_clone().expect("a second handle"))
+        .map(|mut socket| {
+            thread::spawn(move || {
+                for number in 1..=messages {
+                    let text = "x".repeat(100 + number % 1000);
+                    writeln!(socket, "MSG {number} {text}").expect("takes a line");
+                }
+            })
+        })
+        .collect();
+    handles.extend(speakers.into_iter().enumerate().map(|(own, it)| read(it, own)));
+    voices.into_iter().for_each(|voice| voice.join().expect("all was said"));
+    handles.into_iter().for_each(|handle| drop(handle.join().expect("all arrived")));
+}
+
+#[test]
 fn requests_wait_while_their_replies_do() {
     let people = descriptors().min(5000) - 1;
     let server = start("");
@@ -586,10 +632,12 @@ fn a_vanished_peer_is_announced() {
     let mut peers: Vec<_> = ["idle", "busy"]
         .into_iter()
         .map(|name| {
-            let talk = format!("(echo NAME {name}; sleep 100) | exec nc 10.213.7.1 {port}");
             let mut command = Command::new("ip");
-            command.args(["netns", "exec", &space, "sh", "-c", &talk]).stdout(Stdio::null());
-            let peer = command.spawn().expect("starts");
+            command.args(["netns", "exec", &space, "nc", "10.213.7.1", &port]);
+            let mut peer =
+                command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("starts");
+            let typed = peer.stdin.as_mut().expect("a pipe");
+            writeln!(typed, "NAME {name}").expect("takes a line");
             until(&format!("JOINED {name}"));
             peer
         })
@@ -604,7 +652,6 @@ fn a_vanished_peer_is_announced() {
     assert!(gone[1].starts_with("LEFT idle ") && gone[1].ends_with(" disconnected\r\n"));
     child.kill().expect("ends");
     child.wait().expect("ended");
-    run(format!("ip netns pids {space}"));
     for peer in &mut peers {
         peer.kill().expect("ends");
         peer.wait().expect("ended");
