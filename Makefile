@@ -16,6 +16,7 @@ help:
 	@echo '                                           replay the transcripts against a server'
 	@echo 'make test                                  every test: units, then the transcripts'
 	@echo 'make soak                                  two thousand people for ten minutes'
+	@echo 'make bench                                 how fast, as multiples of the bare kernel calls'
 	@echo 'make check                                 format and lints too, as CI does'
 
 run-server:
@@ -34,9 +35,12 @@ test:
 soak:
 	@cargo test --quiet --release --test soak -- 600
 
+bench:
+	@cargo bench --quiet --bench bench
+
 check:
 	cargo fmt --check
 	cargo clippy --all-targets -- --deny warnings
 	cargo test
 
-.PHONY: help run-server run-client conformance test soak check
+.PHONY: help run-server run-client conformance test soak bench check

@@ -129,13 +129,6 @@ impl Server {
         words.and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(0, |it| it * 1024)
     }
 
-    /// Processor time that it has used, in user and system mode.
-    pub fn processor_time(&self) -> Duration {
-        let schedule = self.proc("schedstat");
-        let nanoseconds = schedule.split_whitespace().next().and_then(|word| word.parse().ok());
-        Duration::from_nanos(nanoseconds.unwrap_or(0))
-    }
-
     /// The numbers of the descriptors that it has open.
     pub fn descriptors(&self) -> Vec<usize> {
         let folder = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
@@ -143,16 +136,31 @@ impl Server {
         names.filter_map(|name| name.to_str()?.parse().ok()).collect()
     }
 
-    /// Sends a signal, named as for kill(1).
-    pub fn signal(&self, signal: &str) -> Result<(), String> {
-        let id = self.child.id().to_string();
-        match Command::new("kill").args(["-s", signal, &id]).status() {
-            Ok(status) if status.success() => Ok(()),
-            _ => Err(format!("cannot send SIG{signal}")),
-        }
-    }
-
     fn proc(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
     }
+}
+
+/// Processor time that a process has used, in user and system mode.
+pub fn processor_time(process: u32) -> Duration {
+    let schedule = std::fs::read_to_string(format!("/proc/{process}/schedstat"));
+    let schedule = schedule.unwrap_or_default();
+    let nanoseconds = schedule.split_whitespace().next().and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or(0))
+}
+
+/// Sends a signal, named as for kill(1).
+pub fn signal(process: u32, signal: &str) -> Result<(), String> {
+    match Command::new("kill").args(["-s", signal, &process.to_string()]).status() {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(format!("cannot send SIG{signal}")),
+    }
+}
+
+/// How many connections a test may have open at once, less what everything else needs.
+pub fn descriptor_limit() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    soft.unwrap_or(256_usize).saturating_sub(200)
 }

@@ -12,7 +12,7 @@
 
 mod process;
 
-use process::{Server, STUCK};
+use process::{descriptor_limit, Server, STUCK};
 use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -356,14 +356,6 @@ impl Soak {
     }
 }
 
-/// How many descriptors this test may use for clients.
-fn descriptors() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    soft.unwrap_or(256_usize).saturating_sub(50)
-}
-
 fn main() -> ExitCode {
     let seconds = std::env::args().nth(1).unwrap_or("5".to_owned());
     let Ok(seconds) = seconds.parse() else {
@@ -378,7 +370,7 @@ fn main() -> ExitCode {
         server,
         observer,
         log: Log::default(),
-        people: (0..PEOPLE.min(descriptors())).map(|_| None).collect(),
+        people: (0..PEOPLE.min(descriptor_limit())).map(|_| None).collect(),
         whispers: HashMap::new(),
         stuck: HashMap::new(),
         chance: Chance(SEED),

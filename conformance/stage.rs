@@ -77,6 +77,9 @@ impl Theatre {
                 return Some("watches or ends the server's process");
             }
         }
+        if self.proxy.is_some() && script.has_deed(|deed| matches!(deed, Deed::StopsReading)) {
+            return Some("needs a server that nothing buffers for");
+        }
         let is_ours = self.is_plain();
         if !is_ours && script.has_deed(|deed| matches!(deed, Deed::Runs(_))) {
             return Some("is about linechat-client");
@@ -86,6 +89,8 @@ impl Theatre {
             Via::Nc => |deed| matches!(deed, Deed::Resets),
             Via::Telnet => |deed| match deed {
                 Deed::Resets | Deed::HalfCloses | Deed::ReceivesBytes(_) => true,
+                // One whose output nobody takes cannot be ended with its terminal.
+                Deed::StopsReading => true,
                 Deed::Sends(text) => !text.can_be_typed(),
                 _ => false,
             },
@@ -231,7 +236,11 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if let Line::Program { child, .. } = &mut self.line {
-            let _ = child.kill();
+            // Not SIGKILL: script(1) ends the program that it has started only if it is asked to.
+            let ended = child.try_wait().is_ok_and(|status| status.is_some());
+            if !ended && crate::process::signal(child.id(), "TERM").is_err() {
+                let _ = child.kill();
+            }
             let _ = child.wait();
         }
     }
@@ -834,7 +843,8 @@ impl<'a> Stage<'a> {
             self.fence_at(at)?;
         }
         self.is_loose = true;
-        self.server.as_ref().ok_or("there is no server to signal")?.signal(signal)?;
+        let server = self.server.as_ref().ok_or("there is no server to signal")?;
+        crate::process::signal(server.child.id(), signal)?;
         if signal == "KILL" {
             self.server = None;
         }

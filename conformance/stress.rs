@@ -7,7 +7,7 @@
 
 mod process;
 
-use process::{Server, STUCK};
+use process::{descriptor_limit, processor_time, signal, Server, STUCK};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
@@ -108,14 +108,6 @@ impl Person {
         self.say("QUIT");
         assert!(self.ends());
     }
-}
-
-/// How many descriptors this test may use for clients.
-fn descriptors() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    soft.unwrap_or(256_usize).saturating_sub(200)
 }
 
 /// Lets time pass for what only time can show: that nothing happens.
@@ -290,7 +282,7 @@ fn everybody_gets_everything_however_little_their_sockets_take() {
 
 #[test]
 fn requests_wait_while_their_replies_do() {
-    let people = descriptors().min(5000) - 1;
+    let people = descriptor_limit().min(5000) - 1;
     let server = start("");
     let mut crowd: Vec<_> = (0..people)
         .map(|at| {
@@ -376,9 +368,9 @@ fn without_descriptors_the_server_refuses_rests_and_recovers() {
         assert!(extra.line().starts_with("ERR full "));
         assert!(extra.ends());
     }
-    let before = server.processor_time();
+    let before = processor_time(server.child.id());
     idle(Duration::from_millis(500));
-    let used = server.processor_time() - before;
+    let used = processor_time(server.child.id()) - before;
     assert!(used < Duration::from_millis(50), "{used:?} of 500 ms idle");
     bob.leave();
     ana.until("LEFT bob");
@@ -407,7 +399,7 @@ fn one_address_can_be_limited() {
 #[test]
 fn the_silent_and_the_very_slow_cost_little_and_end() {
     let server = start("--name-timeout 3");
-    let many = descriptors().min(5000);
+    let many = descriptor_limit().min(5000);
     let before = server.memory();
     let mut silent: Vec<_> = (0..many).map(|_| Person::connect(&server)).collect();
     for (at, person) in silent.iter_mut().enumerate() {
@@ -545,10 +537,10 @@ fn a_stop_delivers_what_was_accepted() {
         ana.say(&format!("MSG {number} {text}"));
     }
     ana.fence();
-    server.signal("HUP").expect("sent");
-    server.signal("PIPE").expect("sent");
+    signal(server.child.id(), "HUP").expect("sent");
+    signal(server.child.id(), "PIPE").expect("sent");
     ana.fence();
-    server.signal("TERM").expect("sent");
+    signal(server.child.id(), "TERM").expect("sent");
     for number in 0..500 {
         assert!(bob.line().starts_with(&format!("MSG ana {number} x")));
     }
@@ -581,9 +573,9 @@ fn a_second_signal_stops_at_once() {
         ana.say(&format!("PRIV @lazy {text}"));
         ana.until("SENT");
     }
-    server.signal("TERM").expect("sent");
+    signal(server.child.id(), "TERM").expect("sent");
     assert!(ana.line().starts_with("BYE "));
-    server.signal("TERM").expect("sent");
+    signal(server.child.id(), "TERM").expect("sent");
     let status = server.child.wait().expect("ended");
     assert_eq!(status.code(), Some(128 + 15));
     lazy.socket().shutdown(Shutdown::Both).expect("ends");
@@ -677,6 +669,7 @@ fn what_the_shell_sees() {
     assert!(complaint.contains(&server.address), "{complaint}");
     // The soft limit on open files is raised to the hard one.
     let server = start_after("ulimit -S -n 64", "");
-    let mut crowd: Vec<_> = (0..100.min(descriptors())).map(|_| Person::connect(&server)).collect();
+    let mut crowd: Vec<_> =
+        (0..100.min(descriptor_limit())).map(|_| Person::connect(&server)).collect();
     crowd.iter_mut().for_each(|person| assert!(person.line().starts_with("HELLO")));
 }
