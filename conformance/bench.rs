@@ -271,8 +271,8 @@ fn can_pin() -> bool {
 const PINNED: &str = "LINECHAT_BENCH_PINNED";
 
 /// Fan-out, and what it costs beside the floor. Returns the floor's time for one write.
-fn fan_out(people: usize) -> Duration {
-    let mut crowd = Crowd::gather(people);
+fn fan_out(crowd: &mut Crowd) -> Duration {
+    let people = crowd.people.len();
     // Both have their connections here, and all of them must be within the limit on open files.
     let mut floor = Floor::start(people.min(descriptor_limit().saturating_sub(people)));
     let below = floor.sockets.len();
@@ -378,8 +378,8 @@ fn latency() {
 }
 
 /// Private messages between twenty pairs, each with one in flight.
-fn whispers(people: usize, floor_write: Duration, in_a_hundred: f64) -> f64 {
-    let mut crowd = Crowd::gather(people);
+fn whispers(crowd: &mut Crowd, floor_write: Duration, in_a_hundred: f64) -> f64 {
+    let people = crowd.people.len();
     let (pairs, rounds) = (20, 100);
     let private = format!("PRIV {} {}\r\n", name(0), "x".repeat(TEXT)).len();
     let mut costs = Vec::new();
@@ -418,9 +418,9 @@ fn whispers(people: usize, floor_write: Duration, in_a_hundred: f64) -> f64 {
 }
 
 /// One after the other joins and leaves.
-fn joins(people: usize, floor_write: Duration) {
-    let mut crowd = Crowd::gather(people);
-    let rounds = 10;
+fn joins(crowd: &mut Crowd, floor_write: Duration) {
+    let people = crowd.people.len();
+    let rounds = (10_000 / people).clamp(3, 20);
     let mut bytes = 0;
     let spent = Spent::during(crowd.server.child.id(), || {
         for _ in 0..rounds {
@@ -556,18 +556,20 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     println!("| what | ratio | figures |\n|---|---|---|");
+    let mut in_a_hundred = 0.0;
     let mut floor_write = Duration::ZERO;
     for people in [10, 100, 1000, 10_000] {
-        let write = fan_out(people);
-        if people == 1000 {
-            floor_write = write;
+        let mut crowd = Crowd::gather(people);
+        floor_write = fan_out(&mut crowd);
+        if people >= 100 {
+            let cost = whispers(&mut crowd, floor_write, in_a_hundred);
+            if people == 100 {
+                in_a_hundred = cost;
+            }
+            joins(&mut crowd, floor_write);
         }
     }
     latency();
-    let in_a_hundred = whispers(100, floor_write, 0.0);
-    whispers(1000, floor_write, in_a_hundred);
-    whispers(10_000, floor_write, in_a_hundred);
-    [100, 1000, 10_000].iter().for_each(|&people| joins(people, floor_write));
     storm(floor_write);
     start();
     ExitCode::SUCCESS
