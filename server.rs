@@ -369,6 +369,12 @@ fn put_line<'a>(out: &mut impl Extend<&'a u8>, words: &[&'a str]) {
     out.extend(b"\r\n");
 }
 
+/// Appends one line to an outbox, which is mostly empty and grows just once for it.
+fn put_own_line(outbox: &mut VecDeque<u8>, words: &[&str]) {
+    outbox.reserve(words.iter().map(|word| word.len() + 1).sum::<usize>() + 1);
+    put_line(outbox, words);
+}
+
 /// Appends the roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Roster").
 fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &'a str>) {
     let head = format!("USERS {count}");
@@ -486,7 +492,9 @@ impl Room {
         if self.peers.len() <= id {
             self.peers.resize_with(id + 1, || None);
         }
-        self.peers[id] = Some(Peer::default());
+        if let Some(place) = self.peers.get_mut(id) {
+            *place = Some(Peer::default());
+        }
         self.tell(id, &["HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest"]);
     }
 
@@ -566,7 +574,7 @@ impl Room {
         let recipient = recipient.and_then(|to| Some((to, self.name(to)?)));
         match (recipient, self.name(id)) {
             (Some((to, to_name)), Some(from)) => {
-                self.put(to, |outbox| put_line(outbox, &["PRIV", &from, text]));
+                self.put(to, |outbox| put_own_line(outbox, &["PRIV", &from, text]));
                 self.tell(id, &["SENT", &to_name, text]);
             }
             _ => self.refuse(id, Refusal::NoSuchUser),
@@ -600,7 +608,7 @@ impl Room {
 
     /// A line that answers a connection's request.
     fn tell(&mut self, id: Id, words: &[&str]) {
-        self.reply(id, |outbox| put_line(outbox, words));
+        self.reply(id, |outbox| put_own_line(outbox, words));
     }
 
     /// Appends what answers a connection's request.
@@ -991,7 +999,7 @@ impl Server {
         };
         let mut decoder = mem::take(&mut connection.decoder);
         if decoder.is_between_lines() {
-            mem::swap(&mut decoder.line, &mut self.spare_line);
+            decoder.line = mem::take(&mut self.spare_line);
             decoder.handed_out = true;
         }
         while self.is_open(id) && !self.room.is_backed_up(id) {
@@ -1006,7 +1014,7 @@ impl Server {
             self.end_full_turn();
         }
         if decoder.is_between_lines() {
-            mem::swap(&mut decoder.line, &mut self.spare_line);
+            self.spare_line = mem::take(&mut decoder.line);
         }
         if let Some(connection) = self.connection(id) {
             connection.decoder = decoder;
@@ -1306,8 +1314,9 @@ impl Server {
                     self.close(id, false);
                 }
                 Some(State::Open) => self.lose(id, Reason::Slow),
-                Some(_) => self.remove(id),
-                None => {}
+                Some(State::Closing { .. } | State::Finished) => self.remove(id),
+                // Its leaving is still to be announced, at the end of this turn.
+                Some(State::Lost(_)) | None => {}
             }
         }
         if self.accept_again.is_some_and(|again| again <= self.now) && self.stop_by.is_none() {

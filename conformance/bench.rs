@@ -548,7 +548,11 @@ fn main() -> ExitCode {
         let status = command.args(["-c", LOAD_ON]).arg(this).env(PINNED, "1").status();
         return match status {
             Ok(status) if status.success() => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("bench: cannot run taskset (Debian's util-linux): {error}");
+                ExitCode::FAILURE
+            }
         };
     }
     if descriptor_limit() < 12_000 {

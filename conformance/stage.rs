@@ -755,7 +755,13 @@ impl<'a> Stage<'a> {
 
     /// Waits for something more to arrive. An error says that nothing will.
     fn read_more(&mut self, name: &str) -> Result<(), String> {
-        if self.find(name)?.read(BEFORE_FENCE) {
+        let client = self.find(name)?;
+        // A program takes its time, and nc does not show that a fence met a closed connection.
+        let patience = match client.line {
+            Line::Socket(_) => BEFORE_FENCE,
+            Line::Program { .. } => STUCK / 3,
+        };
+        if client.read(patience) {
             return Ok(());
         }
         self.fence_all_but(name)?;
