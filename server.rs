@@ -65,7 +65,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes read from one connection in one turn, so that nobody's flood keeps others waiting.
 const READ_SHARE: usize = 64 * 1024;
 /// Connections accepted in one turn.
-const ACCEPT_SHARE: usize = 64;
+const ACCEPT_SHARE: usize = 512;
+/// Connections that the kernel holds ready to be accepted. A turn in a large room takes a while,
+/// and whoever then finds no place tries again only after a second (tcp(7), tcp_syn_retries).
+const ACCEPT_QUEUE: i32 = 4096;
 /// Bytes for everybody after which a turn ends early: a socket should be able to take a turn's
 /// lines, else many people speaking at once would make a healthy reader look slow.
 const MAX_TURN: usize = 256 * 1024;
@@ -802,6 +805,7 @@ impl Server {
     fn new(options: Options, listener: TcpListener, console: Console) -> io::Result<Self> {
         let poller = os::Poller::new()?;
         listener.set_nonblocking(true)?;
+        os::set_accept_queue(&listener, ACCEPT_QUEUE)?;
         poller.add(&listener, LISTENER, Interest { read: true, write: false })?;
         let now = Instant::now();
         Ok(Server {
@@ -1603,7 +1607,7 @@ mod os {
     use std::ffi::c_int;
     use std::fs::{File, OpenOptions};
     use std::io;
-    use std::net::TcpStream;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
     use std::os::unix::fs::OpenOptionsExt;
     use std::os::unix::net::UnixStream;
@@ -1627,6 +1631,7 @@ mod os {
             value: *const c_int,
             size: u32,
         ) -> c_int;
+        fn listen(fd: c_int, queue: c_int) -> c_int;
         fn signal(number: c_int, handler: usize) -> usize;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
         fn _exit(status: c_int) -> !;
@@ -1782,6 +1787,14 @@ mod os {
                 setsockopt(socket.as_raw_fd(), level, name, &value, size_of::<c_int>() as u32)
             })?;
         }
+        Ok(())
+    }
+
+    /// Sets how many connections wait to be accepted; std asks for 128. The kernel lowers it to its
+    /// own limit (listen(2), somaxconn).
+    pub fn set_accept_queue(listener: &TcpListener, queue: c_int) -> io::Result<()> {
+        // SAFETY: takes no pointer; Linux lets a socket that listens already be told again.
+        check(unsafe { listen(listener.as_raw_fd(), queue) })?;
         Ok(())
     }
 

@@ -323,9 +323,9 @@ fn fan_out(crowd: &mut Crowd) -> Duration {
         format!("fan-out to {people}, 10 senders with 64 in flight"),
         format!("{batched:.2} × the floor's batches, {gain:.0} × a floor that writes each line"),
         format!(
-            "{}; memory {:.1} MB",
+            "{}; at most {:.1} MB of memory",
             figures(&many, batches * others * SENDERS * 64),
-            crowd.server.memory() as f64 / 1e6
+            crowd.server.peak_memory() as f64 / 1e6
         ),
     );
     floor_write.sort();
@@ -436,12 +436,17 @@ fn joins(crowd: &mut Crowd, floor_write: Duration) {
     let fences = 2 * rounds * people;
     let writes = 2 * rounds * people;
     row(
-        format!("join and leave, room of {people}"),
+        format!("join and leave, room of {people}, and two PINGs from each"),
         format!(
             "{:.2} × a floor write for each who is told",
             micros(spent.server, writes + fences) / micros(floor_write, 1)
         ),
-        format!("{} bytes for each join and leave; {}", bytes / rounds, spent.load_share()),
+        format!(
+            "{:.2} ms and {} bytes for each join and leave; {}",
+            micros(spent.server, rounds) / 1e3,
+            bytes / rounds,
+            spent.load_share()
+        ),
     );
 }
 

@@ -123,8 +123,17 @@ impl Printed {
 impl Server {
     /// Memory that it really occupies, in bytes.
     pub fn memory(&self) -> usize {
+        self.memory_as("VmRSS:")
+    }
+
+    /// The most that it has ever occupied, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        self.memory_as("VmHWM:")
+    }
+
+    fn memory_as(&self, field: &str) -> usize {
         let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let words = line.and_then(|line| line.split_whitespace().next());
         words.and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(0, |it| it * 1024)
     }
