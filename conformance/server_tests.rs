@@ -2,7 +2,11 @@
 //! checked against, and a flood of garbage. Part of the server's own module, so that they see all
 //! of it.
 
+#[path = "chance.rs"]
+mod chance;
+
 use super::*;
+use chance::Chance;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -427,36 +431,24 @@ fn check_output(output: &[u8]) {
     }
 }
 
-/// A small generator of numbers that look random: xorshift64 (Marsaglia, 2003).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
+fn pick<T: Copy>(chance: &mut Chance, from: &[T]) -> T {
+    from[chance.below(from.len())]
 }
 
 const NAMES: [&str; 8] = ["ana", "Ana", "bob", "σοφία", "ΣΟΦΊΑ", "李雷", "x.y", "b b"];
 
 fn random_request(chance: &mut Chance) -> Vec<u8> {
-    let name = chance.pick(&NAMES);
+    let name = pick(chance, &NAMES);
     let text =
-        chance.pick(&["hi", " two  spaces ", "é\t🙂", "", " ", "@bob x", "\u{202e}", "\u{9b}2J"]);
+        pick(chance, &["hi", " two  spaces ", "é\t🙂", "", " ", "@bob x", "\u{202e}", "\u{9b}2J"]);
     let mut line = match chance.below(16) {
         0..=3 => format!("NAME {name}"),
         4..=6 => format!("MSG {text}"),
         7..=9 => format!("PRIV @{name} {text}"),
         10 => "list".to_owned(),
         11 => format!("PING {text}"),
-        12 => chance.pick(&["HELP", "QUIT", "LIST x", "MSG", "GET / HTTP/1.1"]).to_owned(),
-        13 => chance.pick(&["PRIV bob x", "PRIV @", "PRIV @ x", "NAME", " MSG x", ""]).to_owned(),
+        12 => pick(chance, &["HELP", "QUIT", "LIST x", "MSG", "GET / HTTP/1.1"]).to_owned(),
+        13 => pick(chance, &["PRIV bob x", "PRIV @", "PRIV @ x", "NAME", " MSG x", ""]).to_owned(),
         14 if chance.below(50) == 0 => {
             let length = MAX_REQUEST - 5 + chance.below(10);
             format!("MSG {}", "x".repeat(length))
@@ -470,10 +462,10 @@ fn random_request(chance: &mut Chance) -> Vec<u8> {
         match chance.below(3) {
             0 if at < line.len() => line[at] = chance.below(256) as u8,
             1 if at < line.len() => drop(line.remove(at)),
-            _ => line.insert(at, chance.pick(&special)),
+            _ => line.insert(at, pick(chance, &special)),
         }
     }
-    line.extend(chance.pick(&[b"\n".as_slice(), b"\r\n"]));
+    line.extend(pick(chance, &[b"\n".as_slice(), b"\r\n"]));
     line
 }
 
@@ -488,7 +480,7 @@ fn the_room_does_what_the_model_does_whatever_is_sent() {
         let id = chance.below(8);
         if !world.decoders.contains_key(&id) || chance.below(200) == 0 {
             if world.model.connections.contains_key(&id) {
-                let reason = chance.pick(&[Reason::Disconnected, Reason::Slow]);
+                let reason = pick(&mut chance, &[Reason::Disconnected, Reason::Slow]);
                 world.disconnect(id, reason);
             }
             world.connect(id);

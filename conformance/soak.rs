@@ -10,8 +10,10 @@
 //! so are the whispers, of which each must arrive at most once, and each that was confirmed must
 //! have arrived.
 
+mod chance;
 mod process;
 
+use chance::Chance;
 use process::{descriptor_limit, Server, STUCK};
 use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
@@ -23,18 +25,6 @@ const PEOPLE: usize = 2000;
 
 /// What a run begins with, so that it can be repeated.
 const SEED: u64 = 0x2545_F491_4F6C_DD1D;
-
-/// A small generator of numbers that look random: xorshift64 (Marsaglia, 2003).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
 
 struct Line {
     text: String,
