@@ -212,8 +212,13 @@ impl Client {
 
     /// Waits for something more until the run is stuck, or over.
     fn read_patiently(&mut self, theatre: &Theatre) -> bool {
+        self.read_for(STUCK, theatre)
+    }
+
+    /// Waits so long for something more, unless the run is over.
+    fn read_for(&mut self, patience: Duration, theatre: &Theatre) -> bool {
         let is_over = || theatre.is_over.load(Ordering::Relaxed);
-        let slices = STUCK.as_millis() / BEFORE_FENCE.as_millis();
+        let slices = patience.as_millis() / BEFORE_FENCE.as_millis();
         (0..slices).any(|_| is_over() || self.read(BEFORE_FENCE)) && !is_over()
     }
 
@@ -755,13 +760,10 @@ impl<'a> Stage<'a> {
 
     /// Waits for something more to arrive. An error says that nothing will.
     fn read_more(&mut self, name: &str) -> Result<(), String> {
-        let client = self.find(name)?;
-        // A program takes its time, and nc does not show that a fence met a closed connection.
-        let patience = match client.line {
-            Line::Socket(_) => BEFORE_FENCE,
-            Line::Program { .. } => STUCK / 3,
-        };
-        if client.read(patience) {
+        // nc does not show that a fence met a closed connection, so it gets more time before one.
+        let theatre = self.theatre;
+        let patience = if theatre.via == Via::Nc { STUCK / 15 } else { BEFORE_FENCE };
+        if self.find(name)?.read_for(patience, theatre) {
             return Ok(());
         }
         self.fence_all_but(name)?;
@@ -771,7 +773,6 @@ impl<'a> Stage<'a> {
         // What somebody has sent who can pass no fence may still be on its way.
         let is_loose = self.is_loose
             || self.clients.iter().any(|client| client.is_unfenced && !client.can_pass_fence());
-        let theatre = self.theatre;
         let client = self.find(name)?;
         let may_wait = is_loose || client.awaited_leaves > 0 || !client.can_pass_fence();
         match may_wait && client.read_patiently(theatre) {
