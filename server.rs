@@ -843,7 +843,7 @@ impl Server {
             for readiness in ready.drain(..) {
                 match readiness.token {
                     LISTENER => self.accept(),
-                    STOP_SIGNAL => self.stop()?,
+                    STOP_SIGNAL => self.stop(),
                     _ => self.serve(&readiness),
                 }
                 self.end_full_turn();
@@ -1336,7 +1336,7 @@ impl Server {
     // Stopping
 
     /// Takes leave of everybody; the loop goes on until that is delivered or `STOP_TIMEOUT` over.
-    fn stop(&mut self) -> io::Result<()> {
+    fn stop(&mut self) {
         self.console.log(format_args!("stopping"));
         self.stop_by = Some(self.now + STOP_TIMEOUT);
         self.accept_again = None;
@@ -1347,7 +1347,6 @@ impl Server {
                 self.close(id, false);
             }
         }
-        Ok(())
     }
 
     fn has_stopped(&self) -> bool {

@@ -220,10 +220,9 @@ const FAULTS: &[(&str, Rule)] = &[
         true => unchanged(line),
         false => replace(line, &words(line).concat(), &words(line)[0]),
     }),
-    ("tells a newcomer of himself", |crossing, line| match starts(line, "WELCOME ") {
+    ("tells a newcomer of himself", |_, line| match starts(line, "WELCOME ") {
         true => {
             let joined = String::from_utf8_lossy(line).replacen("WELCOME", "JOINED", 1);
-            crossing.inject(b"", |_| false);
             vec![line.to_vec(), joined.into_bytes()]
         }
         false => unchanged(line),
