@@ -34,7 +34,11 @@ struct Person {
 
 impl Person {
     fn connect(server: &Server) -> Person {
-        let socket = TcpStream::connect(&server.address).expect("connects");
+        Person::connect_to(&server.address)
+    }
+
+    fn connect_to(address: &str) -> Person {
+        let socket = TcpStream::connect(address).expect("connects");
         socket.set_nodelay(true).expect("no delay");
         socket.set_read_timeout(Some(STUCK)).expect("a time-out");
         Person { lines: BufReader::new(socket), fences: 0 }
@@ -108,6 +112,13 @@ impl Person {
         self.say("QUIT");
         assert!(self.ends());
     }
+}
+
+/// Where a server listens, by the first line of its console.
+fn listening_address(console: &mut impl BufRead) -> String {
+    let mut first = String::new();
+    console.read_line(&mut first).expect("a line");
+    first.trim_end().rsplit(' ').next().expect("an address").to_owned()
 }
 
 /// Lets time pass for what only time can show: that nothing happens.
@@ -463,31 +474,18 @@ fn a_console_that_nobody_reads_does_not_stop_the_chat() {
     let command = format!("exec {program} --verbose 127.0.0.1:0 >{}", pipe.display());
     let mut child = Command::new("sh").args(["-c", &command]).spawn().expect("starts");
     let mut console = BufReader::new(std::fs::File::open(&pipe).expect("opens"));
-    let mut first = String::new();
-    console.read_line(&mut first).expect("a line");
-    let address = first.trim_end().rsplit(' ').next().expect("an address").to_owned();
-    let mut talker = TcpStream::connect(&address).expect("connects");
-    talker.set_read_timeout(Some(STUCK)).expect("a time-out");
-    let line = format!("MSG {}\n", "x".repeat(3000));
-    talker.write_all(b"NAME ana\n").expect("takes a line");
+    let address = listening_address(&mut console);
+    let mut talker = Person::connect_to(&address);
+    talker.say("NAME ana");
     // Ten times what a pipe and the server hold together.
     for _ in 0..400 {
-        talker.write_all(line.as_bytes()).expect("takes a line");
+        talker.say(&format!("MSG {}", "x".repeat(3000)));
     }
-    talker.write_all(b"PING end\n").expect("takes a line");
-    let mut replies = BufReader::new(talker.try_clone().expect("a second handle"));
-    let mut reply = String::new();
-    while !reply.starts_with("PONG end") {
-        reply.clear();
-        assert!(replies.read_line(&mut reply).expect("a reply in time") > 0);
-    }
+    talker.fence();
     // And one that goes away does not either.
     drop(console);
-    talker.write_all(b"MSG nobody sees this\nPING after\n").expect("takes a line");
-    while !reply.starts_with("PONG after") {
-        reply.clear();
-        assert!(replies.read_line(&mut reply).expect("a reply in time") > 0);
-    }
+    talker.say("MSG nobody sees this");
+    talker.fence();
     assert!(child.try_wait().expect("a status").is_none());
     child.kill().expect("ends");
     child.wait().expect("ended");
@@ -506,23 +504,13 @@ fn a_paused_terminal_does_not_stop_the_chat() {
         .spawn()
         .expect("starts");
     let mut console = BufReader::new(child.stdout.take().expect("a pipe"));
-    let mut first = String::new();
-    console.read_line(&mut first).expect("a line");
-    let address = first.trim_end().rsplit(' ').next().expect("an address").to_owned();
-    let mut talker = TcpStream::connect(&address).expect("connects");
-    talker.set_read_timeout(Some(STUCK)).expect("a time-out");
-    talker.write_all(b"NAME ana\n").expect("takes a line");
-    let line = format!("MSG {}\n", "x".repeat(777));
+    let address = listening_address(&mut console);
+    let mut talker = Person::connect_to(&address);
+    talker.say("NAME ana");
     for _ in 0..2000 {
-        talker.write_all(line.as_bytes()).expect("takes a line");
+        talker.say(&format!("MSG {}", "x".repeat(777)));
     }
-    talker.write_all(b"PING end\n").expect("takes a line");
-    let mut replies = BufReader::new(talker);
-    let mut reply = String::new();
-    while !reply.starts_with("PONG end") {
-        reply.clear();
-        assert!(replies.read_line(&mut reply).expect("a reply in time") > 0);
-    }
+    talker.fence();
     child.kill().expect("ends");
     child.wait().expect("ended");
 }
@@ -605,9 +593,7 @@ fn a_vanished_peer_is_announced() {
     let mut child =
         Command::new(program).arg("10.213.7.1:0").stdout(Stdio::piped()).spawn().expect("starts");
     let mut console = BufReader::new(child.stdout.take().expect("a pipe"));
-    let mut first = String::new();
-    console.read_line(&mut first).expect("a line");
-    let address = first.trim_end().rsplit(' ').next().expect("an address").to_owned();
+    let address = listening_address(&mut console);
     let port = address.rsplit(':').next().expect("a port").to_owned();
     let mut ana = TcpStream::connect(&address).expect("connects");
     ana.set_read_timeout(Some(Duration::from_secs(75))).expect("a time-out");
