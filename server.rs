@@ -1518,10 +1518,7 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Command, S
             "--help" | "-h" => return Ok(Command::Show(USAGE.to_owned())),
             "--version" | "-V" => {
                 let version = env!("CARGO_PKG_VERSION");
-                return Ok(Command::Show(format!(
-                    "linechat-server {version}
-"
-                )));
+                return Ok(Command::Show(format!("linechat-server {version}\n")));
             }
             _ if name.starts_with('-') => return Err(format!("there is no option {name}")),
             _ if options.address.is_some() => {
@@ -1565,10 +1562,11 @@ fn serve(mut options: Options) -> Result<(), String> {
     let run = || -> io::Result<()> {
         let stop_signal = os::stop_signal()?;
         let address = listener.local_addr()?;
-        let mut console = Console::new(os::standard_output()?);
-        console.log(format_args!("listening on {address}"));
-        console.flush();
-        Server::new(options, listener, console)?.run(&stop_signal)
+        let console = Console::new(os::standard_output()?);
+        let mut server = Server::new(options, listener, console)?;
+        server.console.log(format_args!("listening on {address}"));
+        server.console.flush();
+        server.run(&stop_signal)
     };
     run().map_err(|error| format!("the operating system refused what the server needs: {error}"))
 }
