@@ -10,6 +10,7 @@
 
 mod broken;
 mod process;
+mod screen;
 mod script;
 mod stage;
 

@@ -7,6 +7,8 @@ pub struct Script {
     pub requirement: u32,
     pub claim: String,
     pub options: Vec<String>,
+    /// The suite itself is the server that linechat-client talks to.
+    pub plays_server: bool,
     pub steps: Vec<Step>,
 }
 
@@ -33,6 +35,12 @@ pub enum Action {
 pub enum Deed {
     Connects,
     Runs(Text),
+    /// At a terminal with so many columns.
+    RunsAtTerminal(usize, Text),
+    /// What stands in the terminal's line that is being typed, `|` where the cursor is.
+    Shows(Text),
+    Resizes(usize),
+    ReceivesSignal(String),
     Sends(Text),
     Receives(Text),
     ReceivesBytes(Text),
@@ -108,12 +116,13 @@ impl Script {
         while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("server --")) {
             options.extend(line.split_whitespace().skip(1).map(str::to_owned));
         }
+        let plays_server = lines.next_if(|(_, line)| *line == "the suite is the server").is_some();
         let place = name.split(':').next().unwrap_or_default().to_owned();
         let steps = parse_steps(&mut lines, false).map_err(|error| format!("{place}:{error}"))?;
         if !steps.iter().any(|step| step.asserts()) {
             return Err(format!("{name}: asserts nothing"));
         }
-        Ok(Script { name, requirement, claim, options, steps })
+        Ok(Script { name, requirement, claim, options, plays_server, steps })
     }
 
     /// Whether any step does what `test` looks for.
@@ -143,6 +152,7 @@ impl Step {
                 Deed::Receives(_)
                     | Deed::ReceivesBytes(_)
                     | Deed::ReceivesSometime(_)
+                    | Deed::Shows(_)
                     | Deed::IsClosed
                     | Deed::Complains(_)
                     | Deed::Exits(_)
@@ -189,7 +199,20 @@ fn parse_action(line: &str) -> Result<Action, String> {
         return Ok(Action::ServerExits(parse_status(status)?));
     }
     // The first of these marks to be found divides who from what.
-    let marks = [" > ", " >> ", " < ", " << ", " sometime < ", " ! ", " runs ", " exits "];
+    let marks = [
+        " > ",
+        " >> ",
+        " < ",
+        " << ",
+        " sometime < ",
+        " ! ",
+        " runs at ",
+        " runs ",
+        " shows ",
+        " resizes to ",
+        " receives SIG",
+        " exits ",
+    ];
     let found = marks.iter().filter_map(|mark| Some((line.find(mark)?, *mark)));
     let (who, deed) = match found.min_by_key(|(at, _)| *at) {
         Some((at, mark)) => {
@@ -202,6 +225,13 @@ fn parse_action(line: &str) -> Result<Action, String> {
                 "<<" => Deed::ReceivesBytes(text.parse()?),
                 "sometime <" => Deed::ReceivesSometime(text.parse()?),
                 "!" => Deed::Complains(text.parse()?),
+                "runs at" => {
+                    let (columns, arguments) = parse_columns(text)?;
+                    Deed::RunsAtTerminal(columns, arguments.parse()?)
+                }
+                "shows" => Deed::Shows(text.parse()?),
+                "resizes to" => Deed::Resizes(parse_columns(text)?.0),
+                "receives SIG" => Deed::ReceivesSignal(text.to_owned()),
                 "runs" => Deed::Runs(text.parse()?),
                 _ => Deed::Exits(parse_status(text)?),
             };
@@ -221,6 +251,13 @@ fn parse_action(line: &str) -> Result<Action, String> {
         }
     };
     Ok(Action::Client(parse_names(who)?, deed))
+}
+
+/// `40 columns` and what stands behind.
+fn parse_columns(text: &str) -> Result<(usize, &str), String> {
+    let (columns, rest) = text.split_once(" columns").ok_or("how many columns?")?;
+    let columns = columns.parse().map_err(|_| "how many columns?".to_owned())?;
+    Ok((columns, rest.trim_start()))
 }
 
 fn parse_status(text: &str) -> Result<i32, String> {

@@ -9,14 +9,15 @@
 
 use crate::broken::{Proxy, Standing};
 use crate::process::{Printed, Server, STUCK};
+use crate::screen::Screen;
 use crate::script::{Action, Deed, Part, Script, Step, Text};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a line is awaited before a fence settles whether it comes at all.
 const BEFORE_FENCE: Duration = Duration::from_millis(20);
@@ -81,7 +82,8 @@ impl Theatre {
             return Some("needs a server that nothing buffers for");
         }
         let is_ours = self.is_plain();
-        if !is_ours && script.has_deed(|deed| matches!(deed, Deed::Runs(_))) {
+        let runs = |deed: &Deed| matches!(deed, Deed::Runs(_) | Deed::RunsAtTerminal(..));
+        if !is_ours && script.has_deed(runs) {
             return Some("is about linechat-client");
         }
         let cannot: fn(&Deed) -> bool = match self.via {
@@ -126,11 +128,24 @@ enum Line {
     },
 }
 
+/// The terminal that linechat-client runs at: script(1) holds it, and `screen` shows it.
+struct Terminal {
+    screen: Screen,
+    /// Its file, with which its size is set.
+    path: String,
+    /// Its settings before the client took it over, which it must have again in the end.
+    settings: String,
+    /// The client's process.
+    process: u32,
+}
+
 struct Client {
     name: String,
     line: Line,
     /// Not yet looked for in the transcript.
     received: Vec<u8>,
+    /// From standard error, not yet looked for in the transcript.
+    complaints: Vec<u8>,
     /// What the transcript has seen.
     history: Vec<String>,
     /// Expected at some time, in this order.
@@ -150,9 +165,44 @@ struct Client {
     is_ours: bool,
     /// What ends a line as it is received: telnet and linechat-client show them ended by LF.
     ending: &'static str,
+    terminal: Option<Terminal>,
 }
 
 impl Client {
+    fn new(name: &str, line: Line, ending: &'static str) -> Client {
+        Client {
+            name: name.to_owned(),
+            line,
+            received: Vec::new(),
+            complaints: Vec::new(),
+            history: Vec::new(),
+            sometime: VecDeque::new(),
+            is_closed: false,
+            has_half_closed: false,
+            is_stalled: false,
+            was_to_close: false,
+            is_mid_line: false,
+            is_unfenced: false,
+            awaited_leaves: 0,
+            is_ours: false,
+            ending,
+            terminal: None,
+        }
+    }
+
+    /// The terminal must have its settings again, which a last line tells.
+    fn check_settings(&mut self) -> Result<(), String> {
+        let Some(Terminal { settings, .. }) = &self.terminal else { return Ok(()) };
+        let last = format!("{settings}\n");
+        match self.received.strip_suffix(last.as_bytes()).map(<[u8]>::len) {
+            Some(length) => {
+                self.received.truncate(length);
+                Ok(())
+            }
+            None => Err(side_by_side(settings, &self.unread())),
+        }
+    }
+
     fn send(&mut self, bytes: &[u8]) {
         let sent = match &mut self.line {
             Line::Socket(socket) => socket.write_all(bytes),
@@ -189,7 +239,15 @@ impl Client {
                     length > 0
                 })
             }
-            Line::Program { printed, .. } => printed.read(&mut self.received, patience),
+            Line::Program { printed, .. } => match &mut self.terminal {
+                None => printed.read(&mut self.received, patience),
+                Some(Terminal { screen, .. }) => {
+                    let mut bytes = Vec::new();
+                    let read = printed.read(&mut bytes, patience);
+                    self.received.extend(screen.print(&bytes));
+                    read
+                }
+            },
         };
         match read {
             Ok(true) => true,
@@ -241,9 +299,14 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if let Line::Program { child, .. } = &mut self.line {
-            // Not SIGKILL: script(1) ends the program that it has started only if it is asked to.
+            // script(1) ends with the program that it has started, or, save where that is a
+            // shell's, ends it if it is asked to, which SIGKILL does not.
             let ended = child.try_wait().is_ok_and(|status| status.is_some());
-            if !ended && crate::process::signal(child.id(), "TERM").is_err() {
+            let (process, signal) = match &self.terminal {
+                Some(terminal) => (terminal.process, "KILL"),
+                None => (child.id(), "TERM"),
+            };
+            if !ended && crate::process::signal(process, signal).is_err() {
                 let _ = child.kill();
             }
             let _ = child.wait();
@@ -295,6 +358,8 @@ pub struct Stage<'a> {
     theatre: &'a Theatre,
     address: String,
     server: Option<Server>,
+    /// Where the suite itself is the server.
+    listener: Option<TcpListener>,
     _proxy: Option<Standing>,
     clients: Vec<Client>,
     fences: u32,
@@ -322,15 +387,20 @@ impl<'a> Stage<'a> {
     }
 
     fn set(theatre: &'a Theatre, script: &Script) -> Result<Stage<'a>, String> {
-        let (server, mut address) = match &theatre.server {
-            Some(address) => (None, address.clone()),
-            None => {
+        let listener = script.plays_server.then(|| TcpListener::bind("127.0.0.1:0"));
+        let listener = listener.transpose().map_err(|error| error.to_string())?;
+        let played = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let (server, mut address) = match (&theatre.server, played) {
+            (_, Some(address)) => (None, address.to_string()),
+            (Some(address), None) => (None, address.clone()),
+            (None, None) => {
                 let server = Server::start(&script.options)?;
                 let address = server.address.clone();
                 (Some(server), address)
             }
         };
-        let proxy = theatre.proxy.as_ref().map(|proxy| proxy.in_front_of(&address)).transpose();
+        let proxy = theatre.proxy.as_ref().filter(|_| listener.is_none());
+        let proxy = proxy.map(|proxy| proxy.in_front_of(&address)).transpose();
         let proxy = proxy.map_err(|error| error.to_string())?;
         if let Some(proxy) = &proxy {
             address = proxy.address.clone();
@@ -339,6 +409,7 @@ impl<'a> Stage<'a> {
             theatre,
             address,
             server,
+            listener,
             _proxy: proxy,
             clients: Vec::new(),
             fences: 0,
@@ -438,35 +509,60 @@ impl<'a> Stage<'a> {
 
     fn act(&mut self, name: &str, deed: &Deed) -> Result<(), String> {
         match deed {
-            Deed::Connects | Deed::Runs(_) => {
+            Deed::Connects => {
                 self.fence_all_but(name)?;
-                let line = match deed {
-                    Deed::Runs(arguments) => self.run_client(arguments)?,
-                    _ => self.connect()?,
-                };
-                self.clients.push(Client {
-                    name: name.to_owned(),
-                    line,
-                    received: Vec::new(),
-                    history: Vec::new(),
-                    sometime: VecDeque::new(),
-                    is_closed: false,
-                    has_half_closed: false,
-                    is_stalled: false,
-                    was_to_close: false,
-                    is_mid_line: false,
-                    is_unfenced: false,
-                    awaited_leaves: 0,
-                    is_ours: matches!(deed, Deed::Runs(_)),
-                    ending: match (deed, self.theatre.via) {
-                        (Deed::Runs(_), _) | (_, Via::Telnet) => "\n",
-                        _ => "\r\n",
-                    },
-                });
-                self.is_loose |= matches!(deed, Deed::Runs(_));
+                let line = self.connect()?;
+                let ending = if self.theatre.via == Via::Telnet { "\n" } else { "\r\n" };
+                self.clients.push(Client::new(name, line, ending));
                 if self.theatre.via == Via::Telnet {
                     self.skip_telnet_greeting(name)?;
                 }
+            }
+            Deed::Runs(arguments) => {
+                self.fence_all_but(name)?;
+                let line = self.run_client(None, arguments)?;
+                self.add_ours(name, line);
+                self.take_the_servers_part()?;
+            }
+            Deed::RunsAtTerminal(columns, arguments) => {
+                self.fence_all_but(name)?;
+                let line = self.run_client(Some(*columns), arguments)?;
+                self.add_ours(name, line);
+                self.await_terminal(name, *columns)?;
+                self.take_the_servers_part()?;
+            }
+            Deed::Shows(text) => {
+                self.fence_all_but(name)?;
+                let theatre = self.theatre;
+                let expected = self.fill_in(text);
+                let client = self.find(name)?;
+                let since = Instant::now();
+                loop {
+                    let terminal = client.terminal.as_ref().ok_or("there is no terminal")?;
+                    let line = terminal.screen.line_at_cursor();
+                    if expected.matches(line.as_bytes()) {
+                        break;
+                    }
+                    let is_stuck = client.is_closed || since.elapsed() > STUCK;
+                    if is_stuck || !client.read_patiently(theatre) {
+                        return Err(side_by_side(&expected.show(), &line));
+                    }
+                }
+            }
+            Deed::Resizes(columns) => {
+                let client = self.find(name)?;
+                let terminal = client.terminal.as_mut().ok_or("there is no terminal")?;
+                terminal.screen.resize(*columns);
+                let mut stty = Command::new("stty");
+                stty.args(["-F", &terminal.path, "columns", &columns.to_string()]);
+                if !stty.status().is_ok_and(|status| status.success()) {
+                    return Err("the terminal cannot be resized".to_owned());
+                }
+            }
+            Deed::ReceivesSignal(signal) => {
+                let client = self.find(name)?;
+                let terminal = client.terminal.as_ref().ok_or("there is no terminal")?;
+                crate::process::signal(terminal.process, signal)?;
             }
             Deed::Sends(text) => {
                 self.fence_all_but(name)?;
@@ -547,15 +643,19 @@ impl<'a> Stage<'a> {
             }
             Deed::Complains(text) => {
                 let pattern = self.fill_in(text);
-                let Line::Program { complaints, .. } = &self.find(name)?.line else {
+                let client = self.find(name)?;
+                let Line::Program { complaints, .. } = &client.line else {
                     return Err(format!("{name} is not a program"));
                 };
-                let mut line = Vec::new();
-                while !line.ends_with(b"\n") {
-                    if !complaints.read(&mut line, STUCK).map_err(|error| error.to_string())? {
+                while !client.complaints.contains(&b'\n') {
+                    let unread = &mut client.complaints;
+                    if !complaints.read(unread, STUCK).map_err(|error| error.to_string())? {
                         break;
                     }
                 }
+                let end = client.complaints.iter().position(|&byte| byte == b'\n');
+                let line: Vec<u8> =
+                    client.complaints.drain(..end.map_or(0, |end| end + 1)).collect();
                 let line = line.strip_suffix(b"\n").unwrap_or(&line);
                 if !pattern.matches(line) {
                     return Err(side_by_side(&pattern.show(), &show(line)));
@@ -565,12 +665,14 @@ impl<'a> Stage<'a> {
                 while !self.find(name)?.is_closed {
                     self.read_more(name)?;
                 }
+                self.find(name)?.check_settings()?;
                 self.nothing_unread(name)?;
-                let Line::Program { child, complaints, .. } = &mut self.find(name)?.line else {
+                let client = self.find(name)?;
+                let mut more = std::mem::take(&mut client.complaints);
+                let Line::Program { child, complaints, .. } = &mut client.line else {
                     return Err(format!("{name} is not a program"));
                 };
                 let ended = child.wait().map_err(|error| error.to_string())?;
-                let mut more = Vec::new();
                 while let Ok(true) = complaints.read(&mut more, STUCK) {}
                 if ended.code() != Some(*status) || !more.is_empty() {
                     let received = format!("{ended} and '{}' on standard error", show(&more));
@@ -658,11 +760,74 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn run_client(&self, arguments: &Text) -> Result<Line, String> {
+    /// Starts linechat-client; words like `LANG=pt` before its arguments are for its environment.
+    fn run_client(&self, columns: Option<usize>, arguments: &Text) -> Result<Line, String> {
         let arguments = self.fill_in(arguments).0.concat();
         let arguments = String::from_utf8_lossy(&arguments);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_linechat-client"));
-        start(command.args(arguments.split_whitespace()))
+        let mut words = arguments.split_whitespace().peekable();
+        let client = env!("CARGO_BIN_EXE_linechat-client");
+        let mut command = Command::new(if columns.is_some() { "script" } else { client });
+        command.env_remove("NO_COLOR").envs([("TERM", "xterm"), ("LC_ALL", "")]);
+        while let Some((name, value)) = words.peek().and_then(|word| word.split_once('=')) {
+            if name.starts_with('-') {
+                break;
+            }
+            command.env(name, value);
+            words.next();
+        }
+        match columns {
+            None => command.args(words),
+            Some(columns) => command.env("SHELL", "/bin/sh").args([
+                "--quiet",
+                "--return",
+                "--command",
+                &format!(
+                    "stty columns {columns} rows 24; tty; stty -g; \
+                     sh -c 'echo $$; exec {client} {}'; status=$?; stty -g; exit $status",
+                    words.collect::<Vec<_>>().join(" ")
+                ),
+                "/dev/null",
+            ]),
+        };
+        start(&mut command)
+    }
+
+    fn add_ours(&mut self, name: &str, line: Line) {
+        let mut client = Client::new(name, line, "\n");
+        client.is_ours = true;
+        self.clients.push(client);
+        self.is_loose = true;
+    }
+
+    /// Waits until linechat-client is about to start at its terminal.
+    fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
+        let theatre = self.theatre;
+        let client = self.find(name)?;
+        let screen = Screen::new(columns);
+        let (path, settings, process) = (String::new(), String::new(), 0);
+        client.terminal = Some(Terminal { screen, path, settings, process });
+        let mut lines = Vec::new();
+        while lines.len() < 3 {
+            match client.take_line() {
+                Some(line) => lines.push(String::from_utf8_lossy(&line).trim().to_owned()),
+                None if client.read_patiently(theatre) => {}
+                None => return Err(format!("there is no terminal: {}", client.unread())),
+            }
+        }
+        if let (Some(terminal), [path, settings, process]) = (&mut client.terminal, &lines[..]) {
+            (terminal.path, terminal.settings) = (path.clone(), settings.clone());
+            terminal.process = process.parse().map_err(|_| format!("no process: {process}"))?;
+        }
+        Ok(())
+    }
+
+    /// Where the suite is the server, the connection of who has just started is its to serve.
+    fn take_the_servers_part(&mut self) -> Result<(), String> {
+        if let Some(listener) = &self.listener {
+            let (socket, _) = listener.accept().map_err(|error| error.to_string())?;
+            self.add_ours("server", Line::Socket(socket));
+        }
+        Ok(())
     }
 
     fn fill_in(&self, text: &Text) -> Pattern {
