@@ -1,0 +1,210 @@
+//! linechat-client in a real terminal emulator, tmux, typed at and looked at as a person would.
+//!
+//!     cargo test --test tmux -- --ignored        needs tmux
+
+mod process;
+
+use process::{Server, STUCK};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Instant;
+
+/// A window of tmux, which has a server of its own for each test.
+struct Window {
+    socket: String,
+}
+
+impl Window {
+    fn open(test: &str, columns: u32, rows: u32, arguments: &str) -> Window {
+        let window = Window { socket: format!("linechat-{test}-{}", std::process::id()) };
+        let client = env!("CARGO_BIN_EXE_linechat-client");
+        let size = ["-x", &columns.to_string(), "-y", &rows.to_string()].map(str::to_owned);
+        let [x, columns, y, rows] = size;
+        // The shell outlives the client, so that what it leaves behind can be seen.
+        let command = format!(
+            "before=$(stty -g); LC_ALL=C.UTF-8 {client} {arguments}; echo exit $?; \
+             [ \"$(stty -g)\" = \"$before\" ] && echo as before; cat"
+        );
+        window.tmux(&["new-session", "-d", &x, &columns, &y, &rows, &command]);
+        window
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("tmux");
+        // Whatever the locale of the test is, the window's is UTF-8.
+        command.args(["-u", "-f", "/dev/null", "-L", &self.socket]).args(arguments);
+        let output = command.output().expect("tmux can be run");
+        assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn type_text(&self, text: &str) {
+        self.tmux(&["send-keys", "-l", text]);
+    }
+
+    fn press(&self, keys: &[&str]) {
+        self.tmux(&[&["send-keys"], keys].concat());
+    }
+
+    /// What the window shows, a line for each row, and the column of the cursor.
+    fn look(&self) -> (Vec<String>, usize) {
+        let screen = self.tmux(&["capture-pane", "-p"]);
+        let column = self.tmux(&["display-message", "-p", "#{cursor_x}"]);
+        let rows = screen.trim_end().lines().map(|row| row.trim_end().to_owned());
+        (rows.collect(), column.trim().parse().expect("a column"))
+    }
+
+    /// Looks until the last rows are these.
+    fn await_rows(&self, expected: &[&str]) {
+        let since = Instant::now();
+        loop {
+            let (rows, _) = self.look();
+            if rows.ends_with(&expected.iter().map(|row| (*row).to_owned()).collect::<Vec<_>>()) {
+                return;
+            }
+            assert!(since.elapsed() < STUCK, "{expected:#?} does not come: {rows:#?}");
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").args(["-L", &self.socket, "kill-server"]).status();
+    }
+}
+
+/// Somebody else in the room, with a socket.
+struct Person(BufReader<TcpStream>);
+
+impl Person {
+    fn join(server: &Server, name: &str) -> Person {
+        let socket = TcpStream::connect(&server.address).expect("connects");
+        socket.set_read_timeout(Some(STUCK)).expect("a time-out");
+        let mut person = Person(BufReader::new(socket));
+        person.say(&format!("NAME {name}"));
+        person.until("WELCOME ");
+        person
+    }
+
+    fn say(&mut self, line: &str) {
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).expect("the line is sent");
+    }
+
+    /// Reads up to a line that starts so, and returns it.
+    fn until(&mut self, start: &str) -> String {
+        let mut line = String::new();
+        while !line.starts_with(start) {
+            line.clear();
+            assert!(self.0.read_line(&mut line).expect("a line") > 0, "no {start}");
+        }
+        line.trim_end().to_owned()
+    }
+}
+
+/// A long line with wide characters and accents is typed, key by key, while somebody else says
+/// something between each two keys; then the window changes its size, twice.
+fn edits_during_a_flood(columns: u32, rows: u32) {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server, "bob");
+    let window = Window::open(
+        &format!("flood-{columns}"),
+        columns,
+        rows,
+        &format!("{} ana", server.address),
+    );
+    bob.until("USERS 2");
+    window.await_rows(&["Users online (2): bob, ana", ">"]);
+    let text = "mañana 日本 👍 e\u{301}!";
+    let mut count = 0;
+    for round in 0..6 {
+        for character in text.chars() {
+            window.type_text(&character.to_string());
+            count += 1;
+            bob.say(&format!("MSG flood {count}"));
+        }
+        // The last exclamation mark goes, and a word comes in before the accent.
+        window.press(&["BSpace", "Left", &format!("<{round}>"), "Home", "Right", "End"]);
+    }
+    let line: String = (0..6).map(|round| format!("mañana 日本 👍 <{round}>e\u{301}")).collect();
+    window.await_rows(&[&format!("bob: flood {count}"), &shown(&line, columns)]);
+    // Every row above is a message, whole, once and in order.
+    let (seen, column) = window.look();
+    let above = seen.len() - 1;
+    let expected: Vec<_> =
+        (count - above + 1..=count).map(|number| format!("bob: flood {number}")).collect();
+    assert_eq!(seen[..above], expected);
+    assert_eq!(column, width_of(&shown(&line, columns)));
+    for (narrower, columns) in [("20", 20), ("90", 90)] {
+        window.tmux(&["resize-window", "-x", narrower, "-y", &rows.to_string()]);
+        window.await_rows(&[&format!("bob: flood {count}"), &shown(&line, columns)]);
+    }
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("MSG ana"), format!("MSG ana {line}"));
+    window.press(&["C-d"]);
+    bob.until("LEFT ana");
+    window.await_rows(&["exit 0", "as before"]);
+}
+
+/// The client's last row for a line longer than the window, the cursor at its end: it moves by half
+/// a window at a time.
+fn shown(line: &str, columns: u32) -> String {
+    let room = columns as usize - "> ".len() - 1;
+    let half = room.div_ceil(2);
+    let skipped = width_of(line).saturating_sub(room).div_ceil(half) * half;
+    let mut column = 0;
+    let rest: String =
+        line.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
+    format!("> {rest}")
+}
+
+fn width(character: char) -> usize {
+    match character {
+        '\u{301}' => 0,
+        '日' | '本' | '👍' => 2,
+        _ => 1,
+    }
+}
+
+fn width_of(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_long_line_is_edited_during_a_flood_in_a_usual_window() {
+    edits_during_a_flood(80, 24);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_long_line_is_edited_during_a_flood_in_a_small_window() {
+    edits_during_a_flood(40, 10);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_newcomer_chats() {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server, "bob");
+    let window = Window::open("newcomer", 80, 24, &format!("--lang pt {}", server.address));
+    window.await_rows(&["Seu nome:"]);
+    window.type_text("ana maria");
+    window.press(&["Enter"]);
+    window.await_rows(&["Seu nome:"]);
+    window.type_text("ana");
+    window.press(&["Enter"]);
+    window.await_rows(&["Usuários conectados (2): bob, ana", ">"]);
+    window.type_text("@b");
+    window.press(&["Tab"]);
+    window.type_text("olá");
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("PRIV"), "PRIV ana olá");
+    bob.say("MSG oi");
+    window.await_rows(&["[privado para bob] olá", "bob: oi", ">"]);
+    window.press(&["Up", "Up", "C-u"]);
+    window.type_text("/sair");
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("LEFT"), "LEFT ana 1 quit");
+    window.await_rows(&["exit 0", "as before"]);
+}
