@@ -64,199 +64,130 @@ enum Language {
     Portuguese,
 }
 
+/// Something that the client says, in English and in Portuguese. Each `{}` is filled in, in order.
+type Text = [&'static str; 2];
+
 /// Everything that the client says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Text {
-    YourName,
-    Message,
-    Private,
-    PrivateTo,
-    Joined,
-    Left,
-    Users,
-    Error,
-    NoSuchUser,
-    BadName,
-    NameTaken,
-    ControlCharacters,
-    Full,
-    NoNameInTime,
-    TooLong,
-    NothingSaid,
-    TakesNothing,
-    Help,
-    CannotConnect,
-    Refused,
-    NoSuchHost,
-    NoAnswer,
-    Lost,
-    NotLinechat,
-    ClosedBy,
-    ClosedConnection,
-    LineTooLong,
-    FellSilent,
-    NotSent,
-    PerhapsNotSent,
-    SomeNotTaken,
-    LeftAtOnce,
-    NameRefused,
-    NoOutput,
-    NoSuchOption,
-    NoSuchLanguage,
-    TooManyWords,
-    Usage,
-}
+mod text {
+    use super::Text;
 
-impl Text {
-    /// In English and in Portuguese. Each `{}` is filled in, in order.
-    fn in_both(self) -> [&'static str; 2] {
-        match self {
-            Text::YourName => ["Your name:", "Seu nome:"],
-            Text::Message => ["{}: {}", "{}: {}"],
-            Text::Private => ["[private] {}: {}", "[privado] {}: {}"],
-            Text::PrivateTo => ["[private to {}] {}", "[privado para {}] {}"],
-            Text::Joined => ["{} joined the chat.", "{} entrou no chat."],
-            Text::Left => ["{} left the chat.", "{} saiu do chat."],
-            Text::Users => ["Users online ({}): {}", "Usuários conectados ({}): {}"],
-            Text::Error => ["Error: {}", "Erro: {}"],
-            Text::NoSuchUser => ["User {} not found.", "Usuário {} não encontrado."],
-            Text::BadName => [
-                "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; \
-                 the first is a letter or digit",
-                "um nome tem de 1 a 50 bytes: letras, algarismos, _ - . e nenhum espaço; \
-                 o primeiro é letra ou algarismo",
-            ],
-            Text::NameTaken => [
-                "somebody here has that name; choose another",
-                "alguém aqui já tem esse nome; escolha outro",
-            ],
-            Text::ControlCharacters => [
-                "control characters cannot be sent; the line was not",
-                "caracteres de controle não podem ser enviados; a linha não foi",
-            ],
-            Text::Full => [
-                "no more connections can be taken now; try again later",
-                "não há lugar para mais conexões agora; tente mais tarde",
-            ],
-            Text::NoNameInTime => ["no name was given in time", "nenhum nome foi dado a tempo"],
-            Text::TooLong => [
-                "that line is {} bytes too long and was not sent",
-                "essa linha tem {} bytes a mais e não foi enviada",
-            ],
-            Text::NothingSaid => [
-                "'{}' says nothing: put a text behind it; /help lists what can be typed",
-                "'{}' não diz nada: ponha um texto depois; /help mostra o que se pode digitar",
-            ],
-            Text::TakesNothing => [
-                "/{} stands alone; to write to somebody of that name: @{} text",
-                "/{} vem sozinho; para escrever a alguém com esse nome: @{} texto",
-            ],
-            Text::Help => [
-                "Type a line and press Enter to say it to everybody.\n\
-                 @name text  says it to one person alone; so does /name text\n\
-                 /list       shows who is here\n\
-                 /help       shows this\n\
-                 /quit       leaves\n\
-                 //text      says a line that begins with a slash",
-                "Digite uma linha e tecle Enter para dizê-la a todos.\n\
-                 @nome texto  diz só a uma pessoa; /nome texto também\n\
-                 /clientes    mostra quem está aqui\n\
-                 /help        mostra isto\n\
-                 /sair        sai\n\
-                 //texto      diz uma linha que começa com barra",
-            ],
-            Text::CannotConnect => {
-                ["cannot connect to {}: {}", "não foi possível conectar a {}: {}"]
-            }
-            Text::Refused => [
-                "connection refused; is the server running?",
-                "conexão recusada; o servidor está no ar?",
-            ],
-            Text::NoSuchHost => {
-                ["no address is known for that name", "não se conhece o endereço desse nome"]
-            }
-            Text::NoAnswer => ["no answer", "sem resposta"],
-            Text::Lost => ["lost the server at {}: {}", "o servidor em {} se perdeu: {}"],
-            Text::NotLinechat => {
-                ["what answers at {} is not linechat/1", "quem responde em {} não é linechat/1"]
-            }
-            Text::ClosedBy => ["{} closed the connection: {}", "{} encerrou a conexão: {}"],
-            Text::ClosedConnection => ["it closed the connection", "ele encerrou a conexão"],
-            Text::LineTooLong => ["it sent a line too long", "ele mandou uma linha longa demais"],
-            Text::FellSilent => ["it fell silent", "ele se calou"],
-            Text::NotSent => ["not sent: {}", "não enviado: {}"],
-            Text::PerhapsNotSent => ["perhaps not sent: {}", "talvez não enviado: {}"],
-            Text::SomeNotTaken => {
-                ["not all that was typed was taken", "nem tudo que foi digitado foi aceito"]
-            }
-            Text::LeftAtOnce => {
-                ["did not wait for the server's BYE", "saí sem esperar o BYE do servidor"]
-            }
-            Text::NameRefused => ["the name '{}' was refused: {}", "o nome '{}' foi recusado: {}"],
-            Text::NoOutput => {
-                ["cannot write to standard output: {}", "não consigo escrever na saída padrão: {}"]
-            }
-            Text::NoSuchOption => {
-                ["there is no option {}; try --help", "não há a opção {}; tente --help"]
-            }
-            Text::NoSuchLanguage => {
-                ["--lang is en or pt, not '{}'", "--lang é en ou pt, e não '{}'"]
-            }
-            Text::TooManyWords => [
-                "'{}' is too much: a host and a name, nothing more; try --help",
-                "'{}' sobra: um servidor e um nome, nada mais; tente --help",
-            ],
-            Text::Usage => [
-                "Usage: linechat-client [OPTIONS] [HOST[:PORT]] [NAME]\n\
-                 \n\
-                 Joins the linechat room at HOST (default: localhost, port 9999) as NAME.\n\
-                 /help tells what can be typed there.\n\
-                 \n\
-                 Options:\n\
-                 \x20 --bell        ring on a private message or one with your name\n\
-                 \x20 --no-color    no colours (nor with NO_COLOR or TERM=dumb set)\n\
-                 \x20 --lang en|pt  English or Portuguese (default: what the locale says)\n\
-                 \x20 --help        show this\n\
-                 \x20 --version     show the version\n",
-                "Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA]] [NOME]\n\
-                 \n\
-                 Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.\n\
-                 /help mostra o que se pode digitar lá.\n\
-                 \n\
-                 Opções:\n\
-                 \x20 --bell        toca numa mensagem privada ou com o seu nome\n\
-                 \x20 --no-color    sem cores (nem com NO_COLOR ou TERM=dumb)\n\
-                 \x20 --lang en|pt  inglês ou português (se nada for dito: o que diz o locale)\n\
-                 \x20 --help        mostra isto\n\
-                 \x20 --version     mostra a versão\n",
-            ],
-        }
-    }
+    pub const YOUR_NAME: Text = ["Your name:", "Seu nome:"];
+    pub const MESSAGE: Text = ["{}: {}", "{}: {}"];
+    pub const PRIVATE: Text = ["[private] {}: {}", "[privado] {}: {}"];
+    pub const PRIVATE_TO: Text = ["[private to {}] {}", "[privado para {}] {}"];
+    pub const JOINED: Text = ["{} joined the chat.", "{} entrou no chat."];
+    pub const LEFT: Text = ["{} left the chat.", "{} saiu do chat."];
+    pub const USERS: Text = ["Users online ({}): {}", "Usuários conectados ({}): {}"];
+    pub const ERROR: Text = ["Error: {}", "Erro: {}"];
+    pub const NO_SUCH_USER: Text = ["User {} not found.", "Usuário {} não encontrado."];
+    pub const BAD_NAME: Text = [
+        "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; \
+         the first is a letter or digit",
+        "um nome tem de 1 a 50 bytes: letras, algarismos, _ - . e nenhum espaço; \
+         o primeiro é letra ou algarismo",
+    ];
+    pub const NAME_TAKEN: Text = [
+        "somebody here has that name; choose another",
+        "alguém aqui já tem esse nome; escolha outro",
+    ];
+    pub const CONTROL_CHARACTERS: Text = [
+        "control characters cannot be sent; the line was not",
+        "caracteres de controle não podem ser enviados; a linha não foi",
+    ];
+    pub const FULL: Text = [
+        "no more connections can be taken now; try again later",
+        "não há lugar para mais conexões agora; tente mais tarde",
+    ];
+    pub const NO_NAME_IN_TIME: Text = ["no name was given in time", "nenhum nome foi dado a tempo"];
+    pub const TOO_LONG: Text = [
+        "that line is {} bytes too long and was not sent",
+        "essa linha tem {} bytes a mais e não foi enviada",
+    ];
+    pub const NOTHING_SAID: Text = [
+        "'{}' says nothing: put a text behind it; /help lists what can be typed",
+        "'{}' não diz nada: ponha um texto depois; /help mostra o que se pode digitar",
+    ];
+    pub const TAKES_NOTHING: Text = [
+        "/{} stands alone; to write to somebody of that name: @{} text",
+        "/{} vem sozinho; para escrever a alguém com esse nome: @{} texto",
+    ];
+    pub const HELP: Text = [
+        "\
+Type a line and press Enter to say it to everybody.
+@name text  says it to one person alone; so does /name text
+/list       shows who is here
+/help       shows this
+/quit       leaves
+//text      says a line that begins with a slash",
+        "\
+Digite uma linha e tecle Enter para dizê-la a todos.
+@nome texto  diz só a uma pessoa; /nome texto também
+/clientes    mostra quem está aqui
+/help        mostra isto
+/sair        sai
+//texto      diz uma linha que começa com barra",
+    ];
+    pub const CANNOT_CONNECT: Text =
+        ["cannot connect to {}: {}", "não foi possível conectar a {}: {}"];
+    pub const REFUSED: Text =
+        ["connection refused; is the server running?", "conexão recusada; o servidor está no ar?"];
+    pub const NO_SUCH_HOST: Text =
+        ["no address is known for that name", "não se conhece o endereço desse nome"];
+    pub const NO_ANSWER: Text = ["no answer", "sem resposta"];
+    pub const LOST: Text = ["lost the server at {}: {}", "o servidor em {} se perdeu: {}"];
+    pub const NOT_LINECHAT: Text =
+        ["what answers at {} is not linechat/1", "quem responde em {} não é linechat/1"];
+    pub const CLOSED_BY: Text = ["{} closed the connection: {}", "{} encerrou a conexão: {}"];
+    pub const CLOSED_CONNECTION: Text = ["it closed the connection", "ele encerrou a conexão"];
+    pub const LINE_TOO_LONG: Text =
+        ["it sent a line too long", "ele mandou uma linha longa demais"];
+    pub const FELL_SILENT: Text = ["it fell silent", "ele se calou"];
+    pub const NOT_SENT: Text = ["not sent: {}", "não enviado: {}"];
+    pub const PERHAPS_NOT_SENT: Text = ["perhaps not sent: {}", "talvez não enviado: {}"];
+    pub const SOME_NOT_TAKEN: Text =
+        ["not all that was typed was taken", "nem tudo que foi digitado foi aceito"];
+    pub const LEFT_AT_ONCE: Text =
+        ["did not wait for the server's BYE", "saí sem esperar o BYE do servidor"];
+    pub const NAME_REFUSED: Text =
+        ["the name '{}' was refused: {}", "o nome '{}' foi recusado: {}"];
+    pub const NO_OUTPUT: Text =
+        ["cannot write to standard output: {}", "não consigo escrever na saída padrão: {}"];
+    pub const NO_SUCH_OPTION: Text =
+        ["there is no option {}; try --help", "não há a opção {}; tente --help"];
+    pub const NO_SUCH_LANGUAGE: Text =
+        ["--lang is en or pt, not '{}'", "--lang é en ou pt, e não '{}'"];
+    pub const TOO_MANY_WORDS: Text = [
+        "'{}' is too much: a host and a name, nothing more; try --help",
+        "'{}' sobra: um servidor e um nome, nada mais; tente --help",
+    ];
+    pub const USAGE: Text = [
+        "\
+Usage: linechat-client [OPTIONS] [HOST[:PORT]] [NAME]
 
-    /// What an ERR of the server means (PROTOCOL.md, "Errors"); for other codes there is the
-    /// server's own text.
-    fn for_code(code: &str) -> Option<Text> {
-        match code {
-            "bad-name" => Some(Text::BadName),
-            "name-taken" => Some(Text::NameTaken),
-            "bad-text" => Some(Text::ControlCharacters),
-            "full" => Some(Text::Full),
-            "timeout" => Some(Text::NoNameInTime),
-            _ => None,
-        }
-    }
+Joins the linechat room at HOST (default: localhost, port 9999) as NAME.
+/help tells what can be typed there.
 
-    /// Why the operating system let something fail, as far as there are words for it.
-    fn for_failure(kind: ErrorKind) -> Option<Text> {
-        match kind {
-            ErrorKind::ConnectionRefused => Some(Text::Refused),
-            ErrorKind::TimedOut => Some(Text::NoAnswer),
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => {
-                Some(Text::ClosedConnection)
-            }
-            _ => None,
-        }
-    }
+Options:
+ --bell        ring on a private message or one with your name
+ --no-color    no colours (nor with NO_COLOR or TERM=dumb set)
+ --lang en|pt  English or Portuguese (default: what the locale says)
+ --help        show this
+ --version     show the version
+",
+        "\
+Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA]] [NOME]
+
+Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.
+/help mostra o que se pode digitar lá.
+
+Opções:
+ --bell        toca numa mensagem privada ou com o seu nome
+ --no-color    sem cores (nem com NO_COLOR ou TERM=dumb)
+ --lang en|pt  inglês ou português (se nada for dito: o que diz o locale)
+ --help        mostra isto
+ --version     mostra a versão
+",
+    ];
 }
 
 impl Language {
@@ -270,7 +201,7 @@ impl Language {
     }
 
     fn say(self, text: Text, words: &[&str]) -> String {
-        let [english, portuguese] = text.in_both();
+        let [english, portuguese] = text;
         let mut pieces = match self {
             Language::English => english.split("{}"),
             Language::Portuguese => portuguese.split("{}"),
@@ -284,10 +215,33 @@ impl Language {
     }
 
     fn explain(self, error: &io::Error) -> String {
-        match Text::for_failure(error.kind()) {
+        match text_for_failure(error.kind()) {
             Some(text) => self.say(text, &[]),
             None => error.to_string(),
         }
+    }
+}
+
+/// What an ERR of the server means (PROTOCOL.md, "Errors"); for other codes there is the
+/// server's own text.
+fn text_for_code(code: &str) -> Option<Text> {
+    match code {
+        "bad-name" => Some(text::BAD_NAME),
+        "name-taken" => Some(text::NAME_TAKEN),
+        "bad-text" => Some(text::CONTROL_CHARACTERS),
+        "full" => Some(text::FULL),
+        "timeout" => Some(text::NO_NAME_IN_TIME),
+        _ => None,
+    }
+}
+
+/// Why the operating system let something fail, as far as there are words for it.
+fn text_for_failure(kind: ErrorKind) -> Option<Text> {
+    match kind {
+        ErrorKind::ConnectionRefused => Some(text::REFUSED),
+        ErrorKind::TimedOut => Some(text::NO_ANSWER),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => Some(text::CLOSED_CONNECTION),
+        _ => None,
     }
 }
 
@@ -337,16 +291,16 @@ fn understand(line: &str) -> Typed {
             };
             match (command, text.trim().is_empty()) {
                 (Some(command), true) => return command,
-                (Some(_), false) => return Typed::Mistake(Text::TakesNothing, word.to_owned()),
+                (Some(_), false) => return Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
                 (None, true) => {
-                    return Typed::Mistake(Text::NothingSaid, line.trim_end().to_owned())
+                    return Typed::Mistake(text::NOTHING_SAID, line.trim_end().to_owned())
                 }
                 (None, false) => Request::Whisper { to: word.to_owned(), text: text.to_owned() },
             }
         }
     };
     match request.wire().len().checked_sub(MAX_REQUEST + 1) {
-        Some(excess @ 1..) => Typed::Mistake(Text::TooLong, excess.to_string()),
+        Some(excess @ 1..) => Typed::Mistake(text::TOO_LONG, excess.to_string()),
         _ => Typed::Request(request),
     }
 }
@@ -998,7 +952,7 @@ impl Client {
 
     fn flush(&mut self) -> Result<(), End> {
         let shown = self.screen.flush();
-        shown.map_err(|error| self.failed(Text::NoOutput, &[&error.to_string()]))
+        shown.map_err(|error| self.failed(text::NO_OUTPUT, &[&error.to_string()]))
     }
 
     fn happened(&mut self, event: Event) -> Result<(), End> {
@@ -1008,7 +962,7 @@ impl Client {
                 self.has_asked_for_life = false;
                 self.arrived(&line)
             }
-            Event::Lost(reason) => Err(self.failed(Text::Lost, &[&self.address, &reason])),
+            Event::Lost(reason) => Err(self.failed(text::LOST, &[&self.address, &reason])),
             Event::Resized => {
                 self.screen.resize();
                 Ok(())
@@ -1035,8 +989,8 @@ impl Client {
     /// The deadline has passed: the server is asked for a sign of life, or given up.
     fn grow_impatient(&mut self) -> Result<(), End> {
         if matches!(self.stage, Stage::Greeting | Stage::Leaving) || self.has_asked_for_life {
-            let reason = self.language.say(Text::FellSilent, &[]);
-            return Err(self.failed(Text::Lost, &[&self.address, &reason]));
+            let reason = self.language.say(text::FELL_SILENT, &[]);
+            return Err(self.failed(text::LOST, &[&self.address, &reason]));
         }
         self.has_asked_for_life = true;
         self.send(Request::Heartbeat);
@@ -1051,42 +1005,42 @@ impl Client {
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(self.failed(Text::ClosedBy, &[&self.address, rest])),
+            (_, "BYE") => return Err(self.failed(text::CLOSED_BY, &[&self.address, rest])),
             (Stage::Greeting, "ERR") => {
                 let reason = self.explain(first, text);
-                return Err(self.failed(Text::ClosedBy, &[&self.address, &reason]));
+                return Err(self.failed(text::CLOSED_BY, &[&self.address, &reason]));
             }
             (Stage::Greeting, "HELLO") if first == "linechat/1" => {
                 self.stage = Stage::Asking;
                 match self.name.clone() {
                     Some(name) => self.try_name(name),
-                    None => self.screen.ask(&self.language.say(Text::YourName, &[])),
+                    None => self.screen.ask(&self.language.say(text::YOUR_NAME, &[])),
                 }
             }
-            (Stage::Greeting, _) => return Err(self.failed(Text::NotLinechat, &[&self.address])),
+            (Stage::Greeting, _) => return Err(self.failed(text::NOT_LINECHAT, &[&self.address])),
             (Stage::Naming, "WELCOME") => self.welcomed(first, text),
             (Stage::Naming, "ERR") => self.name_refused(first, text)?,
             (_, "ERR") => self.refused(first, text),
             (_, "PONG") => self.confirmed(first),
             (_, "MSG") => {
-                self.show(Text::Message, first, text);
+                self.show(text::MESSAGE, first, text);
                 let name = self.name.as_deref().unwrap_or_default().to_lowercase();
                 let mut words = text.split(|c: char| !is_part_of_name(c));
                 self.ring_if(words.any(|word| word.to_lowercase() == name));
             }
             (_, "PRIV") => {
-                self.show(Text::Private, first, text);
+                self.show(text::PRIVATE, first, text);
                 self.ring_if(true);
             }
-            (_, "SENT") => self.show(Text::PrivateTo, first, text),
+            (_, "SENT") => self.show(text::PRIVATE_TO, first, text),
             (_, "JOINED") => {
-                self.show(Text::Joined, first, "");
+                self.show(text::JOINED, first, "");
                 if self.roster.len() < MAX_ROSTER {
                     self.roster.push(first.to_owned());
                 }
             }
             (_, "LEFT") => {
-                self.show(Text::Left, first, "");
+                self.show(text::LEFT, first, "");
                 self.roster.retain(|name| name != first);
             }
             (_, "USERS") => self.list(first, text),
@@ -1102,11 +1056,11 @@ impl Client {
             return;
         }
         let shown = match text {
-            Text::Private | Text::PrivateTo => {
+            text::PRIVATE | text::PRIVATE_TO => {
                 let shown = self.language.say(text, &[name, said]);
                 self.screen.painted(PRIVATE, &shown)
             }
-            Text::Message => self.language.say(text, &[&self.screen.name(name), said]),
+            text::MESSAGE => self.language.say(text, &[&self.screen.name(name), said]),
             _ => {
                 let shown = self.language.say(text, &[name]);
                 self.screen.painted(NOTICE, &shown)
@@ -1123,7 +1077,7 @@ impl Client {
 
     /// What an ERR says, in words of the screen's language where there are some.
     fn explain(&self, code: &str, text: &str) -> String {
-        match Text::for_code(code) {
+        match text_for_code(code) {
             Some(text) => self.language.say(text, &[]),
             None if text.is_empty() => code.to_owned(),
             None => text.to_owned(),
@@ -1136,7 +1090,7 @@ impl Client {
     }
 
     fn complain_of_error(&mut self, reason: &str) {
-        self.complain(&self.language.say(Text::Error, &[reason]));
+        self.complain(&self.language.say(text::ERROR, &[reason]));
     }
 
     /// An ERR that answers the first request which is not confirmed.
@@ -1146,7 +1100,7 @@ impl Client {
             (&first, code)
         {
             let to = to.clone();
-            self.complain(&self.language.say(Text::NoSuchUser, &[&to]));
+            self.complain(&self.language.say(text::NO_SUCH_USER, &[&to]));
         } else {
             self.complain_of_error(&self.explain(code, text));
         }
@@ -1164,7 +1118,7 @@ impl Client {
             if let (Request::Say(text), false, true, Some(name)) =
                 (sent.request, sent.is_refused, self.screen.input.is_some(), self.name.clone())
             {
-                self.show(Text::Message, &name, &text);
+                self.show(text::MESSAGE, &name, &text);
             }
         }
     }
@@ -1186,7 +1140,7 @@ impl Client {
             self.unconfirmed.front().is_some_and(|sent| matches!(sent.request, Request::Roster));
         if !is_for_completion {
             let names: Vec<_> = self.roster.iter().map(|name| self.screen.name(name)).collect();
-            let shown = self.language.say(Text::Users, &[count, &names.join(", ")]);
+            let shown = self.language.say(text::USERS, &[count, &names.join(", ")]);
             self.screen.show(&shown);
         }
     }
@@ -1203,11 +1157,11 @@ impl Client {
         let reason = self.explain(code, text);
         let name = self.name.take().unwrap_or_default();
         if self.has_one_name {
-            return Err(self.failed(Text::NameRefused, &[&name, &reason]));
+            return Err(self.failed(text::NAME_REFUSED, &[&name, &reason]));
         }
         self.stage = Stage::Asking;
         self.complain_of_error(&reason);
-        self.screen.ask(&self.language.say(Text::YourName, &[]));
+        self.screen.ask(&self.language.say(text::YOUR_NAME, &[]));
         Ok(())
     }
 
@@ -1266,7 +1220,7 @@ impl Client {
         let needs_name = self.name.is_none();
         match understand(line) {
             Typed::Nothing => {}
-            Typed::Help => self.screen.show(&self.language.say(Text::Help, &[])),
+            Typed::Help => self.screen.show(&self.language.say(text::HELP, &[])),
             Typed::Quit => {
                 // Who asks to leave has seen what was refused; a script that just ends has not.
                 self.is_troubled = false;
@@ -1286,7 +1240,7 @@ impl Client {
     /// Leaves once what was typed before is sent; asked a second time, at once.
     fn leave(&mut self) -> Result<(), End> {
         match mem::replace(&mut self.is_leaving, true) && self.screen.input.is_some() {
-            true => Err(self.failed(Text::LeftAtOnce, &[])),
+            true => Err(self.failed(text::LEFT_AT_ONCE, &[])),
             false => Ok(()),
         }
     }
@@ -1328,8 +1282,8 @@ impl Client {
         let waiting = self.waiting.iter().filter_map(Request::text).chain(typed);
         let waiting = waiting.filter(|text| !text.is_empty());
         let report = |text| move |line: String| self.language.say(text, &[&line]);
-        let perhaps = unconfirmed.map(report(Text::PerhapsNotSent));
-        perhaps.chain(waiting.map(report(Text::NotSent))).collect()
+        let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
+        perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
     }
 }
 
@@ -1355,8 +1309,10 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>, language: Lan
                     return;
                 }
             }
-            Ok(length) if length as u64 == MAX_LINE => break language.say(Text::LineTooLong, &[]),
-            Ok(_) => break language.say(Text::ClosedConnection, &[]),
+            Ok(length) if length as u64 == MAX_LINE => {
+                break language.say(text::LINE_TOO_LONG, &[])
+            }
+            Ok(_) => break language.say(text::CLOSED_CONNECTION, &[]),
         }
     };
     let _ = events.send(Event::Lost(reason));
@@ -1448,11 +1404,11 @@ fn parse_arguments(
                 options.language = match value.as_str() {
                     "en" => Language::English,
                     "pt" => Language::Portuguese,
-                    _ => return Err(language.say(Text::NoSuchLanguage, &[&value])),
+                    _ => return Err(language.say(text::NO_SUCH_LANGUAGE, &[&value])),
                 };
             }
             "--help" | "-h" => {
-                return Ok(Command::Show(options.language.say(Text::Usage, &[])));
+                return Ok(Command::Show(options.language.say(text::USAGE, &[])));
             }
             "--version" | "-V" => {
                 return Ok(Command::Show(format!(
@@ -1461,14 +1417,14 @@ fn parse_arguments(
                 )));
             }
             _ if argument.starts_with('-') => {
-                return Err(language.say(Text::NoSuchOption, &[&argument]));
+                return Err(language.say(text::NO_SUCH_OPTION, &[&argument]));
             }
             _ => {
                 words += 1;
                 match words {
                     1 => options.host = argument,
                     2 => options.name = Some(argument),
-                    _ => return Err(language.say(Text::TooManyWords, &[&argument])),
+                    _ => return Err(language.say(text::TOO_MANY_WORDS, &[&argument])),
                 }
             }
         }
@@ -1490,9 +1446,9 @@ fn with_port(host: &str) -> String {
 fn connect(address: &str, language: Language) -> Result<TcpStream, String> {
     let addresses = address.to_socket_addrs().map_err(|error| match error.kind() {
         ErrorKind::InvalidInput => error.to_string(),
-        _ => language.say(Text::NoSuchHost, &[]),
+        _ => language.say(text::NO_SUCH_HOST, &[]),
     })?;
-    let mut reason = language.say(Text::NoSuchHost, &[]);
+    let mut reason = language.say(text::NO_SUCH_HOST, &[]);
     for address in addresses {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(socket) => return Ok(socket),
@@ -1506,7 +1462,7 @@ fn connect(address: &str, language: Language) -> Result<TcpStream, String> {
 fn chat(options: Options) -> Result<(), Vec<String>> {
     let language = options.language;
     let address = with_port(&options.host);
-    let cannot = |reason: &str| vec![language.say(Text::CannotConnect, &[&address, reason])];
+    let cannot = |reason: &str| vec![language.say(text::CANNOT_CONNECT, &[&address, reason])];
     let refused = |error: io::Error| cannot(&error.to_string());
     let socket = connect(&address, language).map_err(|reason| cannot(&reason))?;
     socket.set_nodelay(true).map_err(refused)?;
@@ -1536,7 +1492,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     match end {
         End::Failed(reason) => complaints.insert(0, reason),
         End::Left if client.is_troubled && !is_at_terminal => {
-            complaints.insert(0, language.say(Text::SomeNotTaken, &[]));
+            complaints.insert(0, language.say(text::SOME_NOT_TAKEN, &[]));
         }
         End::Left => {}
     }

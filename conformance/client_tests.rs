@@ -10,6 +10,12 @@ fn words(arguments: &str) -> Result<Command, String> {
 
 /// A client that has been greeted, with what it writes to the server.
 fn greeted(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
+    let (mut client, sent) = connected(name, screen);
+    assert_eq!(client.arrived("HELLO linechat/1 hi"), Ok(()));
+    (client, sent)
+}
+
+fn connected(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
     let options = Options {
         host: String::new(),
         name: name.map(str::to_owned),
@@ -18,9 +24,7 @@ fn greeted(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
         rings: true,
     };
     let (out, sent) = channel();
-    let mut client = Client::new("host:9999".to_owned(), options, screen, out);
-    assert_eq!(client.arrived("HELLO linechat/1 hi"), Ok(()));
-    (client, sent)
+    (Client::new("host:9999".to_owned(), options, screen, out), sent)
 }
 
 fn plain() -> Screen {
@@ -50,16 +54,16 @@ fn lines_mean_what_people_expect() {
     assert_eq!(understand("/help"), Typed::Help);
     for mistake in ["@", "@bob", "@bob ", "/", "/bob"] {
         let line = mistake.trim_end().to_owned();
-        assert_eq!(understand(mistake), Typed::Mistake(Text::NothingSaid, line));
+        assert_eq!(understand(mistake), Typed::Mistake(text::NOTHING_SAID, line));
     }
-    assert_eq!(understand("/quit now"), Typed::Mistake(Text::TakesNothing, "quit".to_owned()));
+    assert_eq!(understand("/quit now"), Typed::Mistake(text::TAKES_NOTHING, "quit".to_owned()));
 }
 
 #[test]
 fn a_request_fits_into_a_line_or_is_not_sent() {
     let longest = "x".repeat(MAX_REQUEST - "MSG ".len());
     assert_eq!(understand(&longest), Typed::Request(Request::Say(longest.clone())));
-    let excess = Typed::Mistake(Text::TooLong, "1".to_owned());
+    let excess = Typed::Mistake(text::TOO_LONG, "1".to_owned());
     assert_eq!(understand(&(longest + "x")), excess);
 }
 
@@ -245,23 +249,23 @@ fn characters_are_as_wide_as_terminals_make_them() {
 #[test]
 fn both_languages_say_the_same() {
     for text in [
-        Text::Message,
-        Text::Private,
-        Text::PrivateTo,
-        Text::Users,
-        Text::NothingSaid,
-        Text::TakesNothing,
-        Text::CannotConnect,
-        Text::Lost,
-        Text::ClosedBy,
-        Text::NameRefused,
-        Text::TooLong,
-        Text::Usage,
+        text::MESSAGE,
+        text::PRIVATE,
+        text::PRIVATE_TO,
+        text::USERS,
+        text::NOTHING_SAID,
+        text::TAKES_NOTHING,
+        text::CANNOT_CONNECT,
+        text::LOST,
+        text::CLOSED_BY,
+        text::NAME_REFUSED,
+        text::TOO_LONG,
+        text::USAGE,
     ] {
-        let [english, portuguese] = text.in_both();
+        let [english, portuguese] = text;
         assert_eq!(english.matches("{}").count(), portuguese.matches("{}").count(), "{text:?}");
     }
-    assert_eq!(Language::Portuguese.say(Text::Joined, &["a{}b"]), "a{}b entrou no chat.");
+    assert_eq!(Language::Portuguese.say(text::JOINED, &["a{}b"]), "a{}b entrou no chat.");
 }
 
 #[test]
@@ -366,6 +370,19 @@ fn what_was_not_sent_is_known() {
     let end = End::Failed(String::new());
     let unsent = client.unsent(&end);
     assert_eq!(unsent, ["perhaps not sent: three", "not sent: four"]);
+}
+
+#[test]
+fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
+    let (mut client, sent) = connected(None, plain());
+    client.entered("ana").unwrap();
+    client.entered("hello").unwrap();
+    client.arrived("HELLO linechat/1 hi").unwrap();
+    client.send_waiting();
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
+    client.arrived("WELCOME ana 1").unwrap();
+    client.send_waiting();
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["MSG hello\nPING 1\n"]);
 }
 
 #[test]
