@@ -1578,7 +1578,7 @@ mod terminal {
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
         // like others; Enter told from Ctrl-J (-icrnl); at least one byte, whenever it comes.
-        stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "-icrnl", "min", "1", "time", "0"])
+        stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])
             .inspect_err(|_| give_back())?;
         // Pasted text comes between marks, so that its tabs are text.
         io::stdout().write_all(b"\x1b[?2004h")

@@ -803,9 +803,9 @@ struct Server {
 
 impl Server {
     fn new(options: Options, listener: TcpListener, console: Console) -> io::Result<Self> {
-        let poller = os::Poller::new()?;
+        let mut poller = os::Poller::new()?;
         listener.set_nonblocking(true)?;
-        os::set_accept_queue(&listener, ACCEPT_QUEUE)?;
+        os::set_accept_queue(&listener, ACCEPT_QUEUE);
         poller.add(&listener, LISTENER, Interest { read: true, write: false })?;
         let now = Instant::now();
         Ok(Server {
@@ -869,7 +869,9 @@ impl Server {
                 Ok((socket, address)) => drop(self.admit(socket, address)),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
-                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                    ErrorKind::ConnectionAborted
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::Interrupted => {}
                     _ if os::is_out_of_descriptors(&error) && self.reserve.take().is_some() => {
                         if let Ok((socket, address)) = self.listener.accept() {
                             self.turn_away(socket, address);
@@ -892,7 +894,7 @@ impl Server {
         socket.set_nonblocking(true)?;
         // Each turn's lines are written at once, so there is nothing to wait for and combine.
         socket.set_nodelay(true)?;
-        os::prepare(&socket)?;
+        os::prepare(&socket);
         let interest = Interest { read: true, write: false };
         let id = self.free.pop().unwrap_or(self.connections.len());
         if let Err(error) = self.poller.add(&socket, id, interest) {
@@ -941,7 +943,7 @@ impl Server {
     /// Leaves the listener alone for a while, so that a lasting failure does not spin.
     fn pause_accepting(&mut self) {
         self.accept_again = Some(self.now + ACCEPT_PAUSE);
-        let _ = self.poller.remove(&self.listener);
+        let _ = self.poller.remove(&self.listener, LISTENER);
     }
 
     // Reading
@@ -1269,7 +1271,7 @@ impl Server {
     fn remove(&mut self, id: Id) {
         self.set_deadline(id, None);
         if let Some(connection) = self.connections.get_mut(id).and_then(Option::take) {
-            let _ = self.poller.remove(&connection.socket);
+            let _ = self.poller.remove(&connection.socket, id);
             self.behind -= usize::from(connection.is_behind);
             self.room.forget(id);
             self.free.push(id);
@@ -1340,7 +1342,7 @@ impl Server {
         self.console.log(format_args!("stopping"));
         self.stop_by = Some(self.now + STOP_TIMEOUT);
         self.accept_again = None;
-        let _ = self.poller.remove(&self.listener);
+        let _ = self.poller.remove(&self.listener, LISTENER);
         for id in 0..self.connections.len() {
             if self.is_open(id) {
                 self.room.tell(id, &["BYE the server is stopping"]);
@@ -1381,7 +1383,8 @@ fn is_not_ready(error: &io::Error) -> bool {
 /// Writes lines to standard output and never waits for it: what nobody reads is dropped and
 /// counted. Names and texts come here only after `parse`, so they cannot forge a line.
 struct Console {
-    out: File,
+    /// Takes what it can without waiting, and says `WouldBlock` when that is nothing.
+    out: Box<dyn Write>,
     pending: Vec<u8>,
     dropped: u64,
 }
@@ -1390,7 +1393,7 @@ impl Console {
     /// Bytes kept while standard output takes none.
     const MAX_PENDING: usize = 64 * 1024;
 
-    fn new(out: File) -> Self {
+    fn new(out: Box<dyn Write>) -> Self {
         Console { out, pending: Vec::new(), dropped: 0 }
     }
 
@@ -1410,19 +1413,16 @@ impl Console {
 
     /// Shows what has been logged, as far as standard output takes it without waiting.
     fn flush(&mut self) {
-        while !self.pending.is_empty() && os::can_be_written(&self.out) {
-            match self.out.write(self.pending.get(..PIPE_SHARE).unwrap_or(&self.pending)) {
-                Ok(length) => drop(self.pending.drain(..length)),
+        while !self.pending.is_empty() {
+            match self.out.write(&self.pending) {
+                Ok(length @ 1..) => drop(self.pending.drain(..length)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // Closed, or the disk is full: there is nobody to tell.
-                Err(_) => self.pending.clear(),
+                Ok(_) | Err(_) => self.pending.clear(),
             }
         }
     }
 }
-
-/// A pipe that reports readiness takes at least this much without waiting (pipe(7), PIPE_BUF).
-const PIPE_SHARE: usize = 4096;
 
 /// A time as RFC 3339 writes it, in UTC, to the second.
 fn utc(time: SystemTime) -> String {
@@ -1454,7 +1454,7 @@ fn utc(time: SystemTime) -> String {
 const USAGE: &str = "Usage: linechat-server [OPTIONS] [ADDR]
 
 One chat room for everybody who can send a line of text: telnet, nc, or linechat-client.
-ADDR is HOST:PORT; by default [::]:9999, which serves IPv4 too. Port 0 picks a free one.
+ADDR is HOST:PORT; by default port 9999 on every address. Port 0 picks a free one.
 
 Options:
   --max-clients N      connections at the same time (default: what the file limit allows)
@@ -1465,7 +1465,11 @@ Options:
   --version            show the version
 ";
 
-const DEFAULT_ADDRESS: &str = "[::]:9999";
+/// Where a socket for IPv6 serves IPv4 too; on the other systems it would serve IPv6 alone.
+const DEFAULT_ADDRESS: &str = match cfg!(any(target_os = "linux", target_os = "macos")) {
+    true => "[::]:9999",
+    false => DEFAULT_ADDRESS_WITHOUT_IPV6,
+};
 const DEFAULT_ADDRESS_WITHOUT_IPV6: &str = "0.0.0.0:9999";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -1562,7 +1566,7 @@ fn serve(mut options: Options) -> Result<(), String> {
     let run = || -> io::Result<()> {
         let stop_signal = os::stop_signal()?;
         let address = listener.local_addr()?;
-        let console = Console::new(os::standard_output()?);
+        let console = Console::new(Box::new(os::standard_output()?));
         let mut server = Server::new(options, listener, console)?;
         server.console.log(format_args!("listening on {address}"));
         server.console.flush();
@@ -1597,44 +1601,34 @@ fn main() -> ExitCode {
 // 6. The operating system: the few calls that std lacks, and the only `unsafe`
 // ---------------------------------------------------------------------------------------------
 
-/// Linux. Every constant is from the C headers that the manual page beside it names.
+/// Every constant and structure is from the header or the manual page named beside it.
 #[allow(unsafe_code)]
 mod os {
     use super::{Interest, Readiness};
     use std::ffi::c_int;
-    use std::fs::{File, OpenOptions};
+    use std::fs::File;
     use std::io;
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-    use std::os::unix::fs::OpenOptionsExt;
-    use std::os::unix::net::UnixStream;
-    use std::sync::atomic::{AtomicI32, Ordering};
     use std::time::Duration;
 
-    /// What the poller can watch.
-    pub use std::os::fd::AsRawFd as Pollable;
+    pub use console::standard_output;
+    pub use readiness::Poller;
+    pub use stopping::stop_signal;
 
-    extern "C" {
-        fn epoll_create1(flags: c_int) -> c_int;
-        fn epoll_ctl(poller: c_int, operation: c_int, fd: c_int, event: *mut EpollEvent) -> c_int;
-        fn epoll_wait(poller: c_int, events: *mut EpollEvent, max: c_int, timeout: c_int) -> c_int;
-        fn poll(fds: *mut PollFd, count: std::ffi::c_ulong, timeout: c_int) -> c_int;
-        fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
-        fn setrlimit(resource: c_int, limit: *const ResourceLimit) -> c_int;
-        fn setsockopt(
-            fd: c_int,
-            level: c_int,
-            name: c_int,
-            value: *const c_int,
-            size: u32,
-        ) -> c_int;
-        fn listen(fd: c_int, queue: c_int) -> c_int;
-        fn signal(number: c_int, handler: usize) -> usize;
-        fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
-        fn _exit(status: c_int) -> !;
+    /// What the poller can watch, and its number.
+    #[cfg(unix)]
+    pub use std::os::fd::{AsRawFd as Pollable, RawFd as Number};
+    #[cfg(windows)]
+    pub use std::os::windows::io::{AsRawSocket as Pollable, RawSocket as Number};
+
+    fn number_of(socket: &impl Pollable) -> Number {
+        #[cfg(unix)]
+        return socket.as_raw_fd();
+        #[cfg(windows)]
+        return socket.as_raw_socket();
     }
 
-    /// The result of a call, or the error that it left in errno.
+    /// The result of a call, or the error that it left behind.
     fn check(result: c_int) -> io::Result<c_int> {
         match result {
             -1 => Err(io::Error::last_os_error()),
@@ -1642,266 +1636,668 @@ mod os {
         }
     }
 
-    // Readiness: epoll(7)
-
-    /// `struct epoll_event`, which is packed on x86-64 only (<sys/epoll.h>).
-    #[repr(C)]
-    #[cfg_attr(target_arch = "x86_64", repr(packed))]
-    #[derive(Clone, Copy)]
-    struct EpollEvent {
-        events: u32,
-        token: u64,
-    }
-
-    const EPOLL_CLOEXEC: c_int = 0o2_000_000;
-    const EPOLL_CTL_ADD: c_int = 1;
-    const EPOLL_CTL_DEL: c_int = 2;
-    const EPOLL_CTL_MOD: c_int = 3;
-    const EPOLLIN: u32 = 0x1;
-    const EPOLLOUT: u32 = 0x4;
-    const EPOLLERR: u32 = 0x8;
-    const EPOLLHUP: u32 = 0x10;
-
-    /// Tells which sockets are ready, for as long as they are (level-triggered).
-    pub struct Poller {
-        epoll: OwnedFd,
-        events: Vec<EpollEvent>,
-    }
-
-    impl Poller {
-        pub fn new() -> io::Result<Self> {
-            // SAFETY: takes no pointer; the descriptor it returns is nobody else's.
-            let epoll = unsafe { OwnedFd::from_raw_fd(check(epoll_create1(EPOLL_CLOEXEC))?) };
-            Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
-        }
-
-        /// Watches a socket until it is removed. Its readiness is reported under `token`.
-        pub fn add(
-            &self,
-            socket: &impl Pollable,
-            token: usize,
-            interest: Interest,
-        ) -> io::Result<()> {
-            self.control(EPOLL_CTL_ADD, socket, token, interest)
-        }
-
-        pub fn change(
-            &self,
-            socket: &impl Pollable,
-            token: usize,
-            interest: Interest,
-        ) -> io::Result<()> {
-            self.control(EPOLL_CTL_MOD, socket, token, interest)
-        }
-
-        pub fn remove(&self, socket: &impl Pollable) -> io::Result<()> {
-            self.control(EPOLL_CTL_DEL, socket, 0, Interest { read: false, write: false })
-        }
-
-        /// Waits until something is ready or the time is over, and fills `ready`.
-        pub fn wait(
-            &mut self,
-            ready: &mut Vec<Readiness>,
-            timeout: Option<Duration>,
-        ) -> io::Result<()> {
-            ready.clear();
-            let timeout = milliseconds(timeout);
-            let room = self.events.len() as c_int;
-            // SAFETY: `events` is writable for `room` entries, and outlives the call.
-            let count = check(unsafe {
-                epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), room, timeout)
-            });
-            let count = match count {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                count => count?,
-            };
-            ready.extend(self.events.iter().take(count as usize).map(|event| {
-                let EpollEvent { events, token } = *event;
-                let failed = events & (EPOLLERR | EPOLLHUP) != 0;
-                Readiness {
-                    token: token as usize,
-                    readable: failed || events & EPOLLIN != 0,
-                    writable: failed || events & EPOLLOUT != 0,
-                    failed,
-                }
-            }));
-            Ok(())
-        }
-
-        fn control(
-            &self,
-            operation: c_int,
-            socket: &impl Pollable,
-            token: usize,
-            interest: Interest,
-        ) -> io::Result<()> {
-            let read = if interest.read { EPOLLIN } else { 0 };
-            let write = if interest.write { EPOLLOUT } else { 0 };
-            let mut event = EpollEvent { events: read | write, token: token as u64 };
-            // SAFETY: `event` outlives the call; the kernel keeps a copy.
-            check(unsafe {
-                epoll_ctl(self.epoll.as_raw_fd(), operation, socket.as_raw_fd(), &mut event)
-            })?;
-            Ok(())
-        }
-    }
-
-    /// A time-out as poll(2) takes it, rounded up so that nothing is early; -1 waits for ever.
+    /// A time-out in milliseconds, rounded up so that nothing is early; -1 waits for ever.
     fn milliseconds(timeout: Option<Duration>) -> c_int {
         timeout.map_or(-1, |timeout| {
             c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
         })
     }
 
-    // Sockets: socket(7), tcp(7)
+    /// Readiness on Linux: epoll(7). `--cfg linechat_poll` builds what other systems have instead.
+    #[cfg(all(target_os = "linux", not(linechat_poll)))]
+    mod readiness {
+        use super::{check, milliseconds, number_of, Interest, Pollable, Readiness};
+        use std::ffi::c_int;
+        use std::io;
+        use std::os::fd::{FromRawFd, OwnedFd};
+        use std::time::Duration;
 
-    const SOL_SOCKET: c_int = 1;
-    const SO_KEEPALIVE: c_int = 9;
-    const SO_OOBINLINE: c_int = 10;
-    const IPPROTO_TCP: c_int = 6;
-    const TCP_KEEPIDLE: c_int = 4;
-    const TCP_KEEPINTVL: c_int = 5;
-    const TCP_KEEPCNT: c_int = 6;
-    const TCP_USER_TIMEOUT: c_int = 18;
-    const TCP_NOTSENT_LOWAT: c_int = 25;
+        extern "C" {
+            fn epoll_create1(flags: c_int) -> c_int;
+            fn epoll_ctl(poller: c_int, what: c_int, fd: c_int, event: *mut EpollEvent) -> c_int;
+            fn epoll_wait(poller: c_int, events: *mut EpollEvent, max: c_int, ms: c_int) -> c_int;
+        }
+
+        /// `struct epoll_event`, which is packed on x86-64 only (<sys/epoll.h>).
+        #[repr(C)]
+        #[cfg_attr(target_arch = "x86_64", repr(packed))]
+        #[derive(Clone, Copy)]
+        struct EpollEvent {
+            events: u32,
+            token: u64,
+        }
+
+        const EPOLL_CLOEXEC: c_int = 0o2_000_000;
+        const EPOLL_CTL_ADD: c_int = 1;
+        const EPOLL_CTL_DEL: c_int = 2;
+        const EPOLL_CTL_MOD: c_int = 3;
+        const EPOLLIN: u32 = 0x1;
+        const EPOLLOUT: u32 = 0x4;
+        const EPOLLERR: u32 = 0x8;
+        const EPOLLHUP: u32 = 0x10;
+
+        /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
+        /// for one socket, from `add` to `remove`.
+        pub struct Poller {
+            epoll: OwnedFd,
+            events: Vec<EpollEvent>,
+        }
+
+        impl Poller {
+            pub fn new() -> io::Result<Self> {
+                // SAFETY: takes no pointer; the descriptor it returns is nobody else's.
+                let epoll = unsafe { OwnedFd::from_raw_fd(check(epoll_create1(EPOLL_CLOEXEC))?) };
+                Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
+            }
+
+            pub fn add(
+                &mut self,
+                socket: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                self.control(EPOLL_CTL_ADD, socket, token, interest)
+            }
+
+            pub fn change(
+                &mut self,
+                socket: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                self.control(EPOLL_CTL_MOD, socket, token, interest)
+            }
+
+            pub fn remove(&mut self, socket: &impl Pollable, token: usize) -> io::Result<()> {
+                let interest = Interest { read: false, write: false };
+                self.control(EPOLL_CTL_DEL, socket, token, interest)
+            }
+
+            /// Waits until something is ready or the time is over, and fills `ready`.
+            pub fn wait(
+                &mut self,
+                ready: &mut Vec<Readiness>,
+                timeout: Option<Duration>,
+            ) -> io::Result<()> {
+                ready.clear();
+                let timeout = milliseconds(timeout);
+                let room = self.events.len() as c_int;
+                // SAFETY: `events` is writable for `room` entries, and outlives the call.
+                let count = check(unsafe {
+                    epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), room, timeout)
+                });
+                let count = match count {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                    count => count?,
+                };
+                ready.extend(self.events.iter().take(count as usize).map(|event| {
+                    let EpollEvent { events, token } = *event;
+                    let failed = events & (EPOLLERR | EPOLLHUP) != 0;
+                    Readiness {
+                        token: token as usize,
+                        readable: failed || events & EPOLLIN != 0,
+                        writable: failed || events & EPOLLOUT != 0,
+                        failed,
+                    }
+                }));
+                Ok(())
+            }
+
+            fn control(
+                &self,
+                operation: c_int,
+                socket: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                let read = if interest.read { EPOLLIN } else { 0 };
+                let write = if interest.write { EPOLLOUT } else { 0 };
+                let mut event = EpollEvent { events: read | write, token: token as u64 };
+                // SAFETY: `event` outlives the call; the kernel keeps a copy.
+                check(unsafe {
+                    epoll_ctl(self.epoll.as_raw_fd(), operation, number_of(socket), &mut event)
+                })?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Readiness everywhere else: poll(2), which Windows calls WSAPoll. It is told of every socket
+    /// at every turn, so a large room costs more than with epoll.
+    #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
+    mod readiness {
+        use super::{check, milliseconds, number_of, Interest, Number, Pollable, Readiness};
+        use std::collections::{BTreeMap, BTreeSet};
+        use std::io;
+        use std::thread;
+        use std::time::Duration;
+
+        /// `struct pollfd` (<poll.h>); `WSAPOLLFD` (<winsock2.h>) has the same fields.
+        #[repr(C)]
+        struct Entry {
+            socket: Number,
+            events: i16,
+            returned: i16,
+        }
+
+        /// What differs between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
+        /// name. Windows takes no other flags than these two to be asked for, and has it mean both
+        /// of its own "normal" and "band" data, as SO_OOBINLINE needs.
+        #[cfg(unix)]
+        mod system {
+            #[cfg(target_os = "linux")]
+            pub type Count = std::ffi::c_ulong;
+            #[cfg(not(target_os = "linux"))]
+            pub type Count = std::ffi::c_uint;
+            pub const READ: i16 = 0x1;
+            pub const WRITE: i16 = 0x4;
+            pub const ERROR: i16 = 0x8;
+            pub const HANGUP: i16 = 0x10;
+            pub const INVALID: i16 = 0x20;
+            extern "C" {
+                pub fn poll(entries: *mut super::Entry, count: Count, ms: i32) -> i32;
+            }
+        }
+        #[cfg(windows)]
+        mod system {
+            pub type Count = u32;
+            pub const READ: i16 = 0x100 | 0x200;
+            pub const WRITE: i16 = 0x10;
+            pub const ERROR: i16 = 0x1;
+            pub const HANGUP: i16 = 0x2;
+            pub const INVALID: i16 = 0x4;
+            #[link(name = "ws2_32")]
+            extern "system" {
+                #[link_name = "WSAPoll"]
+                pub fn poll(entries: *mut super::Entry, count: Count, ms: i32) -> i32;
+            }
+        }
+
+        /// Linux hangs up when both directions have ended. Elsewhere that may mean that the peer
+        /// has ended only its own, and may still be owed something.
+        const FAILURE: i16 = match cfg!(target_os = "linux") {
+            true => system::ERROR | system::INVALID | system::HANGUP,
+            false => system::ERROR | system::INVALID,
+        };
+
+        /// A hang-up cannot be asked not to be reported. Where nobody can make use of it yet, the
+        /// socket is left out for so long, which is better than to spin.
+        const REST: Duration = Duration::from_millis(50);
+
+        /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
+        /// for one socket, from `add` to `remove`.
+        #[derive(Default)]
+        pub struct Poller {
+            watched: BTreeMap<usize, (Number, Interest)>,
+            resting: BTreeSet<usize>,
+            entries: Vec<Entry>,
+            tokens: Vec<usize>,
+        }
+
+        impl Poller {
+            pub fn new() -> io::Result<Self> {
+                Ok(Poller::default())
+            }
+
+            pub fn add(
+                &mut self,
+                socket: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                self.watched.insert(token, (number_of(socket), interest));
+                Ok(())
+            }
+
+            pub fn change(
+                &mut self,
+                socket: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                self.resting.remove(&token);
+                self.add(socket, token, interest)
+            }
+
+            pub fn remove(&mut self, _socket: &impl Pollable, token: usize) -> io::Result<()> {
+                self.resting.remove(&token);
+                self.watched.remove(&token);
+                Ok(())
+            }
+
+            /// Waits until something is ready or the time is over, and fills `ready`.
+            pub fn wait(
+                &mut self,
+                ready: &mut Vec<Readiness>,
+                timeout: Option<Duration>,
+            ) -> io::Result<()> {
+                ready.clear();
+                self.entries.clear();
+                self.tokens.clear();
+                for (&token, &(socket, interest)) in &self.watched {
+                    if !self.resting.contains(&token) {
+                        let read = if interest.read { system::READ } else { 0 };
+                        let write = if interest.write { system::WRITE } else { 0 };
+                        self.entries.push(Entry { socket, events: read | write, returned: 0 });
+                        self.tokens.push(token);
+                    }
+                }
+                let timeout = match self.resting.is_empty() {
+                    true => timeout,
+                    false => Some(timeout.map_or(REST, |timeout| timeout.min(REST))),
+                };
+                self.resting.clear();
+                if self.entries.is_empty() {
+                    // An error on Windows.
+                    thread::sleep(timeout.unwrap_or(REST));
+                    return Ok(());
+                }
+                let count = self.entries.len() as system::Count;
+                // SAFETY: `entries` has `count` entries, is writable, and outlives the call.
+                let waited = check(unsafe {
+                    system::poll(self.entries.as_mut_ptr(), count, milliseconds(timeout))
+                });
+                match waited {
+                    Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                    Err(_) | Ok(0) => return Ok(()),
+                    Ok(_) => {}
+                }
+                for (&token, entry) in self.tokens.iter().zip(&self.entries) {
+                    let failed = entry.returned & FAILURE != 0;
+                    let hangup = entry.returned & system::HANGUP != 0;
+                    let reads = entry.events & system::READ != 0;
+                    let readable = failed || entry.returned & system::READ != 0 || hangup && reads;
+                    let writable = failed || entry.returned & system::WRITE != 0;
+                    if readable || writable {
+                        ready.push(Readiness { token, readable, writable, failed });
+                    } else if hangup {
+                        self.resting.insert(token);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    // Sockets
+
+    /// How a system names what `prepare` asks for: level, name, value (socket(7), tcp(7), or
+    /// tcp(4) on the BSDs; <sys/socket.h>, <netinet/tcp.h>, and <ws2ipdef.h> on Windows). On Linux
+    /// these numbers are those of x86, ARM and RISC-V.
+    type SocketOption = (c_int, c_int, c_int);
+    const TCP: c_int = 6;
+
+    #[cfg(target_os = "linux")]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (1, 9, 1),             // SO_KEEPALIVE
+        (1, 10, 1),            // SO_OOBINLINE
+        (TCP, 4, 30),          // TCP_KEEPIDLE, in seconds
+        (TCP, 5, 10),          // TCP_KEEPINTVL
+        (TCP, 6, 3),           // TCP_KEEPCNT
+        (TCP, 18, 50_000),     // TCP_USER_TIMEOUT, in milliseconds
+        (TCP, 25, 128 * 1024), // TCP_NOTSENT_LOWAT
+    ];
+    #[cfg(target_os = "macos")]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (0xffff, 0x8, 1),         // SO_KEEPALIVE
+        (0xffff, 0x100, 1),       // SO_OOBINLINE
+        (TCP, 0x10, 30),          // TCP_KEEPALIVE
+        (TCP, 0x101, 10),         // TCP_KEEPINTVL
+        (TCP, 0x102, 3),          // TCP_KEEPCNT
+        (TCP, 0x80, 50),          // TCP_RXT_CONNDROPTIME, in seconds
+        (TCP, 0x201, 128 * 1024), // TCP_NOTSENT_LOWAT
+    ];
+    #[cfg(windows)]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (0xffff, 0x8, 1),   // SO_KEEPALIVE
+        (0xffff, 0x100, 1), // SO_OOBINLINE
+        (TCP, 3, 30),       // TCP_KEEPIDLE
+        (TCP, 17, 10),      // TCP_KEEPINTVL
+        (TCP, 16, 3),       // TCP_KEEPCNT
+        (TCP, 5, 50),       // TCP_MAXRT, in seconds
+    ];
+    // The BSDs have nothing for a peer that vanishes while it is sent something: that takes as long
+    // as their retransmissions, some ten minutes. OpenBSD sets the keepalive times for the whole
+    // system, by sysctl(8).
+    #[cfg(target_os = "freebsd")]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (0xffff, 0x8, 1),   // SO_KEEPALIVE
+        (0xffff, 0x100, 1), // SO_OOBINLINE
+        (TCP, 256, 30),     // TCP_KEEPIDLE
+        (TCP, 512, 10),     // TCP_KEEPINTVL
+        (TCP, 1024, 3),     // TCP_KEEPCNT
+    ];
+    #[cfg(target_os = "netbsd")]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (0xffff, 0x8, 1),   // SO_KEEPALIVE
+        (0xffff, 0x100, 1), // SO_OOBINLINE
+        (TCP, 3, 30),       // TCP_KEEPIDLE
+        (TCP, 5, 10),       // TCP_KEEPINTVL
+        (TCP, 6, 3),        // TCP_KEEPCNT
+    ];
+    #[cfg(not(any(
+        target_os = "linux",
+        target_os = "macos",
+        target_os = "freebsd",
+        target_os = "netbsd",
+        windows
+    )))]
+    const SOCKET_OPTIONS: &[SocketOption] = &[
+        (0xffff, 0x8, 1),   // SO_KEEPALIVE
+        (0xffff, 0x100, 1), // SO_OOBINLINE
+    ];
+
+    #[cfg_attr(windows, link(name = "ws2_32"))]
+    extern "system" {
+        fn setsockopt(
+            socket: Number,
+            level: c_int,
+            name: c_int,
+            value: *const c_int,
+            size: c_int,
+        ) -> c_int;
+        #[cfg(unix)]
+        fn listen(socket: Number, queue: c_int) -> c_int;
+    }
 
     /// Lets a peer that vanished be noticed within about a minute, whether it is sent something
     /// or not; telnet's urgent bytes be read in their place; and what a slow peer is owed wait
-    /// here, where it is limited, and not in the megabytes that the kernel would take.
-    pub fn prepare(socket: &TcpStream) -> io::Result<()> {
-        for (level, name, value) in [
-            (SOL_SOCKET, SO_KEEPALIVE, 1),
-            (IPPROTO_TCP, TCP_KEEPIDLE, 30),
-            (IPPROTO_TCP, TCP_KEEPINTVL, 10),
-            (IPPROTO_TCP, TCP_KEEPCNT, 3),
-            (IPPROTO_TCP, TCP_USER_TIMEOUT, 50_000),
-            (IPPROTO_TCP, TCP_NOTSENT_LOWAT, 128 * 1024),
-            (SOL_SOCKET, SO_OOBINLINE, 1),
-        ] {
-            let value: c_int = value;
+    /// here, where it is limited, and not in the megabytes that the kernel would take. What a
+    /// system does not know is done without.
+    pub fn prepare(socket: &TcpStream) {
+        for (level, name, value) in SOCKET_OPTIONS {
             // SAFETY: `value` outlives the call, and its size is the one given.
-            check(unsafe {
-                setsockopt(socket.as_raw_fd(), level, name, &value, size_of::<c_int>() as u32)
-            })?;
+            unsafe {
+                setsockopt(number_of(socket), *level, *name, value, size_of::<c_int>() as c_int)
+            };
         }
-        Ok(())
     }
 
     /// Sets how many connections wait to be accepted; std asks for 128. The kernel lowers it to its
-    /// own limit (listen(2), somaxconn).
-    pub fn set_accept_queue(listener: &TcpListener, queue: c_int) -> io::Result<()> {
-        // SAFETY: takes no pointer; Linux lets a socket that listens already be told again.
-        check(unsafe { listen(listener.as_raw_fd(), queue) })?;
-        Ok(())
+    /// own limit (listen(2)). Windows cannot be asked a second time.
+    pub fn set_accept_queue(listener: &TcpListener, queue: c_int) {
+        #[cfg(unix)]
+        // SAFETY: takes no pointer; a socket that listens already may be told again.
+        unsafe {
+            listen(number_of(listener), queue);
+        }
+        #[cfg(windows)]
+        let _ = (listener, queue);
     }
 
     // Descriptors: getrlimit(2), accept(2)
 
-    /// `struct rlimit` (<sys/resource.h>), where `rlim_t` is 64 bits wide on all of Linux's libcs
-    /// but glibc's 32-bit ones, which have `rlim_t` as wide as `unsigned long`.
+    #[cfg(unix)]
+    extern "C" {
+        fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
+        fn setrlimit(resource: c_int, limit: *const ResourceLimit) -> c_int;
+    }
+
+    /// `struct rlimit` (<sys/resource.h>), where `rlim_t` is 64 bits wide everywhere but in glibc
+    /// on 32-bit machines, where it is as wide as `unsigned long`.
+    #[cfg(unix)]
     #[repr(C)]
     struct ResourceLimit {
         soft: RlimT,
         hard: RlimT,
     }
 
-    #[cfg(not(all(target_env = "gnu", target_pointer_width = "32")))]
+    #[cfg(all(unix, not(all(target_env = "gnu", target_pointer_width = "32"))))]
     type RlimT = u64;
     #[cfg(all(target_env = "gnu", target_pointer_width = "32"))]
     type RlimT = u32;
 
-    const RLIMIT_NOFILE: c_int = 7;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-
-    /// Raises the soft limit on open files to the hard one. Returns what then holds.
+    /// Raises the soft limit on open files to the hard one, or as far as the system lets it be
+    /// raised. Returns what then holds. Windows has no such limit.
     pub fn raise_descriptor_limit() -> usize {
-        let mut limit = ResourceLimit { soft: 0, hard: 0 };
-        // SAFETY: `limit` outlives both calls, which write and read it as the structure it is.
-        unsafe {
-            if getrlimit(RLIMIT_NOFILE, &mut limit) == -1 {
-                return 256;
+        #[cfg(windows)]
+        return usize::MAX;
+        #[cfg(unix)]
+        {
+            const RLIMIT_NOFILE: c_int = if cfg!(target_os = "linux") { 7 } else { 8 };
+            // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
+            const OPEN_MAX: RlimT = 10_240;
+            let mut limit = ResourceLimit { soft: 0, hard: 0 };
+            // SAFETY: `limit` outlives the calls, which write and read it as the structure it is.
+            unsafe {
+                if getrlimit(RLIMIT_NOFILE, &mut limit) == -1 {
+                    return 256;
+                }
+                for soft in [limit.hard, limit.hard.min(OPEN_MAX)] {
+                    let raised = ResourceLimit { soft, hard: limit.hard };
+                    if soft > limit.soft && setrlimit(RLIMIT_NOFILE, &raised) == 0 {
+                        limit.soft = soft;
+                    }
+                }
             }
-            let raised = ResourceLimit { soft: limit.hard, hard: limit.hard };
-            if setrlimit(RLIMIT_NOFILE, &raised) == 0 {
-                limit.soft = limit.hard;
-            }
+            usize::try_from(limit.soft).unwrap_or(usize::MAX)
         }
-        usize::try_from(limit.soft).unwrap_or(usize::MAX)
     }
 
     /// A descriptor held only to be given up when there is no other.
     pub fn reserve_descriptor() -> Option<File> {
-        File::open("/dev/null").ok()
+        File::open(if cfg!(windows) { "NUL" } else { "/dev/null" }).ok()
     }
 
     pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-        matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+        // ENFILE and EMFILE (<errno.h>), the same on every Unix; WSAEMFILE (<winerror.h>).
+        let codes: &[i32] = if cfg!(windows) { &[10024] } else { &[23, 24] };
+        error.raw_os_error().is_some_and(|code| codes.contains(&code))
     }
 
-    // Standard output: poll(2), open(2)
+    /// Standard output on Linux: poll(2), open(2).
+    #[cfg(all(target_os = "linux", not(linechat_poll)))]
+    mod console {
+        use std::ffi::{c_int, c_ulong};
+        use std::fs::{File, OpenOptions};
+        use std::io::{self, ErrorKind, Write};
+        use std::os::fd::{AsFd, AsRawFd};
+        use std::os::unix::fs::OpenOptionsExt;
 
-    #[repr(C)]
-    struct PollFd {
-        fd: c_int,
-        events: i16,
-        returned_events: i16,
-    }
-
-    const POLLOUT: i16 = 4;
-    const O_NONBLOCK: c_int = 0o4000;
-
-    /// Standard output, opened a second time so that it can be made not to wait without doing the
-    /// same to every other program on the terminal. What cannot be opened again, such as a socket,
-    /// is used as it is.
-    pub fn standard_output() -> io::Result<File> {
-        let reopened =
-            OpenOptions::new().append(true).custom_flags(O_NONBLOCK).open("/proc/self/fd/1");
-        reopened.or_else(|_| Ok(io::stdout().as_fd().try_clone_to_owned()?.into()))
-    }
-
-    /// Whether a write would be taken, in part at least, or fail at once.
-    pub fn can_be_written(file: &File) -> bool {
-        let mut entry = PollFd { fd: file.as_raw_fd(), events: POLLOUT, returned_events: 0 };
-        // SAFETY: `entry` is the one entry that the count announces, and outlives the call.
-        unsafe { poll(&mut entry, 1, 0) != 0 }
-    }
-
-    // Signals: signal(7)
-
-    const SIGHUP: c_int = 1;
-    const SIGINT: c_int = 2;
-    const SIGTERM: c_int = 15;
-    const SIG_IGN: usize = 1;
-
-    /// The writing end of the pair whose other end `stop_signal` returned; -1 once it was used.
-    static STOP: AtomicI32 = AtomicI32::new(-1);
-
-    /// Returns a socket that becomes readable when SIGINT or SIGTERM asks the server to stop; a
-    /// second one ends the process at once. A terminal that goes away (SIGHUP) does not stop it;
-    /// std has SIGPIPE ignored already.
-    pub fn stop_signal() -> io::Result<UnixStream> {
-        let (reader, writer) = UnixStream::pair()?;
-        reader.set_nonblocking(true)?;
-        STOP.store(writer.as_raw_fd(), Ordering::SeqCst);
-        std::mem::forget(writer);
-        // SAFETY: the handler only does what signal-safety(7) allows.
-        unsafe {
-            signal(SIGHUP, SIG_IGN);
-            signal(SIGINT, on_stop_signal as *const () as usize);
-            signal(SIGTERM, on_stop_signal as *const () as usize);
+        extern "C" {
+            fn poll(entries: *mut PollFd, count: c_ulong, ms: c_int) -> c_int;
         }
-        Ok(reader)
+
+        /// `struct pollfd` (<poll.h>).
+        #[repr(C)]
+        struct PollFd {
+            fd: c_int,
+            events: i16,
+            returned: i16,
+        }
+
+        const POLLOUT: i16 = 4;
+        const O_NONBLOCK: c_int = 0o4000;
+        /// A pipe that reports readiness takes at least this much without waiting (pipe(7),
+        /// PIPE_BUF).
+        const PIPE_SHARE: usize = 4096;
+
+        /// Writes to standard output without ever waiting for it.
+        pub struct Output(File);
+
+        /// Standard output, opened a second time so that it can be made not to wait without doing
+        /// the same to every other program on the terminal. What cannot be opened again, such as a
+        /// socket, is used as it is.
+        pub fn standard_output() -> io::Result<Output> {
+            let reopened =
+                OpenOptions::new().append(true).custom_flags(O_NONBLOCK).open("/proc/self/fd/1");
+            let file =
+                reopened.or_else(|_| io::stdout().as_fd().try_clone_to_owned().map(File::from));
+            file.map(Output)
+        }
+
+        impl Write for Output {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let mut entry = PollFd { fd: self.0.as_raw_fd(), events: POLLOUT, returned: 0 };
+                // SAFETY: `entry` is the one entry that the count announces, and outlives the call.
+                match unsafe { poll(&mut entry, 1, 0) } {
+                    0 => Err(ErrorKind::WouldBlock.into()),
+                    _ => self.0.write(bytes.get(..PIPE_SHARE).unwrap_or(bytes)),
+                }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                self.0.flush()
+            }
+        }
     }
 
-    extern "C" fn on_stop_signal(number: c_int) {
-        let writer = STOP.swap(-1, Ordering::SeqCst);
-        // SAFETY: the descriptor stays open for ever; one byte is there to be written.
-        unsafe {
-            if writer == -1 {
-                _exit(128 + number);
+    /// Standard output everywhere else: a terminal that is paused (on Windows, in which something
+    /// is selected) keeps who writes to it waiting, so that is a thread of its own.
+    #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
+    mod console {
+        use std::io::{self, ErrorKind, Write};
+        use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
+        use std::thread;
+        use std::time::Duration;
+
+        /// How long the last lines may take to be shown at the end.
+        const PATIENCE: Duration = Duration::from_secs(1);
+
+        /// Writes to standard output without ever waiting for it.
+        pub struct Output {
+            lines: Option<SyncSender<Vec<u8>>>,
+            is_done: Receiver<()>,
+        }
+
+        pub fn standard_output() -> io::Result<Output> {
+            let (sender, lines) = sync_channel::<Vec<u8>>(1);
+            let (done, is_done) = sync_channel(1);
+            thread::Builder::new().spawn(move || {
+                let mut out = io::stdout();
+                for bytes in lines {
+                    if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
+                        break;
+                    }
+                }
+                let _ = done.send(());
+            })?;
+            Ok(Output { lines: Some(sender), is_done })
+        }
+
+        impl Write for Output {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let Some(lines) = &self.lines else { return Err(ErrorKind::BrokenPipe.into()) };
+                match lines.try_send(bytes.to_vec()) {
+                    Ok(()) => Ok(bytes.len()),
+                    Err(TrySendError::Full(_)) => Err(ErrorKind::WouldBlock.into()),
+                    Err(TrySendError::Disconnected(_)) => Err(ErrorKind::BrokenPipe.into()),
+                }
             }
-            write(writer, b"!".as_ptr(), 1);
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        impl Drop for Output {
+            fn drop(&mut self) {
+                self.lines = None;
+                let _ = self.is_done.recv_timeout(PATIENCE);
+            }
+        }
+    }
+
+    /// What asks the server to stop on Unix: signal(7).
+    #[cfg(unix)]
+    mod stopping {
+        use std::ffi::c_int;
+        use std::io;
+        use std::os::fd::AsRawFd;
+        use std::os::unix::net::UnixStream;
+        use std::sync::atomic::{AtomicI32, Ordering};
+
+        extern "C" {
+            fn signal(number: c_int, handler: usize) -> usize;
+            fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
+            fn _exit(status: c_int) -> !;
+        }
+
+        // <signal.h>: these are the same on every Unix.
+        const SIGHUP: c_int = 1;
+        const SIGINT: c_int = 2;
+        const SIGTERM: c_int = 15;
+        const SIG_IGN: usize = 1;
+
+        /// The writing end of the pair whose other end `stop_signal` returned; -1 once it was used.
+        static STOP: AtomicI32 = AtomicI32::new(-1);
+
+        /// Returns a socket that becomes readable when SIGINT or SIGTERM asks the server to stop; a
+        /// second one ends the process at once. A terminal that goes away (SIGHUP) does not stop
+        /// it; std has SIGPIPE ignored already.
+        pub fn stop_signal() -> io::Result<UnixStream> {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            STOP.store(writer.as_raw_fd(), Ordering::SeqCst);
+            std::mem::forget(writer);
+            // SAFETY: the handler only does what signal-safety(7) allows.
+            unsafe {
+                signal(SIGHUP, SIG_IGN);
+                signal(SIGINT, on_stop_signal as *const () as usize);
+                signal(SIGTERM, on_stop_signal as *const () as usize);
+            }
+            Ok(reader)
+        }
+
+        extern "C" fn on_stop_signal(number: c_int) {
+            let writer = STOP.swap(-1, Ordering::SeqCst);
+            // SAFETY: the descriptor stays open for ever; one byte is there to be written.
+            unsafe {
+                if writer == -1 {
+                    _exit(128 + number);
+                }
+                write(writer, b"!".as_ptr(), 1);
+            }
+        }
+    }
+
+    /// What asks the server to stop on Windows: Ctrl-C, Ctrl-Break, and closing the window
+    /// (SetConsoleCtrlHandler, <consoleapi.h>).
+    #[cfg(windows)]
+    mod stopping {
+        use std::io;
+        use std::net::UdpSocket;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use std::sync::OnceLock;
+        use std::thread;
+        use std::time::Duration;
+
+        #[link(name = "kernel32")]
+        extern "system" {
+            fn SetConsoleCtrlHandler(handler: extern "system" fn(u32) -> i32, add: i32) -> i32;
+        }
+
+        const CTRL_CLOSE_EVENT: u32 = 2;
+
+        static STOP: OnceLock<UdpSocket> = OnceLock::new();
+        static HAS_STOPPED: AtomicBool = AtomicBool::new(false);
+
+        /// Returns a socket that becomes readable when the server is to stop; a second Ctrl-C ends
+        /// the process at once. What wakes it is a packet that the socket sends to itself.
+        pub fn stop_signal() -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(socket.local_addr()?)?;
+            let _ = STOP.set(socket.try_clone()?);
+            // SAFETY: the handler is there as long as the process.
+            match unsafe { SetConsoleCtrlHandler(on_stop_signal, 1) } {
+                0 => Err(io::Error::last_os_error()),
+                _ => Ok(socket),
+            }
+        }
+
+        /// Windows calls this in a thread of its own. Returning 0 ends the process.
+        extern "system" fn on_stop_signal(event: u32) -> i32 {
+            if HAS_STOPPED.swap(true, Ordering::SeqCst) {
+                return 0;
+            }
+            if let Some(socket) = STOP.get() {
+                let _ = socket.send(b"!");
+            }
+            if event == CTRL_CLOSE_EVENT {
+                // The process is ended when this returns; the loop needs at most a second.
+                thread::sleep(Duration::from_secs(2));
+            }
+            1
         }
     }
 }
