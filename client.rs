@@ -1539,8 +1539,9 @@ fn main() -> ExitCode {
 // The terminal: the little that std lacks, and the only `unsafe`
 // ---------------------------------------------------------------------------------------------
 
-/// Unix. What a terminal's settings look like in memory differs from system to system; stty(1)
+/// On Unix, what a terminal's settings look like in memory differs from system to system; stty(1)
 /// knows, and its operands are POSIX's.
+#[cfg(unix)]
 #[allow(unsafe_code)]
 mod terminal {
     use std::ffi::c_int;
@@ -1577,7 +1578,7 @@ mod terminal {
         watch_signals(events, resized)?;
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
-        // like others; Enter told from Ctrl-J (-icrnl); at least one byte, whenever it comes.
+        // like others; at least one byte, whenever it comes.
         stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])
             .inspect_err(|_| give_back())?;
         // Pasted text comes between marks, so that its tabs are text.
@@ -1660,6 +1661,125 @@ mod terminal {
                 signal(number, SIG_DFL);
             }
             write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
+        }
+    }
+}
+
+/// On Windows, a console understands the same control sequences once it is asked to, and sends them
+/// for its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
+#[cfg(windows)]
+#[allow(unsafe_code)]
+mod terminal {
+    use std::io::{self, Write};
+    use std::os::windows::io::{AsRawHandle, RawHandle};
+    use std::sync::mpsc::SyncSender;
+    use std::sync::{Mutex, PoisonError};
+    use std::thread;
+    use std::time::Duration;
+
+    #[link(name = "kernel32")]
+    extern "system" {
+        fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
+        fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
+        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut ScreenBuffer) -> i32;
+    }
+
+    /// `CONSOLE_SCREEN_BUFFER_INFO`: three pairs and a rectangle of SHORTs, with a WORD between.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ScreenBuffer {
+        size: [i16; 2],
+        cursor: [i16; 2],
+        attributes: u16,
+        /// Left, top, right, bottom.
+        window: [i16; 4],
+        largest: [i16; 2],
+    }
+
+    // Of the input: keys one by one, not shown, Ctrl-C among them, and as control sequences.
+    const ENABLE_PROCESSED_INPUT: u32 = 0x1;
+    const ENABLE_LINE_INPUT: u32 = 0x2;
+    const ENABLE_ECHO_INPUT: u32 = 0x4;
+    const ENABLE_VIRTUAL_TERMINAL_INPUT: u32 = 0x200;
+    // Of the output: control sequences are obeyed.
+    const ENABLE_PROCESSED_OUTPUT: u32 = 0x1;
+    const ENABLE_VIRTUAL_TERMINAL_PROCESSING: u32 = 0x4;
+
+    /// How often the width is looked at, since no signal tells of its change.
+    const GLANCE: Duration = Duration::from_millis(250);
+
+    /// The modes of input and output to give the console back with.
+    static MODES: Mutex<Option<(u32, u32)>> = Mutex::new(None);
+
+    /// Takes the console over until `give_back`, which also happens when a thread panics. `resized`
+    /// is sent when the window has another size.
+    pub fn take_over<T: Clone + Send + 'static>(
+        events: SyncSender<T>,
+        resized: T,
+    ) -> io::Result<()> {
+        let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
+        let (keys, screen) = (mode_of(input)?, mode_of(output)?);
+        *MODES.lock().unwrap_or_else(PoisonError::into_inner) = Some((keys, screen));
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            give_back();
+            report(panic);
+        }));
+        let without = ENABLE_PROCESSED_INPUT | ENABLE_LINE_INPUT | ENABLE_ECHO_INPUT;
+        let obeys = ENABLE_PROCESSED_OUTPUT | ENABLE_VIRTUAL_TERMINAL_PROCESSING;
+        set_mode(input, keys & !without | ENABLE_VIRTUAL_TERMINAL_INPUT)
+            .and_then(|()| set_mode(output, screen | obeys))
+            .inspect_err(|_| give_back())?;
+        thread::spawn(move || {
+            let mut last = columns();
+            loop {
+                thread::sleep(GLANCE);
+                if std::mem::replace(&mut last, columns()) != last
+                    && events.send(resized.clone()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Gives the console back as it was, without the line being typed.
+    pub fn give_back() {
+        let modes = MODES.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((keys, screen)) = modes {
+            let mut out = io::stdout();
+            let _ = out.write_all(b"\r\x1b[J\x1b[?7h").and_then(|()| out.flush());
+            let _ = set_mode(io::stdin().as_raw_handle(), keys);
+            let _ = set_mode(out.as_raw_handle(), screen);
+        }
+    }
+
+    /// How many columns the window has.
+    pub fn columns() -> usize {
+        let mut info = ScreenBuffer::default();
+        // SAFETY: `info` is the structure that the call fills, and outlives it.
+        let is_known =
+            unsafe { GetConsoleScreenBufferInfo(io::stdout().as_raw_handle(), &mut info) } != 0;
+        let [left, _, right, _] = info.window;
+        let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
+        columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
+    }
+
+    fn mode_of(console: RawHandle) -> io::Result<u32> {
+        let mut mode = 0;
+        // SAFETY: `mode` outlives the call, which fills it.
+        match unsafe { GetConsoleMode(console, &mut mode) } {
+            0 => Err(io::Error::last_os_error()),
+            _ => Ok(mode),
+        }
+    }
+
+    fn set_mode(console: RawHandle, mode: u32) -> io::Result<()> {
+        // SAFETY: takes no pointer but the handle, which is the process's own.
+        match unsafe { SetConsoleMode(console, mode) } {
+            0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
         }
     }
 }

@@ -1921,40 +1921,39 @@ mod os {
 
     // Sockets
 
-    /// How a system names what `prepare` asks for: level, name, value (socket(7), tcp(7), or
-    /// tcp(4) on the BSDs; <sys/socket.h>, <netinet/tcp.h>, and <ws2ipdef.h> on Windows). On Linux
-    /// these numbers are those of x86, ARM and RISC-V.
+    /// How a system names what `prepare` asks for: level, name, value (socket(7) and tcp(7), on the
+    /// BSDs tcp(4); <sys/socket.h>, <netinet/tcp.h>, and <ws2ipdef.h> on Windows). The level 6 is
+    /// IPPROTO_TCP, the other SOL_SOCKET. The numbers for Linux are those of x86, ARM and RISC-V.
     type SocketOption = (c_int, c_int, c_int);
-    const TCP: c_int = 6;
 
     #[cfg(target_os = "linux")]
     const SOCKET_OPTIONS: &[SocketOption] = &[
-        (1, 9, 1),             // SO_KEEPALIVE
-        (1, 10, 1),            // SO_OOBINLINE
-        (TCP, 4, 30),          // TCP_KEEPIDLE, in seconds
-        (TCP, 5, 10),          // TCP_KEEPINTVL
-        (TCP, 6, 3),           // TCP_KEEPCNT
-        (TCP, 18, 50_000),     // TCP_USER_TIMEOUT, in milliseconds
-        (TCP, 25, 128 * 1024), // TCP_NOTSENT_LOWAT
+        (1, 9, 1),           // SO_KEEPALIVE
+        (1, 10, 1),          // SO_OOBINLINE
+        (6, 4, 30),          // TCP_KEEPIDLE, in seconds
+        (6, 5, 10),          // TCP_KEEPINTVL
+        (6, 6, 3),           // TCP_KEEPCNT
+        (6, 18, 50_000),     // TCP_USER_TIMEOUT, in milliseconds
+        (6, 25, 128 * 1024), // TCP_NOTSENT_LOWAT
     ];
     #[cfg(target_os = "macos")]
     const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),         // SO_KEEPALIVE
-        (0xffff, 0x100, 1),       // SO_OOBINLINE
-        (TCP, 0x10, 30),          // TCP_KEEPALIVE
-        (TCP, 0x101, 10),         // TCP_KEEPINTVL
-        (TCP, 0x102, 3),          // TCP_KEEPCNT
-        (TCP, 0x80, 50),          // TCP_RXT_CONNDROPTIME, in seconds
-        (TCP, 0x201, 128 * 1024), // TCP_NOTSENT_LOWAT
+        (0xffff, 0x8, 1),       // SO_KEEPALIVE
+        (0xffff, 0x100, 1),     // SO_OOBINLINE
+        (6, 0x10, 30),          // TCP_KEEPALIVE
+        (6, 0x101, 10),         // TCP_KEEPINTVL
+        (6, 0x102, 3),          // TCP_KEEPCNT
+        (6, 0x80, 50),          // TCP_RXT_CONNDROPTIME, in seconds
+        (6, 0x201, 128 * 1024), // TCP_NOTSENT_LOWAT
     ];
     #[cfg(windows)]
     const SOCKET_OPTIONS: &[SocketOption] = &[
         (0xffff, 0x8, 1),   // SO_KEEPALIVE
         (0xffff, 0x100, 1), // SO_OOBINLINE
-        (TCP, 3, 30),       // TCP_KEEPIDLE
-        (TCP, 17, 10),      // TCP_KEEPINTVL
-        (TCP, 16, 3),       // TCP_KEEPCNT
-        (TCP, 5, 50),       // TCP_MAXRT, in seconds
+        (6, 3, 30),         // TCP_KEEPIDLE
+        (6, 17, 10),        // TCP_KEEPINTVL
+        (6, 16, 3),         // TCP_KEEPCNT
+        (6, 5, 50),         // TCP_MAXRT, in seconds
     ];
     // The BSDs have nothing for a peer that vanishes while it is sent something: that takes as long
     // as their retransmissions, some ten minutes. OpenBSD sets the keepalive times for the whole
@@ -1963,17 +1962,17 @@ mod os {
     const SOCKET_OPTIONS: &[SocketOption] = &[
         (0xffff, 0x8, 1),   // SO_KEEPALIVE
         (0xffff, 0x100, 1), // SO_OOBINLINE
-        (TCP, 256, 30),     // TCP_KEEPIDLE
-        (TCP, 512, 10),     // TCP_KEEPINTVL
-        (TCP, 1024, 3),     // TCP_KEEPCNT
+        (6, 256, 30),       // TCP_KEEPIDLE
+        (6, 512, 10),       // TCP_KEEPINTVL
+        (6, 1024, 3),       // TCP_KEEPCNT
     ];
     #[cfg(target_os = "netbsd")]
     const SOCKET_OPTIONS: &[SocketOption] = &[
         (0xffff, 0x8, 1),   // SO_KEEPALIVE
         (0xffff, 0x100, 1), // SO_OOBINLINE
-        (TCP, 3, 30),       // TCP_KEEPIDLE
-        (TCP, 5, 10),       // TCP_KEEPINTVL
-        (TCP, 6, 3),        // TCP_KEEPCNT
+        (6, 3, 30),         // TCP_KEEPIDLE
+        (6, 5, 10),         // TCP_KEEPINTVL
+        (6, 6, 3),          // TCP_KEEPCNT
     ];
     #[cfg(not(any(
         target_os = "linux",

@@ -86,6 +86,13 @@ impl Theatre {
         if !is_ours && script.has_deed(runs) {
             return Some("is about linechat-client");
         }
+        let at_terminal = |deed: &Deed| matches!(deed, Deed::RunsAtTerminal(..));
+        if !cfg!(target_os = "linux") && script.has_deed(at_terminal) {
+            return Some("needs the script(1) of Linux");
+        }
+        if cfg!(windows) && script.has(&|action| matches!(action, Action::Signal(_))) {
+            return Some("sends a signal");
+        }
         let cannot: fn(&Deed) -> bool = match self.via {
             Via::Sockets => return None,
             Via::Nc => |deed| matches!(deed, Deed::Resets),
@@ -135,8 +142,8 @@ struct Terminal {
     path: String,
     /// Its settings before the client took it over, which it must have again in the end.
     settings: String,
-    /// The client's process.
-    process: u32,
+    /// The client's process, once it is known.
+    process: Option<u32>,
 }
 
 struct Client {
@@ -302,10 +309,8 @@ impl Drop for Client {
             // script(1) ends with the program that it has started, or, save where that is a
             // shell's, ends it if it is asked to, which SIGKILL does not.
             let ended = child.try_wait().is_ok_and(|status| status.is_some());
-            let (process, signal) = match &self.terminal {
-                Some(terminal) => (terminal.process, "KILL"),
-                None => (child.id(), "TERM"),
-            };
+            let ours = self.terminal.as_ref().and_then(|terminal| terminal.process);
+            let (process, signal) = ours.map_or((child.id(), "TERM"), |ours| (ours, "KILL"));
             if !ended && crate::process::signal(process, signal).is_err() {
                 let _ = child.kill();
             }
@@ -562,7 +567,8 @@ impl<'a> Stage<'a> {
             Deed::ReceivesSignal(signal) => {
                 let client = self.find(name)?;
                 let terminal = client.terminal.as_ref().ok_or("there is no terminal")?;
-                crate::process::signal(terminal.process, signal)?;
+                let process = terminal.process.ok_or("there is no process")?;
+                crate::process::signal(process, signal)?;
             }
             Deed::Sends(text) => {
                 self.fence_all_but(name)?;
@@ -799,24 +805,24 @@ impl<'a> Stage<'a> {
         self.is_loose = true;
     }
 
-    /// Waits until linechat-client is about to start at its terminal.
+    /// Waits until linechat-client is about to start at its terminal, even when the run is over:
+    /// only then is it known which process to end.
     fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
-        let theatre = self.theatre;
         let client = self.find(name)?;
         let screen = Screen::new(columns);
-        let (path, settings, process) = (String::new(), String::new(), 0);
+        let (path, settings, process) = (String::new(), String::new(), None);
         client.terminal = Some(Terminal { screen, path, settings, process });
         let mut lines = Vec::new();
         while lines.len() < 3 {
             match client.take_line() {
                 Some(line) => lines.push(String::from_utf8_lossy(&line).trim().to_owned()),
-                None if client.read_patiently(theatre) => {}
+                None if !client.is_closed && client.read(STUCK) => {}
                 None => return Err(format!("there is no terminal: {}", client.unread())),
             }
         }
         if let (Some(terminal), [path, settings, process]) = (&mut client.terminal, &lines[..]) {
             (terminal.path, terminal.settings) = (path.clone(), settings.clone());
-            terminal.process = process.parse().map_err(|_| format!("no process: {process}"))?;
+            terminal.process = process.parse().ok();
         }
         Ok(())
     }

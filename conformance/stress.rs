@@ -5,6 +5,9 @@
 //!     cargo test --release --test stress
 //!     cargo test --release --test stress -- --ignored    those that need root, or a minute
 
+// It looks into /proc, and takes the network apart.
+#![cfg(target_os = "linux")]
+
 mod process;
 
 use process::{descriptor_limit, processor_time, signal, Server, STUCK};
