@@ -16,7 +16,6 @@
 //! the screen, the conversation, the command line, the terminal.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
@@ -752,9 +751,8 @@ impl Screen {
 
     /// A name in a colour of its own, the same wherever it appears.
     fn name(&self, name: &str) -> String {
-        let mut hasher = DefaultHasher::new();
-        name.to_lowercase().hash(&mut hasher);
-        let colour = NAMES.get(hasher.finish() as usize % NAMES.len());
+        let mix = |sum: usize, byte: u8| sum.wrapping_mul(31).wrapping_add(byte.into());
+        let colour = NAMES.get(name.to_lowercase().bytes().fold(0, mix) % NAMES.len());
         self.painted(colour.copied().unwrap_or_default(), name)
     }
 
@@ -1035,7 +1033,7 @@ impl Client {
             (_, "SENT") => self.show(text::PRIVATE_TO, first, text),
             (_, "JOINED") => {
                 self.show(text::JOINED, first, "");
-                if self.roster.len() < MAX_ROSTER {
+                if !first.is_empty() && self.roster.len() < MAX_ROSTER {
                     self.roster.push(first.to_owned());
                 }
             }
@@ -1357,7 +1355,7 @@ fn read_line(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut rest = Vec::new();
     input.take(2 * MAX_LINE).read_until(b'\n', &mut line)?;
-    let mut is_whole = line.len() as u64 != 2 * MAX_LINE;
+    let mut is_whole = line.ends_with(b"\n") || (line.len() as u64) < 2 * MAX_LINE;
     while !is_whole {
         rest.clear();
         let length = input.take(MAX_LINE).read_until(b'\n', &mut rest)?;

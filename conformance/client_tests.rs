@@ -415,10 +415,12 @@ fn the_roster_is_kept_current() {
 #[test]
 fn a_line_far_too_long_is_one_line() {
     let long = "x".repeat(5 * MAX_LINE as usize);
-    let mut input = io::Cursor::new(format!("one\n{long}\ntwo\nlast"));
+    let full = "y".repeat(2 * MAX_LINE as usize - 1);
+    let mut input = io::Cursor::new(format!("one\n{long}\n{full}\ntwo\nlast"));
     let mut lines = std::iter::from_fn(|| Some(read_line(&mut input).unwrap()));
     assert_eq!(lines.next().unwrap(), b"one\n");
     assert!(lines.next().unwrap().len() > MAX_REQUEST);
+    assert_eq!(lines.next().unwrap(), format!("{full}\n").into_bytes());
     assert_eq!(lines.next().unwrap(), b"two\n");
     assert_eq!(lines.next().unwrap(), b"last");
     assert_eq!(lines.next().unwrap(), b"");
