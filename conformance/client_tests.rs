@@ -461,3 +461,13 @@ fn options_stand_anywhere() {
     assert!(words("--colour").is_err_and(|text| text.contains("--colour")));
     assert!(words("host ana bob").is_err_and(|text| text.contains("'bob'")));
 }
+
+#[test]
+fn every_address_of_a_name_is_tried() {
+    // localhost is ::1 too, on most machines, and nothing listens there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert!(connect(&format!("localhost:{port}"), Language::English).is_ok());
+    let invalid = connect("localhost:99999", Language::English);
+    assert_eq!(invalid.unwrap_err(), "invalid port value");
+}
