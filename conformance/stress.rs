@@ -499,7 +499,7 @@ fn a_console_that_nobody_reads_does_not_stop_the_chat() {
 fn a_paused_terminal_does_not_stop_the_chat() {
     // script(1) gives the server a terminal whose other end nobody reads once its pipe is full.
     let program = env!("CARGO_BIN_EXE_linechat-server");
-    let command = format!("exec {program} --verbose 127.0.0.1:0");
+    let command = format!("echo $$; exec {program} --verbose 127.0.0.1:0");
     let mut child = Command::new("script")
         .args(["--quiet", "--flush", "--command", &command, "/dev/null"])
         .stdin(Stdio::piped())
@@ -507,6 +507,8 @@ fn a_paused_terminal_does_not_stop_the_chat() {
         .spawn()
         .expect("starts");
     let mut console = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut process = String::new();
+    console.read_line(&mut process).expect("a line");
     let address = listening_address(&mut console);
     let mut talker = Person::connect_to(&address);
     talker.say("NAME ana");
@@ -514,6 +516,8 @@ fn a_paused_terminal_does_not_stop_the_chat() {
         talker.say(&format!("MSG {}", "x".repeat(777)));
     }
     talker.fence();
+    // script(1) would leave the server behind, and cannot end while its own output is not read.
+    signal(process.trim().parse().expect("a number"), "KILL").expect("sent");
     child.kill().expect("ends");
     child.wait().expect("ended");
 }
