@@ -84,6 +84,8 @@ const RESERVED_DESCRIPTORS: usize = 32;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
+/// What does not simply belong to a line of text.
+const SPECIAL: [u8; 4] = [b'\n', BACKSPACE, DELETE, telnet::COMMAND];
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -142,6 +144,18 @@ impl Decoder {
         }
         while let Some((&byte, rest)) = input.split_first() {
             let in_text = self.telnet == Telnet::Text;
+            if in_text && !self.skipping {
+                // Nearly everything is plain text, and is taken in runs.
+                let room = MAX_REQUEST.saturating_sub(self.received.into()).min(input.len());
+                let run = input.iter().take(room).position(|byte| SPECIAL.contains(byte));
+                let (text, rest) = input.split_at(run.unwrap_or(room));
+                if !text.is_empty() {
+                    self.line.extend(text);
+                    self.received += text.len() as u16;
+                    *input = rest;
+                    continue;
+                }
+            }
             let ends = in_text && byte == b'\n';
             if !ends && !self.skipping && self.has_no_room_for(byte, in_text) {
                 self.skipping = true;
@@ -313,7 +327,8 @@ const HTTP_METHODS: [&[u8]; 10] = [
 /// Understands a line, checked in the order that PROTOCOL.md gives under "Requests".
 fn parse(line: &[u8], named: bool) -> Result<Request<'_>, Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| Refusal::BadText)?;
-    if line.chars().any(is_forbidden) {
+    let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if !is_plain && line.chars().any(is_forbidden) {
         return Err(Refusal::BadText);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
