@@ -1936,70 +1936,36 @@ mod os {
 
     // Sockets
 
-    /// How a system names what `prepare` asks for: level, name, value (socket(7) and tcp(7), on the
-    /// BSDs tcp(4); <sys/socket.h>, <netinet/tcp.h>, and <ws2ipdef.h> on Windows). The level 6 is
-    /// IPPROTO_TCP, the other SOL_SOCKET. The numbers for Linux are those of x86, ARM and RISC-V.
-    type SocketOption = (c_int, c_int, c_int);
+    // socket(7); <sys/socket.h> on the BSDs and macOS, <winsock2.h>. The numbers for Linux, here and
+    // below, are those of x86, ARM and RISC-V.
+    const IS_LINUX: bool = cfg!(target_os = "linux");
+    const SOL_SOCKET: c_int = if IS_LINUX { 1 } else { 0xffff };
+    const SO_KEEPALIVE: c_int = if IS_LINUX { 9 } else { 0x8 };
+    const SO_OOBINLINE: c_int = if IS_LINUX { 10 } else { 0x100 };
+    const IPPROTO_TCP: c_int = 6;
 
-    #[cfg(target_os = "linux")]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (1, 9, 1),           // SO_KEEPALIVE
-        (1, 10, 1),          // SO_OOBINLINE
-        (6, 4, 30),          // TCP_KEEPIDLE, in seconds
-        (6, 5, 10),          // TCP_KEEPINTVL
-        (6, 6, 3),           // TCP_KEEPCNT
-        (6, 18, 50_000),     // TCP_USER_TIMEOUT, in milliseconds
-        (6, 25, 128 * 1024), // TCP_NOTSENT_LOWAT
-    ];
-    #[cfg(target_os = "macos")]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),       // SO_KEEPALIVE
-        (0xffff, 0x100, 1),     // SO_OOBINLINE
-        (6, 0x10, 30),          // TCP_KEEPALIVE
-        (6, 0x101, 10),         // TCP_KEEPINTVL
-        (6, 0x102, 3),          // TCP_KEEPCNT
-        (6, 0x80, 50),          // TCP_RXT_CONNDROPTIME, in seconds
-        (6, 0x201, 128 * 1024), // TCP_NOTSENT_LOWAT
-    ];
-    #[cfg(windows)]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),   // SO_KEEPALIVE
-        (0xffff, 0x100, 1), // SO_OOBINLINE
-        (6, 3, 30),         // TCP_KEEPIDLE
-        (6, 17, 10),        // TCP_KEEPINTVL
-        (6, 16, 3),         // TCP_KEEPCNT
-        (6, 5, 50),         // TCP_MAXRT, in seconds
-    ];
-    // The BSDs have nothing for a peer that vanishes while it is sent something: that takes as long
-    // as their retransmissions, some ten minutes. OpenBSD sets the keepalive times for the whole
-    // system, by sysctl(8).
-    #[cfg(target_os = "freebsd")]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),   // SO_KEEPALIVE
-        (0xffff, 0x100, 1), // SO_OOBINLINE
-        (6, 256, 30),       // TCP_KEEPIDLE
-        (6, 512, 10),       // TCP_KEEPINTVL
-        (6, 1024, 3),       // TCP_KEEPCNT
-    ];
-    #[cfg(target_os = "netbsd")]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),   // SO_KEEPALIVE
-        (0xffff, 0x100, 1), // SO_OOBINLINE
-        (6, 3, 30),         // TCP_KEEPIDLE
-        (6, 5, 10),         // TCP_KEEPINTVL
-        (6, 6, 3),          // TCP_KEEPCNT
-    ];
-    #[cfg(not(any(
-        target_os = "linux",
-        target_os = "macos",
-        target_os = "freebsd",
-        target_os = "netbsd",
-        windows
-    )))]
-    const SOCKET_OPTIONS: &[SocketOption] = &[
-        (0xffff, 0x8, 1),   // SO_KEEPALIVE
-        (0xffff, 0x100, 1), // SO_OOBINLINE
-    ];
+    /// When an idle peer is asked for a sign of life, how often then, and how many times: 30 s, 10 s,
+    /// 3; then how long what is sent may go unanswered; then how much of it the kernel may keep. By
+    /// tcp(7); <netinet/tcp.h> on the others, <ws2ipdef.h>.
+    const TCP_OPTIONS: &[(c_int, c_int)] = if IS_LINUX {
+        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT (ms), TCP_NOTSENT_LOWAT
+        &[(4, 30), (5, 10), (6, 3), (18, 50_000), (25, 128 * 1024)]
+    } else if cfg!(target_os = "macos") {
+        // TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME (s), TCP_NOTSENT_LOWAT
+        &[(0x10, 30), (0x101, 10), (0x102, 3), (0x80, 50), (0x201, 128 * 1024)]
+    } else if cfg!(windows) {
+        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT (s)
+        &[(3, 30), (17, 10), (16, 3), (5, 50)]
+    } else if cfg!(target_os = "freebsd") {
+        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT. The BSDs have nothing for what is being sent:
+        // a peer that vanishes then is noticed after some ten minutes.
+        &[(256, 30), (512, 10), (1024, 3)]
+    } else if cfg!(target_os = "netbsd") {
+        &[(3, 30), (5, 10), (6, 3)]
+    } else {
+        // OpenBSD sets these times for the whole system, by sysctl(8).
+        &[]
+    };
 
     #[cfg_attr(windows, link(name = "ws2_32"))]
     extern "system" {
@@ -2019,12 +1985,14 @@ mod os {
     /// here, where it is limited, and not in the megabytes that the kernel would take. What a
     /// system does not know is done without.
     pub fn prepare(socket: &TcpStream) {
-        for (level, name, value) in SOCKET_OPTIONS {
+        let set = |level: c_int, name: c_int, value: c_int| {
+            let size = size_of::<c_int>() as c_int;
             // SAFETY: `value` outlives the call, and its size is the one given.
-            unsafe {
-                setsockopt(number_of(socket), *level, *name, value, size_of::<c_int>() as c_int)
-            };
-        }
+            unsafe { setsockopt(number_of(socket), level, name, &value, size) };
+        };
+        set(SOL_SOCKET, SO_KEEPALIVE, 1);
+        set(SOL_SOCKET, SO_OOBINLINE, 1);
+        TCP_OPTIONS.iter().for_each(|&(name, value)| set(IPPROTO_TCP, name, value));
     }
 
     /// Sets how many connections wait to be accepted; std asks for 128. The kernel lowers it to its
@@ -2068,7 +2036,7 @@ mod os {
         return usize::MAX;
         #[cfg(unix)]
         {
-            const RLIMIT_NOFILE: c_int = if cfg!(target_os = "linux") { 7 } else { 8 };
+            const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
             // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
             const OPEN_MAX: RlimT = 10_240;
             let mut limit = ResourceLimit { soft: 0, hard: 0 };
