@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 const SENDERS: usize = 10;
+const PAIRS: usize = 20;
 const TEXT: usize = 64;
 
 /// Which processors server and load are put on, if there are two.
@@ -187,7 +188,30 @@ impl Crowd {
     }
 }
 
-/// The bare loop: accepts so many connections and, when told, writes lines to each of them.
+/// A private message as it is sent to whoever has this place; as it is received, and confirmed.
+fn private(at: usize) -> String {
+    format!("PRIV @{} {}\n", name(at), "x".repeat(TEXT))
+}
+
+fn private_received() -> String {
+    format!("PRIV {} {}\r\n", name(0), "x".repeat(TEXT))
+}
+
+/// One of each pair writes to the other, who receives it while the one receives as much.
+fn whisper(people: &mut [TcpStream], rounds: usize, buffer: &mut Vec<u8>) {
+    for _ in 0..rounds {
+        for pair in 0..PAIRS {
+            let line = private(2 * pair + 1);
+            people[2 * pair].write_all(line.as_bytes()).expect("takes a line");
+        }
+        for socket in &mut people[..2 * PAIRS] {
+            take(socket, private_received().len(), buffer);
+        }
+    }
+}
+
+/// The bare loop: accepts so many connections and, when told, writes lines to each of them, or
+/// reads a private message and writes both of its lines.
 fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
@@ -199,6 +223,17 @@ fn floor(count: usize) -> io::Result<()> {
     }
     for command in io::stdin().lock().lines() {
         let command = command?;
+        if let Some(rounds) = command.strip_prefix("whisper ") {
+            let mut request = vec![0; private(0).len()];
+            let line = private_received();
+            for at in 0..rounds.parse().unwrap_or(0) * PAIRS {
+                let [one, other] = [2 * (at % PAIRS), 2 * (at % PAIRS) + 1];
+                sockets[one].read_exact(&mut request)?;
+                sockets[other].write_all(line.as_bytes())?;
+                sockets[one].write_all(line.as_bytes())?;
+            }
+            continue;
+        }
         let mut numbers = command.split(' ').filter_map(|word| word.parse::<usize>().ok());
         let (rounds, lines) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let bytes = Crowd::line(0).repeat(lines);
@@ -251,6 +286,17 @@ impl Floor {
                     take(socket, length, &mut self.buffer);
                 }
             }
+        })
+    }
+}
+
+impl Floor {
+    /// Reads and writes what private messages take.
+    fn whisper(&mut self, rounds: usize) -> Spent {
+        Spent::during(self.child.id(), || {
+            let told = self.child.stdin.as_mut().expect("a pipe");
+            writeln!(told, "whisper {rounds}").expect("takes a command");
+            whisper(&mut self.sockets, rounds, &mut self.buffer);
         })
     }
 }
@@ -380,23 +426,18 @@ fn latency() {
 /// Private messages between twenty pairs, each with one in flight.
 fn whispers(crowd: &mut Crowd, floor_write: Duration, in_a_hundred: f64) -> f64 {
     let people = crowd.people.len();
-    let (pairs, rounds) = (20, 100);
-    let private = format!("PRIV {} {}\r\n", name(0), "x".repeat(TEXT)).len();
+    let mut floor = Floor::start(2 * PAIRS);
+    let rounds = 100;
     let mut costs = Vec::new();
+    let mut ratios = Vec::new();
     let mut last = None;
     for _ in 0..3 {
+        let alone = floor.whisper(rounds);
         let spent = Spent::during(crowd.server.child.id(), || {
-            for _ in 0..rounds {
-                for pair in 0..pairs {
-                    let line = format!("PRIV @{} {}\n", name(2 * pair + 1), "x".repeat(TEXT));
-                    crowd.people[2 * pair].write_all(line.as_bytes()).expect("takes a line");
-                }
-                for socket in &mut crowd.people[..2 * pairs] {
-                    take(socket, private, &mut crowd.buffer);
-                }
-            }
+            whisper(&mut crowd.people, rounds, &mut crowd.buffer);
         });
-        costs.push(micros(spent.server, pairs * rounds));
+        costs.push(micros(spent.server, PAIRS * rounds));
+        ratios.push(spent.server.as_secs_f64() / alone.server.as_secs_f64());
         last = Some(spent);
     }
     let cost = median(costs);
@@ -407,10 +448,14 @@ fn whispers(crowd: &mut Crowd, floor_write: Duration, in_a_hundred: f64) -> f64 
     };
     row(
         format!("private message with confirmation, room of {people}"),
-        format!("{:.2} × a floor write{growth}", cost / micros(floor_write, 1)),
+        format!(
+            "{:.2} × a floor write, {:.2} × a floor that reads it and writes both lines{growth}",
+            cost / micros(floor_write, 1),
+            median(ratios)
+        ),
         format!(
             "{cost:.2} µs; {:.0} a second; {}",
-            (pairs * rounds) as f64 / spent.wall.as_secs_f64(),
+            (PAIRS * rounds) as f64 / spent.wall.as_secs_f64(),
             spent.load_share()
         ),
     );
