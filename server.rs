@@ -858,7 +858,11 @@ impl Server {
             for readiness in ready.drain(..) {
                 match readiness.token {
                     LISTENER => self.accept(),
-                    STOP_SIGNAL => self.stop(),
+                    STOP_SIGNAL => {
+                        // It stays readable, and is obeyed once.
+                        let _ = self.poller.remove(stop_signal, STOP_SIGNAL);
+                        self.stop();
+                    }
                     _ => self.serve(&readiness),
                 }
                 self.end_full_turn();
@@ -1796,8 +1800,7 @@ mod os {
         }
 
         /// What differs between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
-        /// name. Windows takes no other flags than these two to be asked for, and has it mean both
-        /// of its own "normal" and "band" data, as SO_OOBINLINE needs.
+        /// name. Windows lets nothing be asked for but POLLRDNORM, POLLRDBAND and POLLWRNORM.
         #[cfg(unix)]
         mod system {
             #[cfg(target_os = "linux")]
