@@ -62,6 +62,8 @@ const NAME_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to leave the listener alone after an accept failed for lack of memory or descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// How long to wait before lines are shown again that the console did not take.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read from one connection in one turn, so that nobody's flood keeps others waiting.
 const READ_SHARE: usize = 64 * 1024;
 /// Connections accepted in one turn.
@@ -1320,8 +1322,9 @@ impl Server {
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
         let is_paced = !self.paced.is_empty();
         let window = is_paced.then(|| self.started + PACE_WINDOW * (self.window() + 1));
-        let next =
-            [deadline, window, self.accept_again, self.stop_by].into_iter().flatten().min()?;
+        let console = (!self.console.pending.is_empty()).then(|| self.now + CONSOLE_PAUSE);
+        let next = [deadline, window, console, self.accept_again, self.stop_by];
+        let next = next.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -2136,6 +2139,8 @@ mod os {
         use std::thread;
         use std::time::Duration;
 
+        /// Pieces handed over before they are written, so that a burst is not held up.
+        const LINES_AHEAD: usize = 16;
         /// How long the last lines may take to be shown at the end.
         const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -2146,7 +2151,7 @@ mod os {
         }
 
         pub fn standard_output() -> io::Result<Output> {
-            let (sender, lines) = sync_channel::<Vec<u8>>(1);
+            let (sender, lines) = sync_channel::<Vec<u8>>(LINES_AHEAD);
             let (done, is_done) = sync_channel(1);
             thread::Builder::new().spawn(move || {
                 let mut out = io::stdout();

@@ -10,7 +10,7 @@
 
 mod process;
 
-use process::{descriptor_limit, processor_time, signal, Server, STUCK};
+use process::{descriptor_limit, processor_time, signal, Printed, Server, STUCK};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
@@ -480,7 +480,19 @@ fn a_console_that_nobody_reads_does_not_stop_the_chat() {
     let address = listening_address(&mut console);
     let mut talker = Person::connect_to(&address);
     talker.say("NAME ana");
-    // Ten times what a pipe and the server hold together.
+    // More than a pipe holds, and less than the server keeps: all of it is shown when there is
+    // somebody to read, though nothing else happens.
+    for _ in 0..40 {
+        talker.say(&format!("MSG {}", "x".repeat(3000)));
+    }
+    talker.fence();
+    let console = Printed::by(Some(console.into_inner()));
+    let mut shown = Vec::new();
+    let lines = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
+    while lines(&shown) < 2 + 40 {
+        assert!(console.read(&mut shown, STUCK).expect("more is shown"));
+    }
+    // Ten times what both hold together.
     for _ in 0..400 {
         talker.say(&format!("MSG {}", "x".repeat(3000)));
     }
