@@ -168,7 +168,7 @@ struct Client {
     is_unfenced: bool,
     /// How many LEFT may come that nobody's request causes.
     awaited_leaves: usize,
-    /// It is linechat-client, which passes no fence.
+    /// It is linechat-client, or the suite where that is the server: neither passes a fence.
     is_ours: bool,
     /// What ends a line as it is received: telnet and linechat-client show them ended by LF.
     ending: &'static str,
