@@ -425,21 +425,14 @@ impl Keys {
 
     /// A character of more than one byte.
     fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
-        let start = bytes.get(..bytes.len().min(4)).unwrap_or_default();
-        match start.utf8_chunks().next() {
-            Some(chunk) => match chunk.valid().chars().next() {
-                Some(character) => Some((Key::Character(character), character.len_utf8())),
-                // Cut off, so there may be more of it to come; or not UTF-8 at all.
-                None if chunk.invalid().len() == bytes.len() && bytes.len() < 4 => {
-                    match std::str::from_utf8(bytes) {
-                        Err(error) if error.error_len().is_none() => None,
-                        _ => Some((Key::Unknown, chunk.invalid().len())),
-                    }
-                }
-                None => Some((Key::Unknown, chunk.invalid().len())),
-            },
-            None => None,
+        let start = bytes.get(..4).unwrap_or(bytes);
+        let chunk = start.utf8_chunks().next()?;
+        if let Some(character) = chunk.valid().chars().next() {
+            return Some((Key::Character(character), character.len_utf8()));
         }
+        // Cut off, so there may be more of it to come; or not UTF-8 at all.
+        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
+        (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
     }
 
     /// ESC and what belongs to it: `ESC [ … final`, `ESC O final`, or one more key (ECMA-48; what
@@ -583,7 +576,7 @@ impl Editor {
 
     /// Completes a name behind `@` or `/` at the start of the line; again, with the next name.
     fn complete(&mut self, completion: Option<Completion>, names: &[String]) {
-        let before = self.line.get(1..self.cursor).unwrap_or_default();
+        let Some(before) = self.line.get(1..self.cursor) else { return };
         let completion = match completion {
             Some(Completion { stem, shown }) => Completion { stem, shown: shown + 1 },
             None if before.contains(' ') => return,
@@ -818,7 +811,6 @@ impl Input {
 // ---------------------------------------------------------------------------------------------
 
 /// What the main thread waits for.
-#[derive(Clone)]
 enum Event {
     Arrived(String),
     /// The server is gone, for this reason.
@@ -883,8 +875,8 @@ struct Client {
     is_troubled: bool,
     /// Who is in the room, as far as is known.
     roster: Vec<String>,
-    /// How much of the roster has come of one that takes several lines.
-    roster_read: usize,
+    /// Of a roster that takes several lines, some are still to come.
+    is_reading_roster: bool,
     /// When the server last gave a sign of life, and whether it has been asked for one since.
     quiet_since: Instant,
     has_asked_for_life: bool,
@@ -907,7 +899,7 @@ impl Client {
             is_leaving: false,
             is_troubled: false,
             roster: Vec::new(),
-            roster_read: 0,
+            is_reading_roster: false,
             quiet_since: Instant::now(),
             has_asked_for_life: false,
         }
@@ -918,10 +910,7 @@ impl Client {
         loop {
             if let Err(end) = self.turn(events, typed) {
                 // What came last is still to be seen.
-                return match self.flush() {
-                    Err(end) => end,
-                    Ok(()) => end,
-                };
+                return self.flush().err().unwrap_or(end);
             }
         }
     }
@@ -1012,7 +1001,7 @@ impl Client {
                 self.stage = Stage::Asking;
                 match self.name.clone() {
                     Some(name) => self.try_name(name),
-                    None => self.screen.ask(&self.language.say(text::YOUR_NAME, &[])),
+                    None => self.ask_for_name(),
                 }
             }
             (Stage::Greeting, _) => return Err(self.failed(text::NOT_LINECHAT, &[&self.address])),
@@ -1093,18 +1082,14 @@ impl Client {
 
     /// An ERR that answers the first request which is not confirmed.
     fn refused(&mut self, code: &str, text: &str) {
-        let first = self.unconfirmed.front_mut();
-        if let (Some(Sent { request: Request::Whisper { to, .. }, .. }), "no-such-user") =
-            (&first, code)
-        {
-            let to = to.clone();
-            self.complain(&self.language.say(text::NO_SUCH_USER, &[&to]));
-        } else {
-            self.complain_of_error(&self.explain(code, text));
-        }
+        let mut complaint = self.language.say(text::ERROR, &[&self.explain(code, text)]);
         if let Some(first) = self.unconfirmed.front_mut() {
             first.is_refused = true;
+            if let (Request::Whisper { to, .. }, "no-such-user") = (&first.request, code) {
+                complaint = self.language.say(text::NO_SUCH_USER, &[to]);
+            }
         }
+        self.complain(&complaint);
     }
 
     /// A PONG: everything up to the request with this token has been carried out. Our own messages
@@ -1123,17 +1108,16 @@ impl Client {
 
     /// A part of the roster (PROTOCOL.md, "Roster"); shown when the last part has come.
     fn list(&mut self, count: &str, names: &str) {
-        if self.roster_read == 0 {
+        if !mem::replace(&mut self.is_reading_roster, true) {
             self.roster.clear();
         }
         let names = names.split(' ').filter(|name| !name.is_empty());
         let room = MAX_ROSTER.saturating_sub(self.roster.len());
         self.roster.extend(names.take(room).map(str::to_owned));
-        self.roster_read = self.roster.len();
-        if count.parse().is_ok_and(|count: usize| self.roster_read < count.min(MAX_ROSTER)) {
+        if count.parse().is_ok_and(|count: usize| self.roster.len() < count.min(MAX_ROSTER)) {
             return;
         }
-        self.roster_read = 0;
+        self.is_reading_roster = false;
         let is_for_completion =
             self.unconfirmed.front().is_some_and(|sent| matches!(sent.request, Request::Roster));
         if !is_for_completion {
@@ -1144,6 +1128,10 @@ impl Client {
     }
 
     // The name
+
+    fn ask_for_name(&mut self) {
+        self.screen.ask(&self.language.say(text::YOUR_NAME, &[]));
+    }
 
     fn try_name(&mut self, name: String) {
         self.stage = Stage::Naming;
@@ -1159,7 +1147,7 @@ impl Client {
         }
         self.stage = Stage::Asking;
         self.complain_of_error(&reason);
-        self.screen.ask(&self.language.say(text::YOUR_NAME, &[]));
+        self.ask_for_name();
         Ok(())
     }
 
@@ -1471,9 +1459,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let (keyboard, typed) = mpsc::sync_channel(1);
     let (out, lines) = mpsc::channel();
     let is_at_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let resized = events.clone();
-    let is_terminal =
-        is_at_terminal && !is_dumb() && terminal::take_over(resized, Event::Resized).is_ok();
+    let is_terminal = is_at_terminal && !is_dumb() && terminal::take_over(events.clone()).is_ok();
     let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let screen = Screen::new(is_terminal, is_terminal && options.has_colours && !no_colour);
 
@@ -1542,6 +1528,7 @@ fn main() -> ExitCode {
 #[cfg(unix)]
 #[allow(unsafe_code)]
 mod terminal {
+    use super::Event;
     use std::ffi::c_int;
     use std::io::{self, Read, Write};
     use std::os::fd::AsRawFd;
@@ -1561,11 +1548,8 @@ mod terminal {
     static SETTINGS: Mutex<Option<String>> = Mutex::new(None);
 
     /// Takes the terminal over until `give_back`, which also happens when a signal ends the process
-    /// or a thread panics. `resized` is sent when the window has another size.
-    pub fn take_over<T: Clone + Send + 'static>(
-        events: SyncSender<T>,
-        resized: T,
-    ) -> io::Result<()> {
+    /// or a thread panics. An event is sent when the window has another size.
+    pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let settings = stty(&["-g"])?;
         *SETTINGS.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
         let report = std::panic::take_hook();
@@ -1573,7 +1557,7 @@ mod terminal {
             give_back();
             report(panic);
         }));
-        watch_signals(events, resized)?;
+        watch_signals(events)?;
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
         // like others; at least one byte, whenever it comes.
@@ -1623,10 +1607,7 @@ mod terminal {
     /// Where the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
-    fn watch_signals<T: Clone + Send + 'static>(
-        events: SyncSender<T>,
-        resized: T,
-    ) -> io::Result<()> {
+    fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
         let (mut reader, writer) = UnixStream::pair()?;
         SIGNALS.store(writer.as_raw_fd(), Ordering::SeqCst);
         std::mem::forget(writer);
@@ -1639,7 +1620,7 @@ mod terminal {
             while reader.read_exact(&mut number).is_ok() {
                 let [number] = number;
                 if c_int::from(number) == SIGWINCH {
-                    let _ = events.send(resized.clone());
+                    let _ = events.send(Event::Resized);
                 } else {
                     give_back();
                     // What a shell reports of a program that a signal has ended.
@@ -1668,6 +1649,7 @@ mod terminal {
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod terminal {
+    use super::Event;
     use std::io::{self, Write};
     use std::os::windows::io::{AsRawHandle, RawHandle};
     use std::sync::mpsc::SyncSender;
@@ -1709,12 +1691,9 @@ mod terminal {
     /// The modes of input and output to give the console back with.
     static MODES: Mutex<Option<(u32, u32)>> = Mutex::new(None);
 
-    /// Takes the console over until `give_back`, which also happens when a thread panics. `resized`
+    /// Takes the console over until `give_back`, which also happens when a thread panics. An event
     /// is sent when the window has another size.
-    pub fn take_over<T: Clone + Send + 'static>(
-        events: SyncSender<T>,
-        resized: T,
-    ) -> io::Result<()> {
+    pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
         let (keys, screen) = (mode_of(input)?, mode_of(output)?);
         *MODES.lock().unwrap_or_else(PoisonError::into_inner) = Some((keys, screen));
@@ -1733,7 +1712,7 @@ mod terminal {
             loop {
                 thread::sleep(GLANCE);
                 if std::mem::replace(&mut last, columns()) != last
-                    && events.send(resized.clone()).is_err()
+                    && events.send(Event::Resized).is_err()
                 {
                     return;
                 }

@@ -201,6 +201,7 @@ fn names_are_completed_in_turn() {
         ("@bob an\t", "@bob an|"),
         ("hi\x01@b\t", "@bob |hi"),
         ("@b\t \t", "@bob  |"),
+        ("@bob\x01\t", "|@bob"),
         ("\t", "|"),
     ] {
         let mut editor = Editor::default();

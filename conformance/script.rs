@@ -34,9 +34,8 @@ pub enum Action {
 #[derive(Debug)]
 pub enum Deed {
     Connects,
-    Runs(Text),
-    /// At a terminal with so many columns.
-    RunsAtTerminal(usize, Text),
+    /// With these arguments; perhaps at a terminal with so many columns.
+    Runs(Option<usize>, Text),
     /// What stands in the terminal's line that is being typed, `|` where the cursor is.
     Shows(Text),
     Resizes(usize),
@@ -227,12 +226,12 @@ fn parse_action(line: &str) -> Result<Action, String> {
                 "!" => Deed::Complains(text.parse()?),
                 "runs at" => {
                     let (columns, arguments) = parse_columns(text)?;
-                    Deed::RunsAtTerminal(columns, arguments.parse()?)
+                    Deed::Runs(Some(columns), arguments.parse()?)
                 }
                 "shows" => Deed::Shows(text.parse()?),
                 "resizes to" => Deed::Resizes(parse_columns(text)?.0),
                 "receives SIG" => Deed::ReceivesSignal(text.to_owned()),
-                "runs" => Deed::Runs(text.parse()?),
+                "runs" => Deed::Runs(None, text.parse()?),
                 _ => Deed::Exits(parse_status(text)?),
             };
             (who, deed)

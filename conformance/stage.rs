@@ -82,11 +82,10 @@ impl Theatre {
             return Some("needs a server that nothing buffers for");
         }
         let is_ours = self.is_plain();
-        let runs = |deed: &Deed| matches!(deed, Deed::Runs(_) | Deed::RunsAtTerminal(..));
-        if !is_ours && script.has_deed(runs) {
+        if !is_ours && script.has_deed(|deed| matches!(deed, Deed::Runs(..))) {
             return Some("is about linechat-client");
         }
-        let at_terminal = |deed: &Deed| matches!(deed, Deed::RunsAtTerminal(..));
+        let at_terminal = |deed: &Deed| matches!(deed, Deed::Runs(Some(_), _));
         if !cfg!(target_os = "linux") && script.has_deed(at_terminal) {
             return Some("needs the script(1) of Linux");
         }
@@ -523,17 +522,13 @@ impl<'a> Stage<'a> {
                     self.skip_telnet_greeting(name)?;
                 }
             }
-            Deed::Runs(arguments) => {
+            Deed::Runs(columns, arguments) => {
                 self.fence_all_but(name)?;
-                let line = self.run_client(None, arguments)?;
+                let line = self.run_client(*columns, arguments)?;
                 self.add_ours(name, line);
-                self.take_the_servers_part()?;
-            }
-            Deed::RunsAtTerminal(columns, arguments) => {
-                self.fence_all_but(name)?;
-                let line = self.run_client(Some(*columns), arguments)?;
-                self.add_ours(name, line);
-                self.await_terminal(name, *columns)?;
+                if let Some(columns) = columns {
+                    self.await_terminal(name, *columns)?;
+                }
                 self.take_the_servers_part()?;
             }
             Deed::Shows(text) => {

@@ -467,7 +467,7 @@ fn resets_at_any_moment_are_only_that_connections() {
 
 #[test]
 fn a_console_that_nobody_reads_does_not_stop_the_chat() {
-    // The shell gives the server a pipe that is never read, after its first line.
+    // The shell gives the server a pipe that is read when the test says so.
     let directory = std::env::temp_dir().join(format!("linechat-console-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let pipe = directory.join("pipe");
