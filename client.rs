@@ -1762,5 +1762,5 @@ mod terminal {
 }
 
 #[cfg(test)]
-#[path = "conformance/client_tests.rs"]
+#[path = "conformance/linechat/client_tests.rs"]
 mod tests;

@@ -2293,5 +2293,5 @@ mod os {
 }
 
 #[cfg(test)]
-#[path = "conformance/server_tests.rs"]
+#[path = "conformance/linechat/server_tests.rs"]
 mod tests;

@@ -1,11 +1,11 @@
-//! Replays the transcripts in this directory, and those in PROTOCOL.md, against a linechat server.
+//! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat server.
 //!
 //!     make conformance                        the server of this repository, one for each transcript
 //!     make conformance SERVER=localhost:9999  any linechat/1 server that is running and empty
 //!     make conformance VIA=nc                 every client is a real nc (or telnet) process
 //!     make conformance ONLY=private           only the transcripts with this in their name
 //!
-//! README.md beside this file describes the language of transcripts; `script.rs` reads it,
+//! `conformance/README.md` describes the language of transcripts; `script.rs` reads it,
 //! `stage.rs` plays it, `broken.rs` breaks a server on purpose to see that the suite notices.
 
 mod broken;
@@ -52,14 +52,14 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, S
 
 /// Every transcript, by name: the files here and the examples in PROTOCOL.md.
 fn load_scripts(only: Option<&str>) -> Result<Vec<Script>, String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/transcripts");
     let listing = std::fs::read_dir(&folder).map_err(|error| error.to_string())?;
     let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<_> = names.filter(|name| name.ends_with(".txt")).collect();
     names.sort();
     let mut scripts = Vec::new();
     for name in names {
-        scripts.push(Script::from_file(&name, &read(&format!("conformance/{name}"))?)?);
+        scripts.push(Script::from_file(&name, &read(&format!("conformance/transcripts/{name}"))?)?);
     }
     scripts.extend(Script::from_document("PROTOCOL.md", &read("PROTOCOL.md")?)?);
     scripts.retain(|script| only.is_none_or(|only| script.name.contains(only)));

@@ -2,6 +2,7 @@
 //!
 //!     cargo test --test tmux -- --ignored        needs tmux
 
+#[path = "../suite/process.rs"]
 mod process;
 
 use process::{Server, STUCK};

@@ -1,4 +1,4 @@
-//! Reads transcripts. README.md beside this file describes their language.
+//! Reads transcripts. `conformance/README.md` describes their language.
 
 /// A transcript, ready to be played.
 #[derive(Debug)]

@@ -11,6 +11,7 @@
 //! have arrived.
 
 mod chance;
+#[path = "../suite/process.rs"]
 mod process;
 
 use chance::Chance;

@@ -8,6 +8,7 @@
 // It looks into /proc, and takes the network apart.
 #![cfg(target_os = "linux")]
 
+#[path = "../suite/process.rs"]
 mod process;
 
 use process::{descriptor_limit, processor_time, signal, Printed, Server, STUCK};

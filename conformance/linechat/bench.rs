@@ -7,6 +7,7 @@
 //! processor time that the kernel counts for them; the load runs on another one. Every delivery is
 //! counted by its bytes; a wrong count makes the run fail. No time does.
 
+#[path = "../suite/process.rs"]
 mod process;
 
 use process::{descriptor_limit, processor_time, Server};
