@@ -560,7 +560,7 @@ impl Outbox {
 impl Delivery {
     /// Bytes for everybody after which a turn is full. Much more than that costs a write more time
     /// than the call itself does, and everybody waits for the turn to end.
-    const MAX_BROADCAST: usize = 32 * 1024;
+    const MAX_BROADCAST: usize = 64 * 1024;
     /// Bytes for single clients after which a turn is full.
     const MAX_DIRECT: usize = 256 * 1024;
     /// What carrying out the smallest request costs, as bytes for single clients.
@@ -1243,6 +1243,8 @@ struct Server {
     accept_again: Option<Instant>,
     /// When the budget applied last, since the console was told that it does.
     limited: Option<Instant>,
+    /// The last turn left requests over.
+    was_full: bool,
     is_asked_to_stop: bool,
     /// The server is stopping, and waits until then for the last lines to be delivered.
     stop_by: Option<Instant>,
@@ -1291,6 +1293,7 @@ impl Server {
             reserve: os::reserve_descriptor(),
             accept_again: None,
             limited: None,
+            was_full: false,
             is_asked_to_stop: false,
             stop_by: None,
             now,
@@ -1468,19 +1471,24 @@ impl Server {
         }
     }
 
-    /// Serves those who were served longest ago first, until the turn is full: so who asks for
-    /// little is not kept waiting by who asks for much.
+    /// Serves those who were served longest ago first, until the turn is full. Whom a full turn has
+    /// served waits in the next one while others ask: so who asks for little is not kept waiting by
+    /// who asks for much.
     fn serve_all(&mut self) {
         let mut to_serve = mem::take(&mut self.to_serve);
-        let served = |id: Id| self.connections.get(id).map_or(0, |connection| connection.served);
-        to_serve.sort_by_cached_key(|&id| served(id));
+        let served = |id: &Id| self.connections.get(*id).map_or(0, |connection| connection.served);
+        to_serve.sort_unstable_by_key(served);
+        let first = to_serve.first().map_or(0, served);
+        let may_be_served_again = !self.was_full || first + 1 == self.turn;
         for id in to_serve {
-            if self.room.delivery.is_full() {
+            let is_again = self.connections.get(id).is_some_and(|it| it.served + 1 == self.turn);
+            if self.room.delivery.is_full() || is_again && !may_be_served_again {
                 self.to_serve.push(id);
             } else {
                 self.serve(id);
             }
         }
+        self.was_full = self.room.delivery.is_full();
     }
 
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
