@@ -97,8 +97,16 @@ const MAX_PER_IP: usize = 200;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// What does not simply belong to a line of text. NUL may end a line (`Decoder::ends_line`).
-const SPECIAL: [u8; 5] = [b'\n', 0, BACKSPACE, DELETE, telnet::COMMAND];
+/// Whether a byte does more than belong to a line of text. NUL may end it (`Decoder::ends_line`).
+const IS_SPECIAL: [bool; 256] = {
+    let mut is_special = [false; 256];
+    is_special[0] = true;
+    is_special[b'\n' as usize] = true;
+    is_special[BACKSPACE as usize] = true;
+    is_special[DELETE as usize] = true;
+    is_special[telnet::COMMAND as usize] = true;
+    is_special
+};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -182,7 +190,7 @@ impl Decoder {
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && self.skipped.is_none() {
             let room = MAX_REQUEST.saturating_sub(self.received.into()).min(input.len());
-            let run = input.iter().take(room).position(|byte| SPECIAL.contains(byte));
+            let run = input.iter().take(room).position(|&byte| IS_SPECIAL[usize::from(byte)]);
             let (text, rest) = input.split_at(run.unwrap_or(room));
             self.line.extend(text);
             self.received += text.len() as u16;
@@ -253,54 +261,36 @@ impl Decoder {
         }
     }
 
-    /// Whether nothing of a line is held, so that its buffer may serve another connection.
+    /// Whether nothing of a line is held.
     fn is_between_lines(&self) -> bool {
         self.handed_out || self.line.is_empty()
     }
 }
 
-/// Why a request is refused (PROTOCOL.md, "Errors").
+/// Why a request is refused: a code, which is for programs, and a text, which is for people
+/// (PROTOCOL.md, "Errors").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    Usage(&'static str),
-    UnknownCommand,
-    NotNamed,
-    AlreadyNamed,
-    BadName,
-    NameTaken,
-    NoSuchUser,
-    BadText,
-    LineTooLong,
-    Full,
-    Timeout,
-}
+struct Refusal(&'static str, &'static str);
 
-impl Refusal {
-    /// The code, which is for programs, and the text, which is for people.
-    fn code_and_text(self) -> (&'static str, &'static str) {
-        match self {
-            Refusal::Usage(usage) => ("usage", usage),
-            Refusal::UnknownCommand => ("unknown-command", "no such command; HELP lists them"),
-            Refusal::NotNamed => ("not-named", "choose a name first: NAME <name>"),
-            Refusal::AlreadyNamed => ("already-named", "you have a name, and it cannot be changed"),
-            Refusal::BadName => (
-                "bad-name",
-                "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; \
-                 the first is a letter or digit",
-            ),
-            Refusal::NameTaken => ("name-taken", "somebody here has that name; choose another"),
-            Refusal::NoSuchUser => ("no-such-user", "nobody here has that name; LIST tells who is"),
-            Refusal::BadText => (
-                "bad-text",
-                "lines are UTF-8 without control characters (TAB is fine) \
-                 or characters that turn the writing direction",
-            ),
-            Refusal::LineTooLong => ("line-too-long", "a line has at most 4000 bytes"),
-            Refusal::Full => ("full", "no more connections can be taken now; try again later"),
-            Refusal::Timeout => ("timeout", "no name was given in time"),
-        }
-    }
-}
+const BAD_NAME: Refusal = Refusal(
+    "bad-name",
+    "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a letter or digit",
+);
+const BAD_TEXT: Refusal = Refusal(
+    "bad-text",
+    "lines are UTF-8 without control characters (TAB is fine) or characters that turn the direction",
+);
+const UNKNOWN_COMMAND: Refusal = Refusal("unknown-command", "no such command; HELP lists them");
+const NOT_NAMED: Refusal = Refusal("not-named", "choose a name first: NAME <name>");
+const ALREADY_NAMED: Refusal =
+    Refusal("already-named", "you have a name, and it cannot be changed");
+const NAME_TAKEN: Refusal = Refusal("name-taken", "somebody here has that name; choose another");
+const NO_SUCH_USER: Refusal =
+    Refusal("no-such-user", "nobody here has that name; LIST tells who is");
+const LINE_TOO_LONG: Refusal = Refusal("line-too-long", "a line has at most 4000 bytes");
+const NOT_A_PERSON: Refusal = Refusal("usage", "this is linechat, not a web server");
+const FULL: Refusal = Refusal("full", "no more connections can be taken now; try again later");
+const TIMED_OUT: Refusal = Refusal("timeout", "no name was given in time");
 
 /// A well-formed request, its texts as the client wrote them (PROTOCOL.md, "Requests").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,51 +317,59 @@ enum Asker {
 type Verb = (&'static str, Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
 
 const VERBS: [Verb; 7] = [
-    ("NAME", Asker::Unnamed, parse_name, "NAME <name> takes a name and enters the room"),
-    ("MSG", Asker::Named, parse_msg, "MSG <text> says something to everybody else"),
+    (
+        "NAME",
+        Asker::Unnamed,
+        |it| some(it, Request::Name),
+        "NAME <name> takes a name and enters the room",
+    ),
+    (
+        "MSG",
+        Asker::Named,
+        |it| some(it, Request::Msg),
+        "MSG <text> says something to everybody else",
+    ),
     ("PRIV", Asker::Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
-    ("LIST", Asker::Named, |it| alone(it, Request::List), "LIST tells who is here"),
-    ("PING", Asker::Anybody, parse_ping, "PING [token] is answered with PONG and the same token"),
-    ("HELP", Asker::Anybody, |it| alone(it, Request::Help), "HELP shows these lines"),
-    ("QUIT", Asker::Anybody, |it| alone(it, Request::Quit), "QUIT leaves"),
+    ("LIST", Asker::Named, |it| none(it, Request::List), "LIST tells who is here"),
+    (
+        "PING",
+        Asker::Anybody,
+        |it| Some(Request::Ping(it)),
+        "PING [token] is answered with PONG and the same token",
+    ),
+    ("HELP", Asker::Anybody, |it| none(it, Request::Help), "HELP shows these lines"),
+    ("QUIT", Asker::Anybody, |it| none(it, Request::Quit), "QUIT leaves"),
 ];
-
-fn parse_name(argument: &str) -> Option<Request<'_>> {
-    (!argument.is_empty()).then_some(Request::Name(argument))
-}
-
-fn parse_msg(argument: &str) -> Option<Request<'_>> {
-    (!argument.is_empty()).then_some(Request::Msg(argument))
-}
 
 fn parse_priv(argument: &str) -> Option<Request<'_>> {
     let (to, text) = argument.strip_prefix('@')?.split_once(' ')?;
     (!to.is_empty() && !text.is_empty()).then_some(Request::Priv { to, text })
 }
 
-fn parse_ping(argument: &str) -> Option<Request<'_>> {
-    Some(Request::Ping(argument))
+/// A request that needs an argument.
+fn some<'a>(argument: &'a str, request: fn(&'a str) -> Request<'a>) -> Option<Request<'a>> {
+    (!argument.is_empty()).then(|| request(argument))
 }
 
 /// A request that has no argument other than spaces.
-fn alone<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
+fn none<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
     argument.bytes().all(|byte| byte == b' ').then_some(request)
 }
 
 /// Understands a line, checked in the order that PROTOCOL.md gives under "Requests".
 fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
-    let line = std::str::from_utf8(line).map_err(|_| Refusal::BadText)?;
+    let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if !is_plain && line.chars().any(is_forbidden) {
-        return Err(Refusal::BadText);
+        return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
     let verb = VERBS.iter().find(|(verb, ..)| verb.eq_ignore_ascii_case(word));
-    let &(_, asker, understand, usage) = verb.ok_or(Refusal::UnknownCommand)?;
+    let &(_, asker, understand, usage) = verb.ok_or(UNKNOWN_COMMAND)?;
     match asker {
-        Asker::Unnamed if is_named => Err(Refusal::AlreadyNamed),
-        Asker::Named if !is_named => Err(Refusal::NotNamed),
-        _ => understand(argument).ok_or(Refusal::Usage(usage)),
+        Asker::Unnamed if is_named => Err(ALREADY_NAMED),
+        Asker::Named if !is_named => Err(NOT_NAMED),
+        _ => understand(argument).ok_or(Refusal("usage", usage)),
     }
 }
 
@@ -844,15 +842,14 @@ impl Room {
         Outcome::Nothing
     }
 
-    fn refuse(&mut self, id: Id, refusal: Refusal) {
-        let (code, text) = refusal.code_and_text();
+    fn refuse(&mut self, id: Id, Refusal(code, text): Refusal) {
         self.delivery.reply(id, &["ERR", code, text]);
     }
 
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
         match is_good_name(name) {
-            false => Err(Refusal::BadName),
-            true if self.find(name).is_some() => Err(Refusal::NameTaken),
+            false => Err(BAD_NAME),
+            true if self.find(name).is_some() => Err(NAME_TAKEN),
             true => Ok(()),
         }
     }
@@ -875,7 +872,7 @@ impl Room {
     fn whisper(&mut self, id: Id, to: &str, text: &str) {
         let recipient = self.find(to).and_then(|to| Some((to, self.name(to)?)));
         let (Some((to, to_name)), Some(from)) = (recipient, self.name(id)) else {
-            return self.refuse(id, Refusal::NoSuchUser);
+            return self.refuse(id, NO_SUCH_USER);
         };
         match to == id {
             true => self.delivery.reply(id, &["PRIV", &from, text]),
@@ -925,23 +922,26 @@ fn roster_length<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> usiz
 ///
 /// The budget applies while somebody is over the soft limit. It is a token bucket, kept as one
 /// point in time: `paid_until`, to which spending adds and which may lie one full bucket ahead.
-/// Who waits is served by self-clocked fair queueing, smallest finish first: a request finishes its
-/// cost behind the place where the queue stood when it came. So who causes little is served before
-/// who causes much, whoever is new starts level with the others, and nobody is passed for ever.
+/// Who waits is served by fair queueing, smallest finish first. A request finishes its cost behind
+/// where its client's last one did or where the queue stands, whichever is later; the queue moves
+/// on by what is carried out, divided among those who wait. So who causes little is served before
+/// who causes much, whoever is new starts level with the others, and nobody is passed for ever
+/// (WF2Q+ by Bennett and Zhang, with equal weights and without its test of eligibility).
 struct Flow {
     over_soft_limit: BTreeSet<Id>,
     paid_until: Instant,
-    /// By finish; with the cost. Each client waits with one request.
+    /// By finish, in units of `1 / SCALE` bytes; with the cost. Each client waits with one request.
     waiting: BTreeMap<(u64, Id), usize>,
-    /// The finishes of those who wait.
+    /// The last finish of each client, as long as anybody waits.
     finishes: HashMap<Id, u64>,
-    /// The finish of the request that went on last, where everybody's next one starts.
+    /// Where the queue stands.
     position: u64,
     /// Once the bucket was empty: nobody goes on before.
     next_batch: Instant,
 }
 
 impl Flow {
+    const SCALE: u64 = 1 << 16;
     /// Requests go on in batches so far apart, because each batch costs a write to everybody.
     const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -974,16 +974,22 @@ impl Flow {
         if !self.applies() || cost == 0 {
             return true;
         }
-        let finish = self.position + cost as u64;
-        self.waiting.insert((finish, id), cost);
-        self.finishes.insert(id, finish);
+        self.wait(id, cost);
         let first = self.waiting.first_key_value().map(|(&(_, first), _)| first);
         first == Some(id) && self.next(now).is_some()
     }
 
+    /// A client waits with a request that causes so many bytes for others.
+    fn wait(&mut self, id: Id, cost: usize) {
+        let start = self.finishes.get(&id).map_or(self.position, |&last| last.max(self.position));
+        let finish = start + cost as u64 * Self::SCALE;
+        self.waiting.insert((finish, id), cost);
+        self.finishes.insert(id, finish);
+    }
+
     /// Takes the next client out of the queue whose request may go on now.
     fn next(&mut self, now: Instant) -> Option<Id> {
-        let (&(finish, id), &cost) = self.waiting.first_key_value()?;
+        let (&(_, id), &cost) = self.waiting.first_key_value()?;
         if self.applies() {
             if now < self.next_batch {
                 return None;
@@ -996,8 +1002,11 @@ impl Flow {
             }
             self.paid_until = paid_until;
         }
-        self.forget_waiting(id);
-        self.position = finish;
+        self.position += cost as u64 * Self::SCALE / self.waiting.len() as u64;
+        self.waiting.pop_first();
+        if self.waiting.is_empty() {
+            self.finishes.clear();
+        }
         Some(id)
     }
 
@@ -1007,16 +1016,12 @@ impl Flow {
         (!self.waiting.is_empty()).then_some(next)
     }
 
-    fn forget_waiting(&mut self, id: Id) {
-        if let Some(finish) = self.finishes.remove(&id) {
-            self.waiting.remove(&(finish, id));
-        }
-    }
-
     /// A client waits no more, and is not over the soft limit.
     fn forget(&mut self, id: Id) {
         self.over_soft_limit.remove(&id);
-        self.forget_waiting(id);
+        if let Some(finish) = self.finishes.remove(&id) {
+            self.waiting.remove(&(finish, id));
+        }
     }
 }
 
@@ -1041,8 +1046,6 @@ struct Connection {
     unread: Vec<u8>,
     /// What the poller has been asked to report.
     interest: Interest,
-    /// The poller has reported it in this turn.
-    is_readable: bool,
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
     has_spoken: bool,
@@ -1129,7 +1132,6 @@ impl Connection {
             decoder: Decoder::default(),
             unread: Vec::new(),
             interest: READ,
-            is_readable: false,
             is_blocked: false,
             has_spoken: false,
             is_listed: false,
@@ -1228,15 +1230,11 @@ struct Server {
     deadlines: BTreeSet<(Instant, Id)>,
     /// Who has something to read, or requests left over from the last turn.
     to_serve: Vec<Id>,
-    /// Given up in the last turn; their leaving is still to be seen to.
-    lost: Vec<(Id, Reason)>,
     /// To be freed at the end of this turn, so that no `Id` changes its meaning within one.
     to_free: Vec<Id>,
     ready: Vec<Readiness>,
     /// What has just been read, of whichever connection.
     scratch: Vec<u8>,
-    /// A line buffer for whichever connection is being read, so that none is kept while idle.
-    spare_line: Vec<u8>,
     /// Given up to accept and refuse one more when descriptors have run out.
     reserve: Option<os::Reserve>,
     /// The listener is left alone until then.
@@ -1285,11 +1283,9 @@ impl Server {
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
             to_serve: Vec::new(),
-            lost: Vec::new(),
             to_free: Vec::new(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
-            spare_line: Vec::new(),
             reserve: os::reserve_descriptor(),
             accept_again: None,
             limited: None,
@@ -1320,7 +1316,6 @@ impl Server {
         if is_called {
             self.accept();
         }
-        self.depart_lost();
         self.carry_out_waiting();
         self.serve_all();
         self.expire();
@@ -1343,7 +1338,6 @@ impl Server {
             self.room.delivery.catch_up(id);
         }
         if readiness.readable && connection.interest.read {
-            connection.is_readable = true;
             self.list(id);
         } else if readiness.failed {
             self.fail(id);
@@ -1434,9 +1428,8 @@ impl Server {
     /// Tells one too many so, and closes. What it has sent is read first, for the reason given at
     /// `Phase::Finished`; but nothing is awaited, because this must not use up descriptors.
     fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, why: &str) {
-        let (code, text) = Refusal::Full.code_and_text();
         let mut line = Vec::new();
-        put_line(&mut line, &["ERR", code, text]);
+        put_line(&mut line, &["ERR", FULL.0, FULL.1]);
         if socket.set_nonblocking(true).is_ok() && socket.write(&line).is_ok() {
             let _ = socket.shutdown(Shutdown::Write);
             let _ = socket.read(&mut self.scratch);
@@ -1508,14 +1501,8 @@ impl Server {
     fn read(&mut self, id: Id) {
         let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_readable = mem::take(&mut connection.is_readable);
         let can_be_used = connection.takes_requests(is_over_reply_limit) || !connection.is_open();
-        let is_due = match connection.input {
-            Input::Flowing => is_readable,
-            Input::Failed => true,
-            Input::Ended => false,
-        };
-        if !is_due || !can_be_used || !connection.unread.is_empty() {
+        if connection.input == Input::Ended || !can_be_used || !connection.unread.is_empty() {
             return;
         }
         let mut scratch = mem::take(&mut self.scratch);
@@ -1538,10 +1525,6 @@ impl Server {
     fn digest(&mut self, id: Id, mut input: &[u8]) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut decoder = mem::take(&mut connection.decoder);
-        if decoder.is_between_lines() {
-            decoder.line = mem::take(&mut self.spare_line);
-            decoder.handed_out = true;
-        }
         while self.takes_requests(id) {
             if self.room.delivery.is_full() {
                 self.list(id);
@@ -1559,7 +1542,8 @@ impl Server {
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
         if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
-            self.spare_line = mem::take(&mut decoder.line);
+            // Nothing is held for one who is idle.
+            decoder.line = Vec::new();
         }
         connection.decoder = decoder;
         if connection.is_open() && !input.is_empty() {
@@ -1579,11 +1563,11 @@ impl Server {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = !mem::replace(&mut connection.has_spoken, true);
         if is_first && is_foreign(line) {
-            self.room.refuse(id, Refusal::Usage("this is linechat, not a web server"));
+            self.room.refuse(id, NOT_A_PERSON);
             return self.leave(id, Reason::Quit);
         }
         if !is_whole {
-            return self.room.refuse(id, Refusal::LineTooLong);
+            return self.room.refuse(id, LINE_TOO_LONG);
         }
         if self.flow.applies() {
             let request = parse(line, self.room.is_named(id));
@@ -1769,33 +1753,21 @@ impl Server {
         }
     }
 
-    /// Closes a connection at once, whatever it is owed and has sent. Its leaving is seen to at the
-    /// beginning of the next turn, because a turn's lines may be on their way now.
+    /// Closes a connection at once, whatever it is owed and has sent.
     fn give_up(&mut self, id: Id, reason: Reason) {
-        match self.connections.get(id).is_some_and(Connection::is_open) {
-            true => {
-                self.close(id);
-                self.lost.push((id, reason));
-            }
-            false => self.free_later(id),
-        }
-    }
-
-    fn depart_lost(&mut self) {
-        while !self.room.delivery.is_full() {
-            let Some((id, reason)) = self.lost.pop() else { return };
+        if self.connections.get(id).is_some_and(Connection::is_open) {
+            self.close(id);
             self.depart(id, reason);
+        } else {
+            self.free_later(id);
         }
     }
 
-    /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
+    /// Leaving is a request like any other, and the last one: it waits in the queue, which goes on
+    /// in the next turn at the earliest, because the lines of this one may be on their way.
     fn depart(&mut self, id: Id, reason: Reason) {
-        let applies = self.flow.applies();
-        let cost = if applies { self.room.cost_of_leaving(id, reason) } else { 0 };
-        match self.flow.admit(id, cost, self.now) {
-            true => self.leave(id, reason),
-            false => self.wait(id, Waiting::Leave(reason)),
-        }
+        self.flow.wait(id, self.room.cost_of_leaving(id, reason));
+        self.wait(id, Waiting::Leave(reason));
     }
 
     /// Takes a client out of the room and says so; then it is only delivered what it is owed.
@@ -1894,7 +1866,7 @@ impl Server {
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if !self.to_serve.is_empty() || !self.lost.is_empty() {
+        if !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
@@ -1928,7 +1900,7 @@ impl Server {
         let Some(connection) = self.connections.get(id) else { return };
         match connection.phase {
             Phase::Open { name_by: Some(_), .. } if connection.waiting == Waiting::Nothing => {
-                self.room.refuse(id, Refusal::Timeout);
+                self.room.refuse(id, TIMED_OUT);
                 self.leave(id, Reason::Disconnected);
             }
             // Its NAME came in time, and waits for the budget.
@@ -1970,7 +1942,6 @@ impl Server {
         self.console.log(format_args!("stopping"));
         self.stop_by = Some(self.now + STOP_TIMEOUT);
         self.accept_again = None;
-        self.lost.clear();
         let _ = self.poller.delete(&self.listener, LISTENER);
         for id in 0..self.connections.places.len() {
             match self.connections.get(id).map(|connection| connection.phase) {
@@ -2326,7 +2297,7 @@ fn main() -> ExitCode {
 
 /// Every constant and structure is from the header or the manual page named beside it.
 #[allow(unsafe_code)]
-#[cfg_attr(test, allow(dead_code))]
+#[cfg_attr(test, allow(dead_code, unused_imports))]
 mod system {
     use super::{Interest, Readiness, Signal};
     use std::ffi::c_int;
@@ -2906,3 +2877,7 @@ mod system {
 #[cfg(test)]
 #[path = "conformance/linechat/server_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "conformance/linechat/simulation_tests.rs"]
+mod simulation_tests;

@@ -379,12 +379,12 @@ impl World {
                     continue;
                 }
                 Decoded::Line(line) | Decoded::TooLong(line) if is_first && is_foreign(line) => {
-                    self.room.refuse(id, Refusal::Usage("not a person"));
+                    self.room.refuse(id, NOT_A_PERSON);
                     assert!(!self.model.is_open(id));
                     return;
                 }
                 Decoded::Line(line) => parse(line, self.room.is_named(id)),
-                Decoded::TooLong(_) => Err(Refusal::LineTooLong),
+                Decoded::TooLong(_) => Err(LINE_TOO_LONG),
             };
             match request.map(|request| self.room.carry_out(id, request)) {
                 Ok(Outcome::Quit) => {
