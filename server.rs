@@ -1404,8 +1404,7 @@ impl Server {
         };
         let from_there = |server: &Self| server.hosts.get(&host).copied().unwrap_or(0);
         if from_there(self) >= max_from_there && !self.drop_finished(Some(host)) {
-            let why = format!("{max_from_there} connections from there");
-            return Ok(self.turn_away(socket, address, &why));
+            return Ok(self.turn_away(socket, address, "too many from there"));
         }
         if self.connections.len() >= self.options.max_clients && !self.drop_finished(None) {
             return Ok(self.turn_away(socket, address, "full"));
@@ -1495,7 +1494,9 @@ impl Server {
             self.digest(id, &unread);
         }
         self.read(id);
-        self.update_interest(id);
+        if self.connections.get(id).is_some_and(Connection::is_open) {
+            self.update_interest(id);
+        }
     }
 
     fn read(&mut self, id: Id) {
@@ -1626,7 +1627,7 @@ impl Server {
             true => self.limited = Some(self.now),
             false if self.limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
                 self.limited = None;
-                self.console.log(format_args!("flow control ends"));
+                self.console.log(format_args!("the budget ceases to apply"));
             }
             false => {}
         }
@@ -1689,8 +1690,9 @@ impl Server {
         if self.flow.applies() && self.limited.is_none() {
             self.limited = Some(self.now);
             let (name, backlog) = (self.room.name(id).unwrap_or_default(), backlog >> 10);
-            self.console
-                .log(format_args!("flow control begins: {name} has not taken {backlog} KiB"));
+            self.console.log(format_args!(
+                "the budget begins to apply: {name} has not taken {backlog} KiB"
+            ));
         }
         if backlog > HARD_LIMIT {
             self.give_up(id, Reason::Slow);
@@ -1753,19 +1755,22 @@ impl Server {
         }
     }
 
-    /// Closes a connection at once, whatever it is owed and has sent.
-    fn give_up(&mut self, id: Id, reason: Reason) {
-        if self.connections.get(id).is_some_and(Connection::is_open) {
-            self.close(id);
-            self.depart(id, reason);
-        } else {
-            self.free_later(id);
+    /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
+    fn depart(&mut self, id: Id, reason: Reason) {
+        let cost = if self.flow.applies() { self.room.cost_of_leaving(id, reason) } else { 0 };
+        match self.flow.admit(id, cost, self.now) {
+            true => self.leave(id, reason),
+            false => self.wait(id, Waiting::Leave(reason)),
         }
     }
 
-    /// Leaving is a request like any other, and the last one: it waits in the queue, which goes on
-    /// in the next turn at the earliest, because the lines of this one may be on their way.
-    fn depart(&mut self, id: Id, reason: Reason) {
+    /// Closes a connection at once, whatever it is owed and has sent. Its leaving waits until the
+    /// next turn in any case, because the lines of this one may be on their way.
+    fn give_up(&mut self, id: Id, reason: Reason) {
+        if !self.connections.get(id).is_some_and(Connection::is_open) {
+            return self.free_later(id);
+        }
+        self.close(id);
         self.flow.wait(id, self.room.cost_of_leaving(id, reason));
         self.wait(id, Waiting::Leave(reason));
     }
@@ -1798,7 +1803,6 @@ impl Server {
         self.room.delivery.catch_up(id);
         let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
         self.set_phase(id, Phase::Closing { stalled_by, closed_by: self.now + CLOSE_TIMEOUT });
-        self.update_interest(id);
     }
 
     /// Closes the socket now, and frees the connection at the end of the turn.
