@@ -498,14 +498,21 @@ struct Delivery {
 
 #[derive(Default)]
 struct Outbox {
+    /// Nothing while it is empty, so that one who keeps up costs no memory.
+    kept: Option<Box<Kept>>,
+    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
+    cursor: Option<usize>,
+    is_pending: bool,
+}
+
+/// Bytes that are kept for one client.
+#[derive(Default)]
+struct Kept {
     bytes: VecDeque<u8>,
     /// The lengths of what stands there, by kind and in order.
     runs: VecDeque<(Kind, usize)>,
     /// How many of the bytes are replies.
     replies: usize,
-    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
-    cursor: Option<usize>,
-    is_pending: bool,
 }
 
 /// Replies answer the client's own requests; what others cause for it are events.
@@ -515,7 +522,7 @@ enum Kind {
     Reply,
 }
 
-impl Outbox {
+impl Kept {
     /// Notes that so many bytes of a kind have been appended.
     fn count(&mut self, kind: Kind, length: usize) {
         match self.runs.back_mut() {
@@ -529,12 +536,6 @@ impl Outbox {
 
     /// Takes so many bytes off the front, which have been delivered.
     fn take(&mut self, mut length: usize) {
-        if length == self.bytes.len() {
-            if length > 0 {
-                (self.bytes, self.runs, self.replies) = Default::default();
-            }
-            return;
-        }
         self.bytes.drain(..length);
         while let Some((kind, total)) = self.runs.front_mut() {
             let taken = length.min(*total);
@@ -549,9 +550,22 @@ impl Outbox {
             self.runs.pop_front();
         }
     }
+}
+
+impl Outbox {
+    fn append(&mut self, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
+        let kept = self.kept.get_or_insert_default();
+        kept.bytes.reserve(length);
+        put(&mut kept.bytes);
+        kept.count(kind, length);
+    }
+
+    fn replies(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.replies)
+    }
 
     fn backlog(&self) -> usize {
-        self.bytes.len() - self.replies
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.len() - kept.replies)
     }
 }
 
@@ -592,7 +606,7 @@ impl Delivery {
 
     /// Whether so many replies wait for a client that its further requests are to wait too.
     fn is_over_reply_limit(&self, id: Id) -> bool {
-        self.outbox(id).is_some_and(|outbox| outbox.replies > REPLY_LIMIT)
+        self.outbox(id).is_some_and(|outbox| outbox.replies() > REPLY_LIMIT)
     }
 
     /// Whether the turn is to end, so that everybody else does not wait for long.
@@ -637,9 +651,7 @@ impl Delivery {
     fn put(&mut self, id: Id, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
         self.catch_up(id);
         if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
-            outbox.bytes.reserve(length);
-            put(&mut outbox.bytes);
-            outbox.count(kind, length);
+            outbox.append(kind, length, put);
             self.direct += length.max(Self::MIN_EFFORT);
         }
     }
@@ -652,8 +664,7 @@ impl Delivery {
             let fresh = self.broadcast.get(*cursor..).unwrap_or_default();
             *cursor = self.broadcast.len();
             if !fresh.is_empty() {
-                outbox.bytes.extend(fresh);
-                outbox.count(Kind::Event, fresh.len());
+                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
                 self.direct += fresh.len();
             }
         }
@@ -662,28 +673,33 @@ impl Delivery {
         }
     }
 
-    /// What a client is owed: its outbox, and behind it the lines for everybody.
-    fn pending(&self, id: Id) -> Option<(&VecDeque<u8>, &[u8])> {
-        let outbox = self.outbox(id)?;
-        let fresh = outbox.cursor.and_then(|cursor| self.broadcast.get(cursor..));
-        Some((&outbox.bytes, fresh.unwrap_or_default()))
+    /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
+    fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
+        let Outbox { kept, cursor, .. } = self.outbox(id)?;
+        let (first, second) = kept.as_ref().map_or((&[][..], &[][..]), |it| it.bytes.as_slices());
+        let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor..));
+        Some([first, second, fresh.unwrap_or_default()])
     }
 
-    /// So much of that has been taken; the rest is kept in the outbox. Returns how much that is.
-    fn settle(&mut self, id: Id, taken: usize) -> usize {
-        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return 0 };
+    /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
+    /// empty.
+    fn settle(&mut self, id: Id, mut taken: usize) -> bool {
+        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return true };
         outbox.is_pending = false;
-        let from_outbox = taken.min(outbox.bytes.len());
-        outbox.take(from_outbox);
+        if let Some(kept) = &mut outbox.kept {
+            let from_outbox = taken.min(kept.bytes.len());
+            taken -= from_outbox;
+            kept.take(from_outbox);
+        }
+        outbox.kept.take_if(|kept| kept.bytes.is_empty());
         if let Some(cursor) = &mut outbox.cursor {
-            let start = mem::take(cursor) + taken - from_outbox;
+            let start = mem::take(cursor) + taken;
             let fresh = self.broadcast.get(start..).unwrap_or_default();
             if !fresh.is_empty() {
-                outbox.bytes.extend(fresh);
-                outbox.count(Kind::Event, fresh.len());
+                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
             }
         }
-        outbox.bytes.len()
+        outbox.kept.is_none()
     }
 
     /// Everything of this turn has been written or kept in outboxes.
@@ -1043,7 +1059,7 @@ struct Connection {
     waiting: Waiting,
     decoder: Decoder,
     /// Read, but not looked at: the turn was full, or a request of this connection waits.
-    unread: Vec<u8>,
+    unread: Box<[u8]>,
     /// What the poller has been asked to report.
     interest: Interest,
     /// The socket takes nothing now; write again when it is ready.
@@ -1130,7 +1146,7 @@ impl Connection {
             input: Input::Flowing,
             waiting: Waiting::Nothing,
             decoder: Decoder::default(),
-            unread: Vec::new(),
+            unread: Box::default(),
             interest: READ,
             is_blocked: false,
             has_spoken: false,
@@ -1163,19 +1179,15 @@ impl Connection {
         }
     }
 
-    /// Writes once what is in the outbox and, behind it, what is fresh. Returns how much was taken.
-    fn write(&mut self, outbox: &VecDeque<u8>, fresh: &[u8]) -> io::Result<usize> {
-        let (first, second) = outbox.as_slices();
-        let length = first.len() + second.len() + fresh.len();
+    /// Writes once what is pending. Returns how much was taken.
+    fn write(&mut self, pending: [&[u8]; 3]) -> io::Result<usize> {
+        let length = pending.iter().map(|piece| piece.len()).sum();
         let Some(socket) = self.socket.as_mut().filter(|_| length > 0 && !self.is_blocked) else {
             return Ok(0);
         };
-        let written = if first.is_empty() {
-            socket.write(fresh)
-        } else if second.is_empty() && fresh.is_empty() {
-            socket.write(first)
-        } else {
-            socket.write_vectored(&[first, second, fresh].map(IoSlice::new))
+        let written = match pending {
+            [one, [], []] | [[], [], one] => socket.write(one),
+            pending => socket.write_vectored(&pending.map(IoSlice::new)),
         };
         let taken = match written {
             Err(error) if is_not_ready(&error) => 0,
@@ -1548,7 +1560,7 @@ impl Server {
         }
         connection.decoder = decoder;
         if connection.is_open() && !input.is_empty() {
-            connection.unread = input.to_vec();
+            connection.unread = input.into();
         }
     }
 
@@ -1637,19 +1649,15 @@ impl Server {
     fn write(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let delivery = &mut self.room.delivery;
-        let Some((outbox, fresh)) = delivery.pending(id) else { return };
-        if outbox.is_empty() && fresh.is_empty() && connection.is_open() {
-            delivery.settle(id, 0);
-            return;
-        }
-        let Ok(taken) = connection.write(outbox, fresh) else { return self.end_output(id) };
-        let left = delivery.settle(id, taken);
-        self.after_write(id, taken > 0, left);
+        let Some(pending) = delivery.pending(id) else { return };
+        let Ok(taken) = connection.write(pending) else { return self.end_output(id) };
+        let is_delivered = delivery.settle(id, taken);
+        self.after_write(id, taken > 0, is_delivered);
         self.update_interest(id);
     }
 
     /// What follows from how much a client has taken.
-    fn after_write(&mut self, id: Id, has_taken: bool, left: usize) {
+    fn after_write(&mut self, id: Id, has_taken: bool, is_delivered: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match connection.phase {
             Phase::Open { name_by, stalled_by } => {
@@ -1667,10 +1675,10 @@ impl Server {
                     self.list(id);
                 }
             }
-            Phase::Closing { .. } if left == 0 && connection.input == Input::Ended => {
+            Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
                 self.free_later(id)
             }
-            Phase::Closing { .. } if left == 0 => {
+            Phase::Closing { .. } if is_delivered => {
                 if let Some(socket) = &connection.socket {
                     let _ = socket.shutdown(Shutdown::Write);
                 }
@@ -1795,7 +1803,7 @@ impl Server {
     /// Ends a connection as soon as it has been delivered what it is owed.
     fn drain(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.unread = Vec::new();
+        connection.unread = Box::default();
         self.flow.forget(id);
         if self.room.delivery.outbox(id).is_none() {
             return self.free_later(id);
@@ -1821,7 +1829,7 @@ impl Server {
             let _ = self.poller.delete(&socket, id);
         }
         connection.decoder = Decoder::default();
-        connection.unread = Vec::new();
+        connection.unread = Box::default();
         connection.waiting = Waiting::Nothing;
         self.flow.forget(id);
         self.room.delivery.close(id);

@@ -415,8 +415,7 @@ impl World {
         for (&id, connection) in &mut self.model.connections {
             let expected = mem::take(&mut connection.output);
             let delivery = &mut self.room.delivery;
-            let (outbox, fresh) = delivery.pending(id).expect("an outbox");
-            let sent: Vec<u8> = outbox.iter().chain(fresh).copied().collect();
+            let sent = delivery.pending(id).expect("an outbox").concat();
             assert_eq!(delivery.settle(id, sent.len()), 0);
             check_output(&sent);
             assert_eq!(without_free_text(&sent), without_free_text(&expected));
@@ -540,7 +539,7 @@ fn the_room_does_what_the_model_does_whatever_is_sent() {
 
 /// Everything that a client is owed is taken.
 fn deliver(delivery: &mut Delivery, id: Id) {
-    let length = delivery.pending(id).map_or(0, |(outbox, fresh)| outbox.len() + fresh.len());
+    let length = delivery.pending(id).map_or(0, |pending| pending.concat().len());
     assert_eq!(delivery.settle(id, length), 0);
 }
 
@@ -557,9 +556,9 @@ fn a_line_for_everybody_is_stored_once() {
     let line = b"MSG p7 to all of you\r\n".as_slice();
     assert_eq!(room.delivery.broadcast, line);
     assert_eq!(room.delivery.direct, 0);
-    assert!(room.delivery.outboxes.iter().flatten().all(|outbox| outbox.bytes.is_empty()));
-    assert_eq!(room.delivery.pending(7).unwrap().1, b"");
-    assert_eq!(room.delivery.pending(8).unwrap().1, line);
+    assert!(room.delivery.outboxes.iter().flatten().all(|outbox| outbox.kept.is_none()));
+    assert_eq!(room.delivery.pending(7).unwrap(), [b"", b"", b"".as_slice()]);
+    assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
 }
 
 // The console
