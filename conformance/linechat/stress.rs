@@ -39,6 +39,16 @@ fn at(host: &str, server: &Server) -> String {
     format!("{host}:{}", server.address.rsplit(':').next().expect("a port"))
 }
 
+/// So many who join, all at once, and have these names with a number behind.
+fn crowd(server: &Server, count: usize, name: &str) -> Vec<Person> {
+    let mut crowd: Vec<_> = (0..count).map(|_| Person::connect(&server.address)).collect();
+    for (number, person) in crowd.iter_mut().enumerate() {
+        person.say(&format!("NAME {name}{number}"));
+    }
+    crowd.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+    crowd
+}
+
 /// A file or folder of this test's own, of which nothing is there yet.
 fn scratch(test: &str) -> PathBuf {
     std::env::temp_dir().join(format!("linechat-{test}-{}", std::process::id()))
@@ -133,10 +143,7 @@ fn everybody_gets_everything_however_little_their_sockets_take() {
             person
         })
     };
-    let readers: Vec<_> =
-        (0..10).map(|it| Person::join(&server.address, &format!("r{it}"))).collect();
-    let speakers: Vec<_> =
-        (0..talkers).map(|it| Person::join(&server.address, &format!("t{it}"))).collect();
+    let (readers, speakers) = (crowd(&server, 10, "r"), crowd(&server, talkers, "t"));
     let mut handles: Vec<_> = readers.into_iter().map(|it| read(it, usize::MAX)).collect();
     let voices: Vec<_> = speakers
         .iter()
@@ -159,13 +166,7 @@ fn everybody_gets_everything_however_little_their_sockets_take() {
 fn requests_wait_while_their_replies_do() {
     let people = (descriptor_limit() / 3).min(5000) - 1;
     let server = start("");
-    let mut crowd: Vec<_> = (0..people)
-        .map(|at| {
-            let mut person = Person::connect(&server.address);
-            person.say(&format!("NAME somebody-with-a-rather-long-name-{at}"));
-            person
-        })
-        .collect();
+    let mut crowd = crowd(&server, people, "somebody-with-a-rather-long-name-");
     let mut greedy = Person::join(&server.address, "greedy");
     greedy.fence();
     let before = server.memory();
@@ -200,8 +201,7 @@ fn requests_wait_while_their_replies_do() {
 #[test]
 fn who_sends_without_pause_does_not_keep_others_waiting() {
     let server = start("");
-    let flooders: Vec<_> =
-        (0..8).map(|at| Person::join(&server.address, &format!("f{at}"))).collect();
+    let flooders = crowd(&server, 8, "f");
     let mut ana = Person::join(&server.address, "ana");
     // Requests of which the others receive nothing.
     let handles: Vec<_> =
@@ -217,32 +217,28 @@ fn who_sends_without_pause_does_not_keep_others_waiting() {
 fn last_lines_of_those_who_close_at_once_are_carried_out() {
     let server = start("");
     let mut ana = Person::join(&server.address, "ana");
-    let flooders: Vec<_> = ["f0", "f1"]
-        .map(|name| Person::join(&server.address, name).flood("MSG x\n".repeat(1000)))
-        .into();
-    let open = server.descriptors().len();
-    let address = server.address.clone();
-    // Linux resets what is closed while something is unread: the flood.
-    let passing = thread::spawn(move || {
-        for number in 0..200 {
-            Person::join(&address, &format!("p{number}")).say("MSG last words");
-        }
-        assert!(!Person::connect(&address).is_refused());
-    });
+    let mut talkers = crowd(&server, 6, "t");
+    let flood = format!("MSG {}\n", "x".repeat(3900)).repeat(16);
     let mut heard = 0;
-    loop {
-        // Once the last connection was greeted, all others have been accepted.
-        let all_have_passed = passing.is_finished() && server.descriptors().len() == open;
-        let (count, lines) = ana.count();
-        heard += lines.iter().filter(|line| line.ends_with(" last words")).count();
-        if all_have_passed && count == 3 {
-            break;
+    for round in 0..10 {
+        let passing: Vec<_> =
+            (0..20).map(|it| Person::join(&server.address, &format!("p{round}.{it}"))).collect();
+        // More is said at once than the server hands on in one go. So it writes to those who pass
+        // before it reads their last line; and Linux resets what is closed with something unread.
+        signal(server.child.id(), "STOP").expect("sent");
+        talkers.iter_mut().for_each(|talker| talker.say(&flood));
+        passing.into_iter().for_each(|mut person| person.say("MSG last words"));
+        signal(server.child.id(), "CONT").expect("sent");
+        loop {
+            let (count, lines) = ana.count();
+            heard += lines.iter().filter(|line| line.ends_with(" last words")).count();
+            if count == 1 + talkers.len() {
+                break;
+            }
         }
+        talkers.iter_mut().for_each(|talker| drop(talker.fence()));
     }
-    passing.join().expect("the last one was greeted");
     assert_eq!(heard, 200);
-    drop(server);
-    flooders.into_iter().for_each(|flooder| flooder.join().expect("a flooder ends"));
 }
 
 /// Lets the server open no more descriptors than it has now. The limit is on their numbers, so the
@@ -582,11 +578,7 @@ fn a_console_that_is_a_file_gets_every_line() {
                   exec \"$0\" \"$1\" >{file}";
     let mut server = start_by(&script.replace("{file}", &file.display().to_string()));
     let many = (descriptor_limit() / 3).min(3000);
-    let mut crowd: Vec<_> = (0..many).map(|_| Person::connect(&server.address)).collect();
-    for (number, person) in crowd.iter_mut().enumerate() {
-        person.say(&format!("NAME p{number}"));
-    }
-    crowd.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+    let crowd = crowd(&server, many, "p");
     let mut ana = Person::join(&server.address, "ana");
     // They leave all at once: in one turn.
     signal(server.child.id(), "STOP").expect("sent");
@@ -664,10 +656,11 @@ fn a_stop_delivers_what_was_accepted() {
 #[test]
 fn a_stop_delivers_what_is_owed_to_those_who_go_on_sending() {
     let mut server = start("");
-    let crowd: Vec<_> = (0..8).map(|it| Person::join(&server.address, &format!("p{it}"))).collect();
+    let crowd = crowd(&server, 8, "p");
     let mut ana = Person::join(&server.address, "ana");
     let text = "x".repeat(3900);
-    for number in 0..100 {
+    // As much as the kernel takes for each, so that all are done with at once.
+    for number in 0..60 {
         ana.say(&format!("MSG {number} {text}"));
     }
     ana.fence();
@@ -682,10 +675,10 @@ fn a_stop_delivers_what_is_owed_to_those_who_go_on_sending() {
     signal(server.child.id(), "TERM").expect("sent");
     signal(server.child.id(), "CONT").expect("sent");
     for mut person in crowd {
-        (0..100).for_each(|number| drop(person.until(&format!("MSG ana {number} x"))));
+        (0..60).for_each(|number| drop(person.until(&format!("MSG ana {number} x"))));
         person.until("BYE ");
         assert_eq!(person.next().expect("no reset"), None);
-        person.socket().shutdown(Shutdown::Both).expect("ends");
+        let _ = person.socket().shutdown(Shutdown::Both);
     }
     assert_eq!(server.child.wait().expect("ended").code(), Some(0));
     sending.into_iter().for_each(|voice| voice.join().expect("a voice ends"));
@@ -695,11 +688,7 @@ fn a_stop_delivers_what_is_owed_to_those_who_go_on_sending() {
 fn a_stop_in_the_middle_of_a_turn_takes_little_memory() {
     let server = start("");
     let many = (descriptor_limit() / 3).min(1500);
-    let mut crowd: Vec<_> = (0..many).map(|_| Person::connect(&server.address)).collect();
-    for (number, person) in crowd.iter_mut().enumerate() {
-        person.say(&format!("NAME p{number}"));
-    }
-    crowd.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+    let mut crowd = crowd(&server, many, "p");
     let before = server.peak_memory();
     // The server finds all of this, and the request to stop behind it, when it goes on.
     signal(server.child.id(), "STOP").expect("sent");
@@ -715,7 +704,8 @@ fn a_stop_in_the_middle_of_a_turn_takes_little_memory() {
         most = most.max(now);
     }
     let more = (most - before) >> 20;
-    assert!(more < 64, "{more} MiB to stop while {many} are owed {} KiB", 48 * line.len() >> 10);
+    let owed = (48 * line.len()) >> 10;
+    assert!(more < 64, "{more} MiB to stop while {many} people are owed {owed} KiB");
 }
 
 #[test]
