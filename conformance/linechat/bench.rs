@@ -41,14 +41,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::INFINITY)
 }
 
-/// Measures the floor and then a server, so often. Returns the median of the ratios, and of what
-/// the server's took.
-fn compare(
-    rounds: usize,
-    mut floor: impl FnMut() -> f64,
-    mut server: impl FnMut() -> f64,
-) -> (f64, f64) {
-    let costs = (0..rounds).map(|_| (floor(), server())).collect::<Vec<_>>();
+/// Measures the floor and then the server, so often. Returns the median of the ratios, and that of
+/// what the server took.
+fn compare<F: FnMut() -> f64, S: FnMut() -> f64>(times: usize, floor: F, server: S) -> (f64, f64) {
+    let (mut floor, mut server) = (floor, server);
+    let costs = (0..times).map(|_| (floor(), server())).collect::<Vec<_>>();
     let ratios = costs.iter().map(|(floor, server)| server / floor).collect();
     (median(ratios), median(costs.iter().map(|(_, server)| *server).collect()))
 }
@@ -65,15 +62,6 @@ fn pin(process: u32, processor: &str) {
     let mut taskset = Command::new("taskset");
     taskset.args(["-apc", processor, &process.to_string()]);
     taskset.output().expect("taskset(1), of Debian's util-linux");
-}
-
-/// Connects a socket of the load, which asks again and again rather than sleep: waking up takes
-/// longer on a virtual machine than what is measured.
-fn connect(address: &str) -> TcpStream {
-    let socket = TcpStream::connect(address).expect("connects");
-    socket.set_nodelay(true).expect("no delay");
-    socket.set_nonblocking(true).expect("does not block");
-    socket
 }
 
 /// Reads what there is, as soon as there is something. Nothing is the end of the connection.
@@ -97,20 +85,23 @@ fn take(socket: &mut TcpStream, mut count: usize, buffer: &mut [u8]) {
     }
 }
 
-/// Reads up to these bytes. Returns how many came, or nothing when the connection ends.
-fn until(socket: &mut TcpStream, end: &str, buffer: &mut [u8]) -> Option<usize> {
-    let (mut count, mut last) = (0, Vec::<u8>::new());
+/// Reads up to these bytes. Returns whether they have come before the connection's end.
+fn until(socket: &mut TcpStream, end: &str, buffer: &mut [u8]) -> bool {
+    let mut last = Vec::<u8>::new();
     while !last.windows(end.len()).any(|window| window == end.as_bytes()) {
-        let length = Some(read(socket, buffer)).filter(|length| *length > 0)?;
-        count += length;
+        let length = read(socket, buffer);
         last.drain(..last.len().saturating_sub(end.len()));
         last.extend(&buffer[..length]);
+        if length == 0 {
+            return false;
+        }
     }
-    Some(count)
+    true
 }
 
 /// Sockets that hold nothing unread between two steps, and the process that they lead to: a
-/// server, or the floor in its place.
+/// server, or the floor in its place. They are asked again and again, because on a virtual machine
+/// waking up takes longer than what is measured.
 struct Crowd {
     process: Server,
     people: Vec<TcpStream>,
@@ -118,30 +109,32 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn start(command: &mut Command) -> Crowd {
+    fn gather(command: &mut Command, count: usize) -> Crowd {
         let process = Server::start_as(command).expect("it starts");
         pin(process.child.id(), "1");
-        Crowd { process, people: Vec::new(), buffer: vec![0; 1 << 16] }
+        let mut crowd = Crowd { process, people: Vec::new(), buffer: vec![0; 1 << 16] };
+        crowd.join(count);
+        crowd
     }
 
     fn floor(count: usize) -> Crowd {
         let this = std::env::current_exe().expect("this program");
-        let mut floor = Crowd::start(Command::new(this).arg(count.to_string()));
-        floor.people = (0..count).map(|_| connect(&floor.process.address)).collect();
-        floor
+        Crowd::gather(Command::new(this).arg(count.to_string()), count)
     }
 
     /// A server with so many in the room.
-    fn gather(server: &str, count: usize) -> Crowd {
-        let mut crowd = Crowd::start(&mut Command::new(server));
-        crowd.join(count);
+    fn room(server: &str, count: usize) -> Crowd {
+        let mut crowd = Crowd::gather(&mut Command::new(server), count);
         crowd.fence();
         crowd
     }
 
     fn join(&mut self, count: usize) {
         for at in self.people.len()..count {
-            self.people.push(connect(&self.process.address));
+            let socket = TcpStream::connect(&self.process.address).expect("connects");
+            socket.set_nodelay(true).expect("no delay");
+            socket.set_nonblocking(true).expect("does not block");
+            self.people.push(socket);
             self.say(at, &format!("NAME {}\n", name(at)));
         }
     }
@@ -150,79 +143,68 @@ impl Crowd {
         self.people[at].write_all(lines.as_bytes()).expect("takes lines");
     }
 
-    /// Everybody reads all that they were sent. Returns how many bytes that was, PONGs included.
-    fn fence(&mut self) -> usize {
-        let mut count = 0;
+    /// Everybody reads all that they were sent.
+    fn fence(&mut self) {
         // By the second round everything has been dealt with, so nothing comes after its PONG.
         for (ping, pong) in [("PING 1\n", "PONG 1\r\n"), ("PING 2\n", "PONG 2\r\n")] {
             for socket in &mut self.people {
                 socket.write_all(ping.as_bytes()).expect("takes a line");
-                count += until(socket, pong, &mut self.buffer).expect("a connection goes on");
+                assert!(until(socket, pong, &mut self.buffer), "a connection has ended");
             }
         }
-        count
     }
 
-    /// Microseconds of the process's time for each of `count`.
-    fn cost(&mut self, count: usize, work: impl FnOnce(&mut Crowd)) -> f64 {
+    /// Microseconds of the process's time for each of `count`, of which a round does so many.
+    fn cost(&mut self, rounds: usize, count: usize, mut round: impl FnMut(&mut Crowd)) -> f64 {
         let before = used(self.process.child.id());
-        work(self);
-        (used(self.process.child.id()) - before) / count as f64
+        (0..rounds).for_each(|_| round(self));
+        (used(self.process.child.id()) - before) / (rounds * count) as f64
     }
 
-    /// Has the floor write so many lines at once to everybody, so often. Returns what a line cost.
+    /// Everybody receives so many messages, senders all but their own share.
+    fn hear(&mut self, messages: usize, senders: usize) {
+        for (at, socket) in self.people.iter_mut().enumerate() {
+            let own = if at < senders { messages / senders } else { 0 };
+            take(socket, received("MSG").len() * (messages - own), &mut self.buffer);
+        }
+    }
+
+    /// The floor writes so many lines at once to everybody. Returns what a line cost.
     fn write(&mut self, rounds: usize, lines: usize) -> f64 {
-        self.cost(rounds * lines * self.people.len(), |floor| {
-            for _ in 0..rounds {
-                floor.say(0, &format!("{lines:8}"));
-                for socket in &mut floor.people {
-                    take(socket, received("MSG").len() * lines, &mut floor.buffer);
-                }
-            }
+        self.cost(rounds, lines * self.people.len(), |floor| {
+            floor.say(0, &format!("{lines:8}"));
+            floor.hear(lines, 0);
         })
     }
 
-    /// So many senders keep so many messages in flight, which all the others receive. The next are
-    /// sent while the last are received, unless there is one sender. Returns what a delivery cost.
+    /// So many senders say so many messages each, at once. Returns what a delivery cost.
     fn speak(&mut self, rounds: usize, senders: usize, messages: usize) -> f64 {
-        let deliveries = rounds * senders * messages * (self.people.len() - 1);
         let lines = format!("MSG {}\n", "x".repeat(TEXT)).repeat(messages);
-        let ahead = usize::from(senders > 1);
-        self.cost(deliveries, |crowd| {
-            for round in 0..rounds + ahead {
-                (0..senders).filter(|_| round < rounds).for_each(|at| crowd.say(at, &lines));
-                for (at, socket) in crowd.people.iter_mut().enumerate().filter(|_| round >= ahead) {
-                    let others = senders - usize::from(at < senders);
-                    take(socket, received("MSG").len() * messages * others, &mut crowd.buffer);
-                }
-            }
+        self.cost(rounds, senders * messages * (self.people.len() - 1), |crowd| {
+            (0..senders).for_each(|at| crowd.say(at, &lines));
+            crowd.hear(senders * messages, senders);
         })
     }
 
-    /// One of each of twenty pairs writes to the other and is told so, again and again. Returns
-    /// what a message cost.
+    /// One of each of twenty pairs writes to the other, and is told so. Returns what that cost.
     fn whisper(&mut self, rounds: usize) -> f64 {
-        self.cost(rounds * 20, |crowd| {
-            for _ in 0..rounds {
-                let line = |to| format!("PRIV @{} {}\n", name(to), "x".repeat(TEXT));
-                (0..40).step_by(2).for_each(|at| crowd.say(at, &line(at + 1)));
-                for socket in &mut crowd.people[..40] {
-                    take(socket, received("PRIV").len(), &mut crowd.buffer);
-                }
+        self.cost(rounds, 20, |crowd| {
+            let line = |to| format!("PRIV @{} {}\n", name(to), "x".repeat(TEXT));
+            (0..40).step_by(2).for_each(|at| crowd.say(at, &line(at + 1)));
+            for socket in &mut crowd.people[..40] {
+                take(socket, received("PRIV").len(), &mut crowd.buffer);
             }
         })
     }
 
-    /// One after the other joins and leaves, and everybody passes a fence. Returns what that cost.
+    /// One joins and leaves, and everybody passes two fences. Returns what that cost.
     fn come_and_go(&mut self, rounds: usize) -> f64 {
-        self.cost(rounds, |crowd| {
-            for _ in 0..rounds {
-                crowd.join(crowd.people.len() + 1);
-                let mut last = crowd.people.pop().expect("one has joined");
-                last.write_all(b"QUIT\n").expect("takes a line");
-                while read(&mut last, &mut crowd.buffer) > 0 {}
-                crowd.fence();
-            }
+        self.cost(rounds, 1, |crowd| {
+            crowd.join(crowd.people.len() + 1);
+            let mut last = crowd.people.pop().expect("one has joined");
+            last.write_all(b"QUIT\n").expect("takes a line");
+            while read(&mut last, &mut crowd.buffer) > 0 {}
+            crowd.fence();
         })
     }
 }
@@ -233,8 +215,10 @@ fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("2000-01-01T00:00:00Z listening on {}", listener.local_addr()?);
     let mut sockets: Vec<TcpStream> = Vec::new();
-    for _ in 0..count {
+    for at in 0..count {
         sockets.push(listener.accept()?.0);
+        sockets[at].set_nodelay(true)?;
+        sockets[at].read_exact(&mut [0; "NAME p00000\n".len()])?;
     }
     let mut lines = [0; 8];
     while sockets[0].read_exact(&mut lines).is_ok() {
@@ -261,7 +245,7 @@ impl Table {
 
 /// Messages, private ones, joins and leaves in a room of so many.
 fn room(table: &mut Table, server: &str, people: usize) {
-    let mut crowd = Crowd::gather(server, people);
+    let mut crowd = Crowd::room(server, people);
     // Both have their connections here, all of them within the limit on open files.
     let mut floor = Crowd::floor(people.min(descriptor_limit() - people));
     let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(3, 60));
@@ -288,7 +272,7 @@ fn room(table: &mut Table, server: &str, people: usize) {
 
 /// Time from sending to what the last has received, in milliseconds.
 fn latency(table: &mut Table, server: &str) {
-    let (mut crowd, mut floor) = (Crowd::gather(server, 1000), Crowd::floor(1000));
+    let (mut crowd, mut floor) = (Crowd::room(server, 1000), Crowd::floor(1000));
     let time = |work: &mut dyn FnMut() -> f64| {
         thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
         let begun = Instant::now();
@@ -305,7 +289,7 @@ fn latency(table: &mut Table, server: &str) {
 /// and everybody reads all the time.
 fn flood(table: &mut Table, server: &str, people: usize, flooders: usize, lines: &str) {
     let write = Crowd::floor(people).write(50_000 / people, 1);
-    let mut crowd = Crowd::gather(server, people);
+    let mut crowd = Crowd::room(server, people);
     let mut bystander = crowd.people.pop().expect("somebody");
     bystander.set_nonblocking(false).expect("blocks");
     let (mut others, mut times) = (mem::take(&mut crowd.people), Vec::new());
@@ -326,7 +310,7 @@ fn flood(table: &mut Table, server: &str, people: usize, flooders: usize, lines:
             let (begun, count) = (Instant::now(), times.len());
             let _ = bystander.write_all(format!("PING {count}\n").as_bytes());
             let pong = format!("PONG {count}\r\n");
-            let has_come = until(&mut bystander, &pong, &mut crowd.buffer).is_some();
+            let has_come = until(&mut bystander, &pong, &mut crowd.buffer);
             times.push(if has_come { begun.elapsed().as_secs_f64() * 1e6 } else { f64::INFINITY });
         }
         is_over.store(true, Ordering::Relaxed);
@@ -341,24 +325,23 @@ fn flood(table: &mut Table, server: &str, people: usize, flooders: usize, lines:
 fn storm(table: &mut Table, server: &str) {
     let people = 10_000;
     let write = Crowd::floor(1000).write(60, 1);
-    let mut crowd = Crowd::gather(server, 0);
+    let mut crowd = Crowd::room(server, 0);
     let empty = crowd.process.memory();
-    let cost = crowd.cost(people, |crowd| {
+    let cost = crowd.cost(1, people, |crowd| {
         crowd.join(people);
         crowd.fence();
     });
     let what = format!("storm of {people} joins");
     table.row(what, cost / write, "a floor write for each", format!("{cost:.1} µs each"));
     let each = crowd.process.memory().saturating_sub(empty) / people;
-    let idle = crowd.cost(1000, |_| thread::sleep(Duration::from_secs(5))); // nothing is to happen
+    let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5))); // nothing is to happen
     let what = format!("{people} people who do nothing");
     let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");
     table.row(what, each as f64 / 400.0, "400 bytes each", figures);
-    let mut observer = crowd.people.swap_remove(0);
-    let cost = crowd.cost(people, |crowd| {
+    let mut last = crowd.people.pop().expect("somebody");
+    let cost = crowd.cost(1, people, |crowd| {
         crowd.people.clear();
-        until(&mut observer, " 1 disconnected\r\n", &mut crowd.buffer)
-            .expect("the last one's LEFT");
+        assert!(until(&mut last, " 1 disconnected\r\n", &mut crowd.buffer), "the last is here");
     });
     let what = format!("all but one of {people} disconnect at once");
     table.row(what, cost / write, "a floor write for each", format!("{cost:.1} µs each"));
