@@ -291,7 +291,7 @@ fn a_refusal_for_lack_of_descriptors_takes_few_system_calls() {
     traced.args(["-D", "-f", "-c", "-o"]).arg(&counts).arg(PROGRAM);
     let mut server = Server::start_as(&mut traced).expect("the server starts");
     let mut ana = Person::join(&server.address, "ana");
-    let _fillers = exhaust_descriptors(&server);
+    let fillers = exhaust_descriptors(&server);
     for _ in 0..20 {
         assert!(Person::connect(&server.address).is_refused());
         // Whatever else the server does for one refusal it has done before it answers.
@@ -308,7 +308,9 @@ fn a_refusal_for_lack_of_descriptors_takes_few_system_calls() {
     };
     let total = total.expect("the number of calls");
     fs::remove_file(&counts).expect("removes");
-    assert!(total < 1000 + 20 * 50, "{total} system calls for 20 refusals");
+    // Starting and stopping take some, and every connection.
+    let most = 1000 + 30 * fillers.len() + 20 * 50;
+    assert!(total < most, "{total} system calls, {} connections and 20 refusals", fillers.len());
 }
 
 #[test]
@@ -339,7 +341,7 @@ fn one_address_can_be_limited() {
     let mut extra = Person::connect(&here);
     assert!(extra.is_refused());
     assert!(extra.ends());
-    shown(&mut server, &["refused", "too many from there"]);
+    shown(&mut server, &["refused", "from there"]);
     assert!(!Person::connect(&there).is_refused());
     people.pop().expect("three").leave();
     while Person::connect(&here).is_refused() {}
@@ -447,7 +449,8 @@ fn who_quits_and_does_not_read_costs_one_place_and_ten_seconds() {
     while Person::connect(&here).is_refused() {
         refused += 1;
         assert!(begun.elapsed() < STUCK, "no place becomes free");
-        assert!(server.descriptors().len() <= open);
+        // Eleven were open, of twenty.
+        assert!(server.descriptors().len() <= open + 9);
         assert!(server.memory() < memory + 20 * 1024 * 1024);
         // Whoever comes from elsewhere is served meanwhile.
         Person::join(&there, "bob").leave();
@@ -608,7 +611,7 @@ fn a_signal_shows_the_state() {
 }
 
 #[test]
-fn the_console_tells_when_the_budget_begins_and_ceases() {
+fn the_console_tells_when_flow_control_begins_and_ends() {
     let mut server = start("");
     let mut lazy = Person::join(&server.address, "lazy");
     let mut talker = Person::join(&server.address, "talker");
@@ -620,9 +623,9 @@ fn the_console_tells_when_the_budget_begins_and_ceases() {
         }
         talker.fence();
     });
-    shown(&mut server, &["budget", "lazy"]);
+    shown(&mut server, &["flow control", "lazy"]);
     (1..=1500).for_each(|number| drop(lazy.until(&format!("MSG talker {number} x"))));
-    shown(&mut server, &["budget"]);
+    shown(&mut server, &["flow control"]);
     talking.join().expect("all was said");
 }
 
