@@ -441,8 +441,10 @@ impl Client {
         match (&first.request, code) {
             (Request::Whisper { mark, to, .. }, "no-such-user") => {
                 let (mark, to) = (*mark, to.clone());
-                let text = if mark == '/' { text::NO_SUCH_COMMAND } else { text::NO_SUCH_USER };
-                self.complain(text, &[&to, &to]);
+                match mark {
+                    '/' => self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]),
+                    _ => self.complain(text::NO_SUCH_USER, &[&to]),
+                }
             }
             _ => self.complain(text::ERROR, &[&reason]),
         }
@@ -1304,7 +1306,7 @@ fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
     let (mut rows, mut column) = (String::new(), 0);
-    // Where the row could be broken: behind a space.
+    // The last space, where the row could be broken, and the column behind it.
     let mut space = None;
     let mut is_styling = false;
     for character in line.chars() {
@@ -1320,7 +1322,7 @@ fn wrap(line: &str, columns: usize) -> String {
         if column + width > columns {
             match space.take() {
                 Some((at, before)) if indent + column - before + width <= columns => {
-                    rows.insert_str(at, &edge);
+                    rows.replace_range(at..=at, &edge);
                     column = indent + column - before;
                 }
                 _ => {
@@ -1334,8 +1336,8 @@ fn wrap(line: &str, columns: usize) -> String {
             '\t' => rows.extend(std::iter::repeat_n(' ', width)),
             _ => rows.push(character),
         }
-        if character.is_whitespace() {
-            space = Some((rows.len(), column));
+        if character == ' ' {
+            space = Some((rows.len() - 1, column));
         }
         is_styling &= character != 'm';
     }

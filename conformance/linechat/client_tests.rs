@@ -393,15 +393,15 @@ fn rows_but_the_first_are_indented() {
     for (line, columns, expected) in [
         ("one two", 10, "one two\n"),
         ("0123456789", 10, "0123456789\n"),
-        ("one two three four", 10, "one two \n  three \n  four\n"),
+        ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
-        ("hi 0123456789abcdef", 10, "hi \n  01234567\n  89abcdef\n"),
-        ("ana:          eve: hi", 10, "ana:      \n  eve: hi\n"),
+        ("hi 0123456789abcdef", 10, "hi\n  01234567\n  89abcdef\n"),
+        ("ana:          eve: hi", 10, "ana:     \n  eve: hi\n"),
         ("日本語日本語", 9, "日本語日\n  本語\n"),
         ("a\tb", 20, "a       b\n"),
         ("abc", 1, "a\nb\nc\n"),
         ("日本", 1, "\n日\n本\n"),
-        ("\x1b[1mone two three\x1b[0m x", 10, "\x1b[1mone two \n  three\x1b[0m x\n"),
+        ("\x1b[1mone two three\x1b[0m x", 10, "\x1b[1mone two\n  three\x1b[0m x\n"),
     ] {
         assert_eq!(wrap(line, columns), expected, "{line:?}");
     }
