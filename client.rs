@@ -500,13 +500,12 @@ impl Client {
         self.is_troubled = false;
         self.roster.is_first = true;
         if self.screen.input.is_some() {
-            let mut line = say(text::WELCOME, &[name]);
+            self.screen.show(&self.screen.painted(NOTICE, &say(text::WELCOME, &[name])));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
-                line += &say(text::HEADCOUNT, &[count]);
                 self.roster.is_first = false;
+                self.screen.show(&say(text::USERS, &[count, "/list"]));
                 self.send(Request::Roster);
             }
-            self.screen.show(&self.screen.painted(NOTICE, &line));
         }
     }
 
@@ -1317,6 +1316,8 @@ fn wrap(line: &str, columns: usize) -> String {
             _ => width(character),
         };
         if column + width > columns && character.is_whitespace() {
+            // What follows begins a row.
+            (column, space) = (columns, None);
             continue;
         }
         if column + width > columns {
@@ -2085,8 +2086,8 @@ mod text {
     UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
     NO_ANSWER_YET "(no answer yet) > " "(ainda sem resposta) > "
     PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
-    WELCOME "Welcome, {}! /help tells what can be typed; @name text speaks to one person."
-        "Olá, {}! /ajuda mostra o que dá para digitar; @nome texto fala só com uma pessoa."
+    WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
+        "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
     MESSAGE "{}: {}" "{}: {}"
     PRIVATE "[private] {}: {}" "[privado] {}: {}"
     PRIVATE_TO "[private to {}] {}" "[privado para {}] {}"
@@ -2097,19 +2098,19 @@ mod text {
     USERS "Users online ({}): {}" "Usuários conectados ({}): {}"
     ERROR "Error: {}" "Erro: {}"
     NO_SUCH_USER "User {} not found." "Usuário {} não encontrado."
-    NO_SUCH_COMMAND "User {} not found, and there is no command /{}; /help tells what can be typed"
-        "Usuário {} não encontrado, e não existe o comando /{}; /ajuda mostra o que dá para digitar"
+    NO_SUCH_COMMAND "User {} not found, nor a command /{}; see /help"
+        "Usuário {} não encontrado, nem existe o comando /{}; veja /ajuda"
     FOREIGN_COMMAND "there is no command /{}; to write to somebody of that name: @{} text"
         "não existe o comando /{}; para escrever a alguém com esse nome: @{} texto"
     TAKES_NOTHING "/{} stands alone; to write to somebody of that name: @{} text"
-        "/{} se usa sozinho; para escrever a alguém com esse nome: @{} texto"
-    NOTHING_SAID "'{}' says nothing: put a text behind it; /help tells what can be typed"
-        "'{}' não diz nada: escreva um texto depois; /ajuda mostra o que dá para digitar"
+        "/{} não leva texto; para escrever a alguém com esse nome: @{} texto"
+    NOTHING_SAID "'{}' says nothing: put a text behind it; see /help"
+        "'{}' não diz nada: escreva um texto depois; veja /ajuda"
     NAME_REFUSED "the name '{}' was refused: {}" "o nome '{}' foi recusado: {}"
     BAD_NAME "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a \
         letter or digit"
-        "um nome tem de 1 a 50 bytes: letras, números, _ - . e nenhum espaço; começa com letra ou \
-        número"
+        "um nome tem de 1 a 50 bytes: letras, números, _ - . e nenhum espaço; \
+        começa com letra ou número"
     NAME_TAKEN "somebody here has that name; choose another"
         "alguém aqui já tem esse nome; escolha outro"
     NOBODY "nobody here has that name" "não há ninguém aqui com esse nome"
@@ -2135,15 +2136,15 @@ Type a line and press Enter to say it to everybody.
 /help       shows this
 /quit       leaves
 //text      says a line that begins with a slash
-Tab completes a name; Ctrl-C forgets the line; Up brings back what was sent."
+Tab completes names, Ctrl-C forgets the line, Up brings back the one before."
     "\
-Digite uma linha e tecle Enter para dizê-la a todos.
-@nome texto  diz só a uma pessoa; /nome texto também
-/clientes    mostra quem está aqui
-/ajuda       mostra isto
-/sair        sai
-//texto      diz uma linha que começa com barra
-Tab completa um nome; Ctrl-C descarta a linha; a seta para cima traz de volta o que foi enviado."
+Digite um texto e tecle Enter para enviar a todos.
+@nome texto  envia só a uma pessoa; /nome texto também
+/clientes    mostra quem está no chat
+/ajuda       mostra esta ajuda
+/sair        sai do chat
+//texto      envia uma linha que começa com barra
+Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
     REFUSED "connection refused; is the server running?"
         "conexão recusada; o servidor está no ar?"
@@ -2151,14 +2152,14 @@ Tab completa um nome; Ctrl-C descarta a linha; a seta para cima traz de volta o 
     NO_ANSWER "no answer" "sem resposta"
     LOST "lost the server at {}: {}" "a conexão com {} caiu: {}"
     NOT_LINECHAT "what answers at {} is not linechat/1" "quem responde em {} não é linechat/1"
-    CLOSED_BY "{} closed the connection: {}" "{} encerrou a conexão: {}"
-    CLOSED_CONNECTION "it closed the connection" "o servidor encerrou a conexão"
+    CLOSED_BY "{} closed the connection: {}" "{} fechou a conexão: {}"
+    CLOSED_CONNECTION "it closed the connection" "o servidor fechou a conexão"
     LINE_TOO_LONG "it sent a line too long" "o servidor mandou uma linha longa demais"
     STOPPED_ANSWERING "it stopped answering" "o servidor parou de responder"
     NOT_SENT "not sent: {}" "não enviado: {}"
     PERHAPS_NOT_SENT "perhaps not sent: {}" "talvez não enviado: {}"
     SOME_NOT_TAKEN "not all that was typed was taken" "nem tudo que foi digitado foi aceito"
-    LEFT_AT_ONCE "did not wait for the server's BYE" "saí sem esperar o BYE do servidor"
+    LEFT_AT_ONCE "did not wait for the server's BYE" "saiu sem esperar o BYE do servidor"
     NO_OUTPUT "cannot write to standard output: {}"
         "não foi possível escrever na saída padrão: {}"
     NO_SUCH_OPTION "there is no option {}; try --help" "não existe a opção {}; tente --help"
@@ -2187,7 +2188,7 @@ Options:
 Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA] | SERVIDOR PORTA] [NOME]
 
 Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.
-/ajuda mostra o que dá para digitar lá.
+/ajuda mostra, lá dentro, os comandos.
 
 Opções:
  --bell        toca numa mensagem privada ou com o seu nome
