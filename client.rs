@@ -48,6 +48,8 @@ const MAX_WAITING: usize = 1000;
 const MAX_HISTORY: usize = 1000;
 /// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
 const EVENTS_AHEAD: usize = 256;
+/// Bytes of the keyboard that are read at once.
+const KEYS_AHEAD: usize = 4096;
 /// After so much silence the server is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long the server may take to accept the connection at one of its addresses, to greet, to give
@@ -60,9 +62,7 @@ const SLOW: Duration = Duration::from_secs(1);
 /// What a terminal sends for one key comes within this time; ESC alone is the key Esc.
 const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
 
-// ---------------------------------------------------------------------------------------------
-// The conversation
-// ---------------------------------------------------------------------------------------------
+// ---- The conversation --------------------------------------------------------------------------
 
 /// What the main thread waits for.
 enum Event {
@@ -890,14 +890,21 @@ fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
 fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
     let mut input = io::stdin().lock();
     loop {
-        let read = if is_terminal { read_keys(&mut input) } else { read_line(&mut input) };
-        let bytes = match read {
+        let mut bytes = vec![0; KEYS_AHEAD];
+        let read = if is_terminal {
+            input.read(&mut bytes).map(|length| bytes.truncate(length))
+        } else {
+            bytes.clear();
+            input.read_until(b'\n', &mut bytes).map(drop)
+        };
+        match read {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             // At a console of Windows, std takes Ctrl-Z for itself and returns what was before it.
-            Ok(bytes) if bytes.is_empty() && is_terminal && cfg!(windows) => continue,
+            Ok(()) if bytes.is_empty() && is_terminal && cfg!(windows) => continue,
+            Ok(()) => {}
             // A terminal that is gone gives an error.
-            read => read.unwrap_or_default(),
-        };
+            Err(_) => bytes.clear(),
+        }
         let is_end = bytes.is_empty();
         if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
             return;
@@ -905,22 +912,7 @@ fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &Syn
     }
 }
 
-fn read_keys(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let bytes = input.fill_buf()?.to_vec();
-    input.consume(bytes.len());
-    Ok(bytes)
-}
-
-/// A line with its ending.
-fn read_line(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    input.read_until(b'\n', &mut line)?;
-    Ok(line)
-}
-
-// ---------------------------------------------------------------------------------------------
-// The editor
-// ---------------------------------------------------------------------------------------------
+// ---- The editor --------------------------------------------------------------------------------
 
 /// The line being typed: keys in, a line of the screen out. It knows neither terminal nor socket.
 #[derive(Default)]
@@ -1159,9 +1151,7 @@ impl Editor {
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The screen
-// ---------------------------------------------------------------------------------------------
+// ---- The screen --------------------------------------------------------------------------------
 
 /// How something that is shown stands apart, as ECMA-48 numbers it (SGR).
 const PLAIN: &str = "";
@@ -1345,9 +1335,7 @@ fn wrap(line: &str, columns: usize) -> String {
     rows + "\n"
 }
 
-// ---------------------------------------------------------------------------------------------
-// The keys
-// ---------------------------------------------------------------------------------------------
+// ---- The keys ----------------------------------------------------------------------------------
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Key {
@@ -1513,9 +1501,7 @@ impl Keys {
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The command line
-// ---------------------------------------------------------------------------------------------
+// ---- The command line --------------------------------------------------------------------------
 
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
@@ -1544,9 +1530,14 @@ impl Options {
     /// Reads the command line. An error is what to say on standard error, and about which word.
     fn parse(
         &mut self,
-        mut arguments: impl Iterator<Item = String>,
+        arguments: impl Iterator<Item = String>,
     ) -> Result<Command, (Text, String)> {
         let mut words = Vec::new();
+        let halves = |argument: String| match argument.strip_prefix("--lang=") {
+            Some(language) => vec!["--lang".to_owned(), language.to_owned()],
+            None => vec![argument],
+        };
+        let mut arguments = arguments.flat_map(halves);
         while let Some(argument) = arguments.next() {
             if argument.contains(is_unprintable) {
                 return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
@@ -1555,14 +1546,17 @@ impl Options {
                 "--bell" => self.rings = true,
                 "--no-color" => self.has_colours = false,
                 "--no-time" => self.shows_time = false,
-                "--lang" => self.language = language(&arguments.next().unwrap_or_default())?,
                 "--help" | "-h" => return Ok(Command::Help),
                 "--version" | "-V" => return Ok(Command::Version),
-                _ => match (argument.strip_prefix("--lang="), argument.starts_with('-')) {
-                    (Some(name), _) => self.language = language(name)?,
-                    (None, true) => return Err((text::NO_SUCH_OPTION, argument)),
-                    (None, false) => words.push(argument),
-                },
+                "--lang" => {
+                    self.language = match arguments.next().unwrap_or_default().as_str() {
+                        "en" => Language::English,
+                        "pt" => Language::Portuguese,
+                        other => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
+                    }
+                }
+                _ if argument.starts_with('-') => return Err((text::NO_SUCH_OPTION, argument)),
+                _ => words.push(argument),
             }
         }
         let mut words = words.into_iter().peekable();
@@ -1576,14 +1570,6 @@ impl Options {
         };
         self.name = words.next();
         words.next().map_or(Ok(Command::Chat), |word| Err((text::TOO_MANY_WORDS, word)))
-    }
-}
-
-fn language(name: &str) -> Result<Language, (Text, String)> {
-    match name {
-        "en" => Ok(Language::English),
-        "pt" => Ok(Language::Portuguese),
-        _ => Err((text::NO_SUCH_LANGUAGE, name.to_owned())),
     }
 }
 
@@ -1700,9 +1686,7 @@ fn print(text: &str) -> Vec<String> {
     printed.err().map(|error| say(text::NO_OUTPUT, &[&explain(&error)])).into_iter().collect()
 }
 
-// ---------------------------------------------------------------------------------------------
-// The terminal: the little that std lacks, and the only `unsafe`
-// ---------------------------------------------------------------------------------------------
+// ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
 
 /// On Unix, what a terminal's settings look like in memory differs from system to system; stty(1)
 /// knows, and its operands are POSIX's.
@@ -1877,26 +1861,18 @@ mod terminal {
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
         fn MultiByteToWideChar(
-            code_page: u32,
-            flags: u32,
-            bytes: *const u8,
-            length: i32,
-            wide: *mut u16,
-            capacity: i32,
+            _: u32,
+            _: u32,
+            from: *const u8,
+            _: i32,
+            to: *mut u16,
+            _: i32,
         ) -> i32;
     }
 
-    /// `CONSOLE_SCREEN_BUFFER_INFO`: three pairs and a rectangle of SHORTs, with a WORD between.
-    #[repr(C)]
-    #[derive(Default)]
-    struct ScreenBuffer {
-        size: [i16; 2],
-        cursor: [i16; 2],
-        attributes: u16,
-        /// Left, top, right, bottom.
-        window: [i16; 4],
-        largest: [i16; 2],
-    }
+    /// `CONSOLE_SCREEN_BUFFER_INFO`, which is eleven SHORTs and WORDs; from the sixth on, where the
+    /// window's left, top, right and bottom are.
+    type ScreenBuffer = [i16; 11];
 
     // Of the input: keys one by one, not shown, Ctrl-C among them, and as control sequences.
     const ENABLE_PROCESSED_INPUT: u32 = 0x1;
@@ -1957,7 +1933,7 @@ mod terminal {
         // SAFETY: `info` is the structure that the call fills, and outlives it.
         let is_known =
             unsafe { GetConsoleScreenBufferInfo(io::stdout().as_raw_handle(), &mut info) } != 0;
-        let [left, _, right, _] = info.window;
+        let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
         columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
     }
@@ -2005,9 +1981,7 @@ mod terminal {
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The texts
-// ---------------------------------------------------------------------------------------------
+// ---- The texts ---------------------------------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Language {
@@ -2201,9 +2175,7 @@ Opções:
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The widths of characters
-// ---------------------------------------------------------------------------------------------
+// ---- The widths of characters ------------------------------------------------------------------
 
 /// Joins the emoji on both its sides into one.
 const JOINER: char = '\u{200d}';

@@ -758,17 +758,6 @@ fn names_that_nobody_can_have_cost_nothing() {
     assert_eq!(client.roster.sorted(), ["b"]);
 }
 
-#[test]
-fn a_line_of_any_length_is_one_line() {
-    let long = "x".repeat(5 * MAX_LINE as usize);
-    let mut input = io::Cursor::new(format!("one\n{long}\nlast"));
-    let mut lines = std::iter::from_fn(|| Some(read_line(&mut input).unwrap()));
-    assert_eq!(lines.next().unwrap(), b"one\n");
-    assert_eq!(lines.next().unwrap(), format!("{long}\n").into_bytes());
-    assert_eq!(lines.next().unwrap(), b"last");
-    assert_eq!(lines.next().unwrap(), b"");
-}
-
 // The command line
 
 #[test]
