@@ -1231,11 +1231,7 @@ impl Screen {
     /// Columns for an event in one row. A pipe has no end of them.
     fn room(&self) -> usize {
         let columns = self.input.as_ref().map_or(usize::MAX, |input| input.columns);
-        if self.has_times() {
-            columns - "00:00 ".len()
-        } else {
-            columns
-        }
+        columns - "00:00 ".len() * usize::from(self.has_times())
     }
 
     fn painted(&self, style: &str, text: &str) -> String {
@@ -1517,8 +1513,7 @@ struct Options {
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Chat,
-    Help,
-    Version,
+    Print(Text),
 }
 
 impl Options {
@@ -1546,8 +1541,8 @@ impl Options {
                 "--bell" => self.rings = true,
                 "--no-color" => self.has_colours = false,
                 "--no-time" => self.shows_time = false,
-                "--help" | "-h" => return Ok(Command::Help),
-                "--version" | "-V" => return Ok(Command::Version),
+                "--help" | "-h" => return Ok(Command::Print(text::USAGE)),
+                "--version" | "-V" => return Ok(Command::Print(text::VERSION)),
                 "--lang" => {
                     self.language = match arguments.next().unwrap_or_default().as_str() {
                         "en" => Language::English,
@@ -1583,8 +1578,8 @@ fn split_address(address: &str) -> (String, Option<String>) {
     }
 }
 
-/// Connects and talks. An error is what to say on standard error, line by line.
-fn chat(options: Options) -> Result<(), Vec<String>> {
+/// Connects and talks. Returns what there is to complain of.
+fn chat(options: Options) -> Vec<String> {
     let (events, happened) = mpsc::sync_channel(EVENTS_AHEAD);
     let (keyboard, typed) = mpsc::sync_channel(1);
     let (out, lines) = mpsc::channel();
@@ -1619,11 +1614,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         }
         End::Left => {}
     }
-    if complaints.is_empty() {
-        Ok(())
-    } else {
-        Err(complaints)
-    }
+    complaints
 }
 
 /// Whether the terminal understands no control sequences.
@@ -1667,11 +1658,8 @@ fn main() -> ExitCode {
     let command = options.parse(arguments);
     let _ = LANGUAGE.set(options.language);
     let (status, complaints) = match command {
-        Ok(Command::Chat) => (1, chat(options).err().unwrap_or_default()),
-        Ok(Command::Help) => (1, print(&say(text::USAGE, &[]))),
-        Ok(Command::Version) => {
-            (1, print(&format!("linechat-client {}\n", env!("CARGO_PKG_VERSION"))))
-        }
+        Ok(Command::Chat) => (1, chat(options)),
+        Ok(Command::Print(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
         Err((text, word)) => (2, vec![say(text, &[&word])]),
     };
     for complaint in &complaints {
@@ -2096,9 +2084,9 @@ mod text {
         "essa linha tem {} bytes a mais e não foi enviada"
     LINE_NOT_UTF8 "a line that is not UTF-8 was not sent: {}"
         "uma linha que não está em UTF-8 não foi enviada: {}"
-    TERMINAL_NOT_UTF8 "This terminal does not use UTF-8, so letters with accents get lost; set it \
-        to UTF-8."
-        "Este terminal não usa UTF-8, então letras com acento se perdem; configure-o para UTF-8."
+    TERMINAL_NOT_UTF8
+        "This terminal does not use UTF-8: accented letters get lost; set it to UTF-8."
+        "Este terminal não usa UTF-8: letras com acento se perdem; mude-o para UTF-8."
     FULL "no more connections can be taken now; try again later"
         "não há lugar para mais conexões agora; tente mais tarde"
     NO_NAME_IN_TIME "no name was given in time" "você demorou demais para dizer um nome"
@@ -2144,6 +2132,7 @@ Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
         "'{}' contém um caractere de controle; tire-o"
     TOO_MANY_WORDS "'{}' is too much: a host, a port and a name, nothing more; try --help"
         "'{}' sobra: um servidor, uma porta e um nome, nada mais; tente --help"
+    VERSION "linechat-client {}\n" "linechat-client {}\n"
     USAGE "\
 Usage: linechat-client [OPTIONS] [HOST[:PORT] | HOST PORT] [NAME]
 

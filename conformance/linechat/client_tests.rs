@@ -798,7 +798,7 @@ fn options_stand_anywhere() {
     assert_eq!(one, Ok((Command::Chat, expected)));
     assert_eq!(one, other);
     assert!(words(&["--lang=pt", "--help"])
-        .is_ok_and(|(command, options)| command == Command::Help
+        .is_ok_and(|(command, options)| command == Command::Print(text::USAGE)
             && options.language == Language::Portuguese));
 }
 
