@@ -48,8 +48,6 @@ const MAX_WAITING: usize = 1000;
 const MAX_HISTORY: usize = 1000;
 /// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
 const EVENTS_AHEAD: usize = 256;
-/// Bytes of the keyboard that are read at once.
-const KEYS_AHEAD: usize = 4096;
 /// After so much silence the server is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long the server may take to accept the connection at one of its addresses, to greet, to give
@@ -545,21 +543,22 @@ impl Client {
     fn press(&mut self, key: Key) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else { return Ok(()) };
         match input.editor.press(key) {
-            Pressed::Edited => {}
-            Pressed::ClearScreen => input.erase = CLEAR,
-            Pressed::Leave => self.leave()?,
-            Pressed::Suspend => terminal::suspend(),
-            Pressed::Complete => self.complete(),
-            Pressed::NotUtf8 => self.warn_of_terminal(),
-            Pressed::Pasted(lines) => {
-                lines.into_iter().for_each(|line| self.enqueue(Request::Say(line)));
-            }
-            Pressed::Entered(line) => {
-                if !line.is_empty() && self.name.is_some() {
-                    input.editor.remember(&line);
+            Some(Key::ClearScreen) => input.erase = CLEAR,
+            Some(Key::Interrupt | Key::EndOfInput) => self.leave()?,
+            Some(Key::Suspend) => terminal::suspend(),
+            Some(Key::Tab) => self.complete(),
+            Some(Key::NotUtf8) => self.warn_of_terminal(),
+            Some(Key::Enter) => match input.editor.paste.take() {
+                Some(lines) => lines.into_iter().for_each(|line| self.enqueue(Request::Say(line))),
+                None => {
+                    let line = input.editor.enter();
+                    if !line.is_empty() && self.name.is_some() {
+                        input.editor.remember(&line);
+                    }
+                    self.entered(&line)?;
                 }
-                self.entered(&line)?;
-            }
+            },
+            _ => {}
         }
         Ok(())
     }
@@ -801,15 +800,13 @@ fn is_unprintable(character: char) -> bool {
 
 /// Text from the network without anything that a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for character in String::from_utf8_lossy(bytes).chars() {
-        match character {
-            '\t' => text.push('\t'),
-            _ if is_unprintable(character) => text.extend(character.escape_default()),
-            _ => text.push(character),
-        }
-    }
-    text
+    let text = String::from_utf8_lossy(bytes);
+    let shown =
+        text.chars().map(|character| match is_unprintable(character) && character != '\t' {
+            true => character.escape_default().to_string(),
+            false => character.to_string(),
+        });
+    shown.collect()
 }
 
 /// What of a text can stand in a line.
@@ -890,7 +887,7 @@ fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
 fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
     let mut input = io::stdin().lock();
     loop {
-        let mut bytes = vec![0; KEYS_AHEAD];
+        let mut bytes = vec![0; 4096];
         let read = if is_terminal {
             input.read(&mut bytes).map(|length| bytes.truncate(length))
         } else {
@@ -939,30 +936,14 @@ struct Completion {
     shown: usize,
 }
 
-/// What a key did that concerns others than the editor.
-#[derive(Debug, PartialEq, Eq)]
-enum Pressed {
-    Edited,
-    Entered(String),
-    /// Lines that are text, whatever they begin with.
-    Pasted(Vec<String>),
-    /// A name is wanted: see `Editor::complete`.
-    Complete,
-    ClearScreen,
-    Suspend,
-    Leave,
-    NotUtf8,
-}
-
 impl Editor {
-    fn press(&mut self, key: Key) -> Pressed {
-        if let Some(lines) = self.paste.take() {
-            match key {
-                Key::Enter => return Pressed::Pasted(lines),
-                Key::Escape | Key::Interrupt => {}
-                _ => self.paste = Some(lines),
+    /// Does what a key asks for. One that concerns others than the editor is returned.
+    fn press(&mut self, key: Key) -> Option<Key> {
+        if self.paste.is_some() && key != Key::Enter {
+            if matches!(key, Key::Escape | Key::Interrupt) {
+                self.paste = None;
             }
-            return Pressed::Edited;
+            return None;
         }
         if key != Key::Tab {
             self.completion = None;
@@ -971,31 +952,25 @@ impl Editor {
             Key::Character(character) => self.insert(character.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
-            Key::Enter => return Pressed::Entered(self.enter()),
-            Key::Tab => return Pressed::Complete,
+            Key::Transpose => self.transpose(),
             Key::Up => self.go_back(self.steps_back + 1),
             Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
             Key::Backspace => drop(self.cut(self.left_of(self.cursor), self.cursor)),
-            Key::EndOfInput if self.line.is_empty() => return Pressed::Leave,
-            Key::Delete | Key::EndOfInput => {
-                drop(self.cut(self.cursor, self.right_of(self.cursor)));
-            }
-            Key::Interrupt if self.line.is_empty() => return Pressed::Leave,
+            Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
             Key::Interrupt => {
                 self.kill(0, self.line.len());
                 self.enter();
+            }
+            Key::Delete | Key::EndOfInput => {
+                drop(self.cut(self.cursor, self.right_of(self.cursor)));
             }
             Key::Move(to) => self.cursor = self.find(to),
             Key::Erase(to) => {
                 self.kill(self.find(to).min(self.cursor), self.find(to).max(self.cursor))
             }
-            Key::Transpose => self.transpose(),
-            Key::ClearScreen => return Pressed::ClearScreen,
-            Key::Suspend => return Pressed::Suspend,
-            Key::NotUtf8 => return Pressed::NotUtf8,
-            Key::Escape | Key::Unknown => {}
+            _ => return Some(key),
         }
-        Pressed::Edited
+        None
     }
 
     /// Where a key goes from the cursor.
@@ -1510,23 +1485,18 @@ struct Options {
     rings: bool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Chat,
-    Print(Text),
-}
-
 impl Options {
     fn new(language: Language) -> Options {
         let (address, name) = (String::new(), None);
         Options { address, name, language, has_colours: true, shows_time: true, rings: false }
     }
 
-    /// Reads the command line. An error is what to say on standard error, and about which word.
+    /// Reads the command line, which may ask for nothing but a text. An error is what to say on
+    /// standard error, and about which word.
     fn parse(
         &mut self,
         arguments: impl Iterator<Item = String>,
-    ) -> Result<Command, (Text, String)> {
+    ) -> Result<Option<Text>, (Text, String)> {
         let mut words = Vec::new();
         let halves = |argument: String| match argument.strip_prefix("--lang=") {
             Some(language) => vec!["--lang".to_owned(), language.to_owned()],
@@ -1541,8 +1511,8 @@ impl Options {
                 "--bell" => self.rings = true,
                 "--no-color" => self.has_colours = false,
                 "--no-time" => self.shows_time = false,
-                "--help" | "-h" => return Ok(Command::Print(text::USAGE)),
-                "--version" | "-V" => return Ok(Command::Print(text::VERSION)),
+                "--help" | "-h" => return Ok(Some(text::USAGE)),
+                "--version" | "-V" => return Ok(Some(text::VERSION)),
                 "--lang" => {
                     self.language = match arguments.next().unwrap_or_default().as_str() {
                         "en" => Language::English,
@@ -1564,7 +1534,7 @@ impl Options {
             _ => return Err((text::BAD_PORT, port)),
         };
         self.name = words.next();
-        words.next().map_or(Ok(Command::Chat), |word| Err((text::TOO_MANY_WORDS, word)))
+        words.next().map_or(Ok(None), |word| Err((text::TOO_MANY_WORDS, word)))
     }
 }
 
@@ -1658,8 +1628,8 @@ fn main() -> ExitCode {
     let command = options.parse(arguments);
     let _ = LANGUAGE.set(options.language);
     let (status, complaints) = match command {
-        Ok(Command::Chat) => (1, chat(options)),
-        Ok(Command::Print(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
+        Ok(None) => (1, chat(options)),
+        Ok(Some(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
         Err((text, word)) => (2, vec![say(text, &[&word])]),
     };
     for complaint in &complaints {

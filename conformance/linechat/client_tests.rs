@@ -5,7 +5,7 @@ use super::*;
 use std::sync::mpsc::channel;
 
 /// What a command line asks for, and the options it sets.
-fn words(arguments: &[&str]) -> Result<(Command, Options), (Text, String)> {
+fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
     let mut options = Options::new(Language::English);
     let command = options.parse(arguments.iter().map(|&word| word.to_owned()))?;
     Ok((command, options))
@@ -211,8 +211,11 @@ fn typed(bytes: &str) -> Editor {
 fn press(editor: &mut Editor, bytes: &str, names: &[&str]) {
     for key in keys(bytes.as_bytes()) {
         match editor.press(key) {
-            Pressed::Entered(line) => editor.remember(&line),
-            Pressed::Complete => editor.complete(names),
+            Some(Key::Enter) => {
+                let line = editor.enter();
+                editor.remember(&line);
+            }
+            Some(Key::Tab) => editor.complete(names),
             _ => {}
         }
     }
@@ -778,7 +781,7 @@ fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
         (&["host", "2b"], "host:9999", Some("2b")),
     ] {
         let (command, options) = words(arguments).unwrap();
-        assert_eq!(command, Command::Chat);
+        assert_eq!(command, None);
         assert_eq!((options.address.as_str(), options.name.as_deref()), (address, name));
     }
 }
@@ -795,10 +798,10 @@ fn options_stand_anywhere() {
     };
     let one = words(&["--bell", "host", "--lang", "pt", "ana", "--no-color", "--no-time"]);
     let other = words(&["--no-time", "--lang=pt", "--no-color", "host", "ana", "--bell"]);
-    assert_eq!(one, Ok((Command::Chat, expected)));
+    assert_eq!(one, Ok((None, expected)));
     assert_eq!(one, other);
     assert!(words(&["--lang=pt", "--help"])
-        .is_ok_and(|(command, options)| command == Command::Print(text::USAGE)
+        .is_ok_and(|(command, options)| command == Some(text::USAGE)
             && options.language == Language::Portuguese));
 }
 
