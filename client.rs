@@ -318,7 +318,7 @@ impl Client {
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
             (_, "BYE") => return Err(failed(text::CLOSED_BY, &[&self.address, &quoted(rest)])),
-            (Stage::Connecting | Stage::Greeting, "HELLO") if first == "linechat/1" => {
+            (Stage::Greeting, "HELLO") if first == "linechat/1" => {
                 self.stage = Stage::Asking;
                 match self.name.take() {
                     Some(name) => self.try_name(name, self.screen.input.is_none()),
