@@ -38,7 +38,7 @@ impl Window {
         window.tmux(&["new-session", "-d", "-x", "80", "-y", "24", shell]);
         window.await_rows(&["$"]);
         let client = env!("CARGO_BIN_EXE_linechat-client");
-        window.type_text(&format!("PS1='% ' client={client}; clear"));
+        window.type_text(&format!("PS1='% ' client={client} before=$(stty -g); clear"));
         window.press(&["Enter"]);
         window.await_rows(&["%"]);
         window.type_text(&format!("$client --no-time {arguments}"));
@@ -251,9 +251,9 @@ fn only_who_speaks_stands_at_the_left_edge() {
     ]);
 }
 
-/// Stopped by its key or from outside, the client gives the terminal to the shell, and has its keys
-/// again when the shell goes on with it.
-fn is_suspended(test: &str, stop: impl Fn(&Window)) {
+/// Stopped, the client gives the terminal back if it can, and has its keys again when the shell, which
+/// has changed the settings meanwhile, goes on with it.
+fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server, "bob");
     let window = Window::open_in_shell(test, &format!("{} ana", server.address));
@@ -263,7 +263,10 @@ fn is_suspended(test: &str, stop: impl Fn(&Window)) {
     stop(&window);
     window.await_rows(&["%"]);
     bob.say("MSG are you there?");
-    window.type_text("echo cooked; fg");
+    window.type_text("clear; [ \"$(stty -g)\" = \"$before\" ] && echo as before; stty sane");
+    window.press(&["Enter"]);
+    window.await_rows(if gives_back { &["as before", "%"] } else { &["%"] });
+    window.type_text("fg");
     window.press(&["Enter"]);
     window.await_rows(&["bob: are you there?", "> half"]);
     window.press(&["Left", "Left", "BSpace"]);
@@ -278,14 +281,14 @@ fn is_suspended(test: &str, stop: impl Fn(&Window)) {
 #[test]
 #[ignore = "needs tmux"]
 fn ctrl_z_suspends_and_fg_goes_on() {
-    is_suspended("ctrl-z", |window| window.press(&["C-z"]));
+    is_suspended("ctrl-z", true, |window| window.press(&["C-z"]));
 }
 
 #[test]
 #[ignore = "needs tmux"]
 fn a_signal_from_outside_suspends_too() {
     for signal in ["TSTP", "STOP"] {
-        is_suspended(&format!("sig{signal}"), |window| {
+        is_suspended(&format!("sig{signal}"), signal == "TSTP", |window| {
             let pane = window.tmux(&["display-message", "-p", "#{pane_pid}"]);
             let child = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
             let child = String::from_utf8_lossy(&child.stdout).trim().parse().expect("a child");
