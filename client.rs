@@ -42,8 +42,6 @@ const MAX_PUSHED_ROSTER: usize = 100;
 const MAX_ROSTER: usize = 100_000;
 /// Requests on their way to a server that has not confirmed them; further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Typed lines that wait; beyond it the keyboard is not read.
-const MAX_WAITING: usize = 1000;
 /// Lines remembered for the arrow keys.
 const MAX_HISTORY: usize = 1000;
 /// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
@@ -513,7 +511,7 @@ impl Client {
     /// depends on that; at one, keys are always taken.
     fn can_take_more(&self) -> bool {
         match (&self.screen.input, self.stage) {
-            (Some(_), _) => self.waiting.len() < MAX_WAITING,
+            (Some(_), _) => true,
             (None, Stage::Asking | Stage::Talking) => self.waiting.is_empty(),
             (None, _) => false,
         }
@@ -1106,7 +1104,8 @@ impl Editor {
         let Some((before, after)) = self.line.split_at_checked(at) else { return false };
         let halves = before.chars().rev().take_while(|&c| FLAGS(c)).count();
         let is_within_flag = halves % 2 == 1 && after.starts_with(FLAGS);
-        let is_joined = before.ends_with(JOINER) || after.starts_with(SKIN_TONES);
+        // ZERO WIDTH JOINER makes one emoji of those on both its sides.
+        let is_joined = before.ends_with('\u{200d}') || after.starts_with(SKIN_TONES);
         !is_joined && !is_within_flag && !after.starts_with(|c| width(c) == 0)
     }
 
@@ -1560,9 +1559,8 @@ fn chat(options: Options) -> Vec<String> {
         terminal::give_back();
         report(panic);
     }));
-    let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let screen =
-        Screen::new(is_raw, options.has_colours && is_raw && !no_colour, options.shows_time);
+    let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
+    let screen = Screen::new(is_raw, has_colours, options.shows_time);
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));
@@ -1590,27 +1588,26 @@ fn chat(options: Options) -> Vec<String> {
 /// Whether the terminal understands no control sequences.
 fn is_dumb() -> bool {
     // Windows has no such variable.
-    variable("TERM").map_or(cfg!(unix), |kind| kind.is_empty() || kind == "dumb")
+    variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb")
 }
 
 fn variable(name: &str) -> Option<String> {
-    env::var(name).ok()
+    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Who is logged in, if that can be a name in the room.
 fn login_name() -> Option<String> {
-    let names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(variable);
-    let mut names = names.filter(|name| !name.is_empty());
+    let mut names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(variable);
     names.next().filter(|name| {
         let begins_well = name.starts_with(char::is_alphanumeric);
         begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)
     })
 }
 
-/// What the locale says of something, by the first of its variables that is set (locale(7)).
+/// What the locale says of something, by the first of its variables that is set (locale(7)); one
+/// that is empty is not.
 fn locale(category: &str, variable: impl Fn(&str) -> Option<String>) -> String {
-    let mut set = ["LC_ALL", category, "LANG"].into_iter().filter_map(variable);
-    set.find(|locale| !locale.is_empty()).unwrap_or_default()
+    ["LC_ALL", category, "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
 
 /// Whether text is UTF-8 in this locale. The one of POSIX does not tell what a terminal sends.
@@ -1955,14 +1952,8 @@ type Text = [&'static str; 2];
 
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
-    match LANGUAGE.get() {
-        Some(Language::Portuguese) => filled(portuguese, words),
-        _ => filled(english, words),
-    }
-}
-
-fn filled(text: &str, words: &[&str]) -> String {
-    let mut pieces = text.split("{}");
+    let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
+    let mut pieces = if is_portuguese { portuguese } else { english }.split("{}");
     let mut said = pieces.next().unwrap_or_default().to_owned();
     for (piece, word) in pieces.zip(words) {
         said += word;
@@ -2135,8 +2126,6 @@ Opções:
 
 // ---- The widths of characters ------------------------------------------------------------------
 
-/// Joins the emoji on both its sides into one.
-const JOINER: char = '\u{200d}';
 const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
 /// Two of these are one flag.
 const FLAGS: fn(char) -> bool = |c| matches!(c, '\u{1f1e6}'..='\u{1f1ff}');
