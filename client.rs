@@ -798,13 +798,14 @@ fn is_unprintable(character: char) -> bool {
 
 /// Text from the network without anything that a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let shown =
-        text.chars().map(|character| match is_unprintable(character) && character != '\t' {
-            true => character.escape_default().to_string(),
-            false => character.to_string(),
-        });
-    shown.collect()
+    let mut shown = String::new();
+    for character in String::from_utf8_lossy(bytes).chars() {
+        match is_unprintable(character) && character != '\t' {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// What of a text can stand in a line.
@@ -1848,13 +1849,13 @@ mod terminal {
     /// Takes the console over until `give_back`. An event is sent when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
-        let (keys, screen) = (mode_of(input)?, mode_of(output)?);
-        let _ = MODES.set((keys, screen));
         let without = ENABLE_PROCESSED_INPUT | ENABLE_LINE_INPUT | ENABLE_ECHO_INPUT;
         let obeys = ENABLE_PROCESSED_OUTPUT | ENABLE_VIRTUAL_TERMINAL_PROCESSING;
-        set_mode(input, keys & !without | ENABLE_VIRTUAL_TERMINAL_INPUT)
-            .and_then(|()| set_mode(output, screen | obeys))
-            .inspect_err(|_| give_back())?;
+        let raw = |mode| mode & !without | ENABLE_VIRTUAL_TERMINAL_INPUT;
+        let keys = change_mode(input, raw)?;
+        let screen = change_mode(output, |mode| mode | obeys)
+            .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
+        let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
             loop {
@@ -1874,8 +1875,8 @@ mod terminal {
         if let Some((keys, screen)) = MODES.get() {
             let mut out = io::stdout();
             let _ = out.write_all(b"\r\x1b[J\x1b[?7h").and_then(|()| out.flush());
-            let _ = set_mode(io::stdin().as_raw_handle(), *keys);
-            let _ = set_mode(out.as_raw_handle(), *screen);
+            let _ = change_mode(io::stdin().as_raw_handle(), |_| *keys);
+            let _ = change_mode(out.as_raw_handle(), |_| *screen);
         }
     }
 
@@ -1918,21 +1919,14 @@ mod terminal {
         String::from_utf16(wide.get(..units)?).ok()
     }
 
-    fn mode_of(console: RawHandle) -> io::Result<u32> {
+    /// Changes a console's mode. Returns the one that it had.
+    fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
         let mut mode = 0;
-        // SAFETY: `mode` outlives the call, which fills it.
-        match unsafe { GetConsoleMode(console, &mut mode) } {
-            0 => Err(io::Error::last_os_error()),
-            _ => Ok(mode),
-        }
-    }
-
-    fn set_mode(console: RawHandle, mode: u32) -> io::Result<()> {
-        // SAFETY: takes no pointer but the handle, which is the process's own.
-        match unsafe { SetConsoleMode(console, mode) } {
-            0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+        // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
+        let is_changed = unsafe {
+            GetConsoleMode(console, &mut mode) != 0 && SetConsoleMode(console, change(mode)) != 0
+        };
+        is_changed.then_some(mode).ok_or_else(io::Error::last_os_error)
     }
 }
 
