@@ -267,28 +267,29 @@ impl Client {
         }
         let Some(late) = now.checked_duration_since(self.deadline) else { return Ok(()) };
         let is_heartbeat = |sent: &Sent| sent.request == Request::Heartbeat;
+        let is_asked = matches!(self.stage, Stage::Greeting | Stage::Leaving)
+            || self.unconfirmed.iter().any(is_heartbeat);
         match self.stage {
             // The thread that connects has time-outs of its own.
             Stage::Connecting => {}
-            Stage::Greeting | Stage::Leaving if late < PAUSE => return Err(self.silent()),
-            Stage::Greeting | Stage::Leaving => {}
-            _ if !self.unconfirmed.iter().any(is_heartbeat) => self.send(Request::Heartbeat),
-            _ if late < PAUSE => return Err(self.silent()),
+            _ if !is_asked => self.send(Request::Heartbeat),
+            _ if late < PAUSE => {
+                let reason = say(text::STOPPED_ANSWERING, &[]);
+                return Err(failed(text::LOST, &[&self.address, &reason]));
+            }
             _ => {}
         }
         self.deadline = now + TIMEOUT;
         Ok(())
     }
 
-    fn silent(&self) -> End {
-        failed(text::LOST, &[&self.address, &say(text::STOPPED_ANSWERING, &[])])
-    }
-
     /// What stands before the line being typed.
     fn prompt(&self) -> String {
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
         let unconfirmed = self.unconfirmed.iter().map(|sent| &sent.request);
-        let lines = unconfirmed.chain(&self.waiting).filter(|request| request.text().is_some());
+        let is_line =
+            |request: &&Request| matches!(request, Request::Say(_) | Request::Whisper { .. });
+        let lines = unconfirmed.chain(&self.waiting).filter(is_line);
         let editor = self.screen.input.as_ref().map(|input| &input.editor);
         if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
             return say(text::PASTE, &[&lines.len().to_string()]);
@@ -1690,9 +1691,9 @@ mod terminal {
     /// Gives the terminal back as it was, without the line being typed.
     pub fn give_back() {
         if let Some(settings) = SETTINGS.get() {
+            let _ = run("stty", &[settings]);
             let mut out = io::stdout();
             let _ = out.write_all(b"\r\x1b[J\x1b[?7h\x1b[?2004l").and_then(|()| out.flush());
-            let _ = run("stty", &[settings]);
         }
     }
 
@@ -1766,7 +1767,8 @@ mod terminal {
         thread::spawn(move || {
             let mut number = [0];
             while reader.read_exact(&mut number).is_ok() {
-                match c_int::from(number[0]) {
+                let [number] = number;
+                match c_int::from(number) {
                     SIGTSTP => suspend(),
                     // Whoever had the terminal meanwhile has changed its settings.
                     SIGCONT => drop(enter_raw_mode()),
