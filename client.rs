@@ -1085,9 +1085,10 @@ impl Editor {
         let word = rest.split(' ').next().unwrap_or_default();
         let is_its_end = plain_letters(name).strip_prefix(&stem) == Some(&plain_letters(word));
         let rest = if is_its_end { rest.get(word.len()..).unwrap_or_default() } else { rest };
-        let completed = format!("{}{name} ", self.line.get(..start).unwrap_or_default());
-        let line = format!("{completed}{}", rest.trim_start());
-        (self.line, self.cursor) = (line, completed.len());
+        // Behind the first word the text begins; behind another there may be a comma.
+        let (gap, rest) = if start <= 1 { (" ", rest.trim_start()) } else { ("", rest) };
+        let completed = format!("{}{name}{gap}", self.line.get(..start).unwrap_or_default());
+        (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
         self.completion = Some(Completion { start, stem, shown: shown + 1 });
     }
 
@@ -1819,12 +1820,12 @@ mod terminal {
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
         fn MultiByteToWideChar(
-            _: u32,
-            _: u32,
-            from: *const u8,
-            _: i32,
-            to: *mut u16,
-            _: i32,
+            code_page: u32,
+            flags: u32,
+            bytes: *const u8,
+            length: i32,
+            wide: *mut u16,
+            capacity: i32,
         ) -> i32;
     }
 
