@@ -12,7 +12,7 @@
 //!
 //!     talk_to_server    --- Event::Arrived -->  Client::run  --- requests --> write_to_server
 //!     listen_to_person  --- Event::Typed ---->  (Editor, Screen)  ----------> standard output
-//!     signals           --- Event::Redraw --->
+//!     terminal          --- Event::Redraw --->
 //!
 //! So nothing that is slow keeps anything else waiting. PROTOCOL.md says what goes over the wire.
 //!
@@ -367,7 +367,7 @@ impl Client {
 
     fn show_message(&mut self, name: &str, text: &str, style: &str) {
         let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(&say(text::MESSAGE, &[&name, &text]));
+        self.screen.show_event(&format!("{name}: {text}"));
     }
 
     fn whispered(&mut self, text: Text, name: &str, said: &str) {
@@ -955,19 +955,11 @@ impl Editor {
             Key::Transpose => self.transpose(),
             Key::Up => self.go_back(self.steps_back + 1),
             Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
-            Key::Backspace => drop(self.cut(self.left_of(self.cursor), self.cursor)),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
-            Key::Interrupt => {
-                self.kill(0, self.line.len());
-                self.enter();
-            }
-            Key::Delete | Key::EndOfInput => {
-                drop(self.cut(self.cursor, self.right_of(self.cursor)));
-            }
+            Key::Interrupt => self.killed = self.enter(),
+            Key::EndOfInput => self.erase(Place::Right),
             Key::Move(to) => self.cursor = self.find(to),
-            Key::Erase(to) => {
-                self.kill(self.find(to).min(self.cursor), self.find(to).max(self.cursor))
-            }
+            Key::Erase(to) => self.erase(to),
             _ => return Some(key),
         }
         None
@@ -1006,8 +998,13 @@ impl Editor {
         self.line.drain(from..to).collect()
     }
 
-    fn kill(&mut self, from: usize, to: usize) {
-        self.killed = self.cut(from, to);
+    /// Erases from the cursor to a place. What is more than a character can be put in again.
+    fn erase(&mut self, to: Place) {
+        let at = self.find(to);
+        let erased = self.cut(at.min(self.cursor), at.max(self.cursor));
+        if !matches!(to, Place::Left | Place::Right) {
+            self.killed = erased;
+        }
     }
 
     /// One line is put in, to be edited; of several the person is asked.
@@ -1321,8 +1318,6 @@ enum Key {
     Up,
     Down,
     Move(Place),
-    Backspace,
-    Delete,
     Erase(Place),
     Yank,
     Transpose,
@@ -1393,7 +1388,7 @@ impl Keys {
             0x1b => return Self::escape_sequence(bytes),
             b'\r' | b'\n' => Key::Enter,
             b'\t' => Key::Tab,
-            0x08 | 0x7f => Key::Backspace,
+            0x08 | 0x7f => Key::Erase(Place::Left),
             0x01 => Key::Move(Place::Start),
             0x02 => Key::Move(Place::Left),
             0x03 => Key::Interrupt,
@@ -1467,7 +1462,7 @@ impl Keys {
             b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
             b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
             b"F" | b"4~" | b"8~" | b"Ow" => Key::Move(Place::End),
-            b"3~" => Key::Delete,
+            b"3~" => Key::Erase(Place::Right),
             _ => Key::Unknown,
         };
         Some((key, 2 + begun + end + 1))
@@ -2008,7 +2003,6 @@ mod text {
     PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
     WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
         "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
-    MESSAGE "{}: {}" "{}: {}"
     PRIVATE "[private] {}: {}" "[privado] {}: {}"
     PRIVATE_TO "[private to {}] {}" "[privado para {}] {}"
     JOINED "{} joined the chat." "{} entrou no chat."
@@ -2127,7 +2121,7 @@ const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
 /// Two of these are one flag.
 const FLAGS: fn(char) -> bool = |c| matches!(c, '\u{1f1e6}'..='\u{1f1ff}');
 
-/// Columns of a text, without what only styles it.
+/// Columns of a text in which nothing is painted.
 fn width_of(text: &str) -> usize {
     text.chars().map(width).sum()
 }
