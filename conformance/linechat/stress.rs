@@ -611,7 +611,7 @@ fn a_signal_shows_the_state() {
 }
 
 #[test]
-fn the_console_tells_when_flow_control_begins_and_ends() {
+fn the_console_tells_when_the_budget_begins_and_ends() {
     let mut server = start("");
     let mut lazy = Person::join(&server.address, "lazy");
     let mut talker = Person::join(&server.address, "talker");
@@ -623,9 +623,9 @@ fn the_console_tells_when_flow_control_begins_and_ends() {
         }
         talker.fence();
     });
-    shown(&mut server, &["flow control", "lazy"]);
+    shown(&mut server, &["budget begins", "lazy"]);
     (1..=1500).for_each(|number| drop(lazy.until(&format!("MSG talker {number} x"))));
-    shown(&mut server, &["flow control"]);
+    shown(&mut server, &["budget ceases"]);
     talking.join().expect("all was said");
 }
 
