@@ -494,6 +494,9 @@ struct Delivery {
     pending_writes: Vec<Id>,
     /// A line for a single client has brought its backlog over the soft limit in this turn.
     passed_soft_limit: bool,
+    /// The last turn was full, or somebody had sent more than is read in one.
+    is_flooded: bool,
+    has_more: bool,
 }
 
 #[derive(Default)]
@@ -554,7 +557,7 @@ impl Kept {
 
 impl Outbox {
     fn append(&mut self, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
-        let kept = self.kept.get_or_insert_default();
+        let kept = self.kept.get_or_insert_with(Box::default);
         kept.bytes.reserve(length);
         put(&mut kept.bytes);
         kept.count(kind, length);
@@ -570,9 +573,11 @@ impl Outbox {
 }
 
 impl Delivery {
-    /// Bytes for everybody after which a turn is full. Much more than that costs a write more time
-    /// than the call itself does, and everybody waits for the turn to end.
+    /// Bytes for everybody after which a turn is full.
     const MAX_BROADCAST: usize = 64 * 1024;
+    /// The same while `is_flooded`. To write so much costs the kernel about twice what a write costs
+    /// in any case, so whoever asks for something else does not wait for long.
+    const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
     /// Bytes for single clients after which a turn is full.
     const MAX_DIRECT: usize = 256 * 1024;
     /// What carrying out the smallest request costs, as bytes for single clients.
@@ -611,7 +616,11 @@ impl Delivery {
 
     /// Whether the turn is to end, so that everybody else does not wait for long.
     fn is_full(&self) -> bool {
-        self.broadcast.len() >= Self::MAX_BROADCAST
+        let max_broadcast = match self.is_flooded {
+            true => Self::MAX_BROADCAST_IN_FLOOD,
+            false => Self::MAX_BROADCAST,
+        };
+        self.broadcast.len() >= max_broadcast
             || self.direct >= Self::MAX_DIRECT
             || self.passed_soft_limit
     }
@@ -702,8 +711,14 @@ impl Delivery {
         outbox.kept.is_none()
     }
 
+    /// What this turn has cost so far.
+    fn effort(&self) -> u64 {
+        (self.broadcast.len() + self.direct) as u64
+    }
+
     /// Everything of this turn has been written or kept in outboxes.
     fn end_turn(&mut self) {
+        self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
         self.broadcast.clear();
         self.direct = 0;
         self.passed_soft_limit = false;
@@ -1067,8 +1082,9 @@ struct Connection {
     has_spoken: bool,
     /// It stands in `Server::to_serve`.
     is_listed: bool,
-    /// The turn in which it was served last.
-    served: u64,
+    /// What it cost to serve it last, and its place in the queue for being served again.
+    last_effort: u64,
+    finish: u64,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1151,7 +1167,8 @@ impl Connection {
             is_blocked: false,
             has_spoken: false,
             is_listed: false,
-            served: 0,
+            last_effort: 0,
+            finish: 0,
         }
     }
 
@@ -1242,6 +1259,8 @@ struct Server {
     deadlines: BTreeSet<(Instant, Id)>,
     /// Who has something to read, or requests left over from the last turn.
     to_serve: Vec<Id>,
+    /// Where the queue of those stands.
+    position: u64,
     /// To be freed at the end of this turn, so that no `Id` changes its meaning within one.
     to_free: Vec<Id>,
     ready: Vec<Readiness>,
@@ -1253,14 +1272,11 @@ struct Server {
     accept_again: Option<Instant>,
     /// When the budget applied last, since the console was told that it does.
     limited: Option<Instant>,
-    /// The last turn left requests over.
-    was_full: bool,
     is_asked_to_stop: bool,
     /// The server is stopping, and waits until then for the last lines to be delivered.
     stop_by: Option<Instant>,
-    /// The time and the number of this turn.
+    /// The time of this turn.
     now: Instant,
-    turn: u64,
     console: Console,
 }
 
@@ -1295,17 +1311,16 @@ impl Server {
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
             to_serve: Vec::new(),
+            position: 0,
             to_free: Vec::new(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
             reserve: os::reserve_descriptor(),
             accept_again: None,
             limited: None,
-            was_full: false,
             is_asked_to_stop: false,
             stop_by: None,
             now,
-            turn: 0,
             console,
         })
     }
@@ -1315,7 +1330,6 @@ impl Server {
         let mut ready = mem::take(&mut self.ready);
         self.poller.wait(&mut ready, self.time_until_next_deadline())?;
         self.now = os::now();
-        self.turn += 1;
         let is_called = ready.iter().any(|readiness| readiness.token == LISTENER);
         for readiness in ready.drain(..) {
             match readiness.token {
@@ -1371,7 +1385,9 @@ impl Server {
         for _ in 0..Self::ACCEPT_SHARE {
             match self.listener.accept() {
                 // A failure to set the socket up means that the peer is gone already.
-                Ok((socket, address)) => drop(self.admit(socket, address)),
+                Ok((socket, address)) => {
+                    let _ = self.admit(socket, address);
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
                     ErrorKind::ConnectionAborted
@@ -1416,10 +1432,12 @@ impl Server {
         };
         let from_there = |server: &Self| server.hosts.get(&host).copied().unwrap_or(0);
         if from_there(self) >= max_from_there && !self.drop_finished(Some(host)) {
-            return Ok(self.turn_away(socket, address, "too many from there"));
+            self.turn_away(socket, address, "too many from there");
+            return Ok(());
         }
         if self.connections.len() >= self.options.max_clients && !self.drop_finished(None) {
-            return Ok(self.turn_away(socket, address, "full"));
+            self.turn_away(socket, address, "full");
+            return Ok(());
         }
         socket.set_nonblocking(true)?;
         // Each turn's lines are written at once, so there is nothing to wait for and combine.
@@ -1475,24 +1493,24 @@ impl Server {
         }
     }
 
-    /// Serves those who were served longest ago first, until the turn is full. Whom a full turn has
-    /// served waits in the next one while others ask: so who asks for little is not kept waiting by
-    /// who asks for much.
+    /// Serves by fair queueing as `Flow` does, smallest finish first, until the turn is full: so who
+    /// asks for little is not kept waiting by who asks for much. What a connection asks for is taken
+    /// to be what it asked for last.
     fn serve_all(&mut self) {
         let mut to_serve = mem::take(&mut self.to_serve);
-        let served = |id: &Id| self.connections.get(*id).map_or(0, |connection| connection.served);
-        to_serve.sort_unstable_by_key(served);
-        let first = to_serve.first().map_or(0, served);
-        let may_be_served_again = !self.was_full || first + 1 == self.turn;
+        let finish = |&id: &Id| {
+            let connection = self.connections.get(id);
+            connection.map_or(0, |it| it.finish.max(self.position) + it.last_effort)
+        };
+        to_serve.sort_unstable_by_key(finish);
+        let (count, before) = (to_serve.len() as u64, self.room.delivery.effort());
         for id in to_serve {
-            let is_again = self.connections.get(id).is_some_and(|it| it.served + 1 == self.turn);
-            if self.room.delivery.is_full() || is_again && !may_be_served_again {
-                self.to_serve.push(id);
-            } else {
-                self.serve(id);
+            match self.room.delivery.is_full() {
+                true => self.to_serve.push(id),
+                false => self.serve(id),
             }
         }
-        self.was_full = self.room.delivery.is_full();
+        self.position += (self.room.delivery.effort() - before) / count.max(1);
     }
 
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
@@ -1500,13 +1518,16 @@ impl Server {
         let can_go_on = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.is_listed = false;
-        connection.served = self.turn;
+        let before = self.room.delivery.effort();
         if can_go_on && !connection.unread.is_empty() {
             let unread = mem::take(&mut connection.unread);
             self.digest(id, &unread);
         }
         self.read(id);
-        if self.connections.get(id).is_some_and(Connection::is_open) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.last_effort = self.room.delivery.effort() - before;
+        connection.finish = connection.finish.max(self.position) + connection.last_effort;
+        if connection.is_open() {
             self.update_interest(id);
         }
     }
@@ -1523,6 +1544,7 @@ impl Server {
             Ok(None) => {}
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
+                self.room.delivery.has_more |= length == Self::READ_SHARE;
                 if connection.input == Input::Failed {
                     self.list(id);
                 }
