@@ -448,7 +448,7 @@ fn line_length(words: &[&str]) -> usize {
     words.iter().map(|word| word.len() + 1).sum::<usize>() + 1
 }
 
-/// Appends a roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Roster").
+/// Appends a roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Joining, leaving, roster").
 fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &'a str>) {
     let head = format!("USERS {count}");
     let room = MAX_LINE - b"\r\n".len();
@@ -746,7 +746,7 @@ struct Person {
     arrival: u64,
 }
 
-/// How somebody left (PROTOCOL.md, "LEFT").
+/// How somebody left (PROTOCOL.md, "Joining, leaving, roster").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
     Quit,
@@ -2641,13 +2641,13 @@ mod system {
     /// tcp(7); <netinet/tcp.h> on the others, <ws2ipdef.h>.
     const TCP_OPTIONS: &[(c_int, c_int)] = if IS_LINUX {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT (ms), TCP_NOTSENT_LOWAT
-        &[(4, 30), (5, 10), (6, 3), (18, 50_000), (25, 128 * 1024)]
+        &[(4, 30), (5, 10), (6, 3), (18, 60_000), (25, 128 * 1024)]
     } else if cfg!(target_os = "macos") {
         // TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME (s), TCP_NOTSENT_LOWAT
-        &[(0x10, 30), (0x101, 10), (0x102, 3), (0x80, 50), (0x201, 128 * 1024)]
+        &[(0x10, 30), (0x101, 10), (0x102, 3), (0x80, 60), (0x201, 128 * 1024)]
     } else if cfg!(windows) {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT (s)
-        &[(3, 30), (17, 10), (16, 3), (5, 50)]
+        &[(3, 30), (17, 10), (16, 3), (5, 60)]
     } else if cfg!(target_os = "freebsd") {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT. The BSDs have nothing for what is being sent:
         // a peer that vanishes then is noticed after some ten minutes.

@@ -662,6 +662,42 @@ fn bad_usage_is_named() {
     }
 }
 
+// The document
+
+#[test]
+fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
+    let document = include_str!("../../PROTOCOL.md");
+    let kib = |bytes: usize| format!("{} KiB", bytes / 1024);
+    let rows = [
+        format!("| request | {MAX_REQUEST} bytes |"),
+        format!("| server line | {MAX_LINE} bytes |"),
+        format!("| name | {MAX_NAME} bytes |"),
+        format!("| pushed roster | {MAX_PUSHED_ROSTER} people |"),
+        format!("| name time-out | {} s,", NAME_TIMEOUT.as_secs()),
+        format!(
+            "| closing | {} s in all, or {} s without",
+            CLOSE_TIMEOUT.as_secs(),
+            CLOSE_STALL_TIMEOUT.as_secs()
+        ),
+        format!("| the client's end | {} s |", CLOSE_STALL_TIMEOUT.as_secs()),
+        format!("| stopping | {} s |", STOP_TIMEOUT.as_secs()),
+        format!("| waiting replies | {} |", kib(REPLY_LIMIT)),
+        format!("| soft limit | {} |", kib(SOFT_LIMIT)),
+        format!("| budget | {} a second, at most {} saved up |", kib(BUDGET), kib(BUDGET)),
+        format!("| hard limit | {} MiB |", HARD_LIMIT / 1024 / 1024),
+        format!("| stall | {} s |", STALL_TIMEOUT.as_secs()),
+    ];
+    for row in rows {
+        assert!(document.contains(&row), "{row}");
+    }
+    for line in include_str!("../../server.rs").lines() {
+        let section =
+            line.split_once("(PROTOCOL.md, \"").and_then(|(_, rest)| rest.split('"').next());
+        let heading = format!("## {}\n", section.unwrap_or("Delivery"));
+        assert!(document.contains(&heading), "{line}");
+    }
+}
+
 // The operating system
 
 fn socket_pair() -> (TcpStream, TcpStream) {
