@@ -5,10 +5,13 @@
 //! with, and in the second whatever they caused must arrive before the PONG.
 
 use crate::clients::{Client, Part, Via, SLICE};
+use crate::patience::PONG;
 use crate::stage::Stage;
 use crate::text::{show, side_by_side};
 use std::time::{Duration, Instant};
 
+/// Bytes before a PONG.
+const MUCH_ELSE: usize = 4096;
 /// Times that somebody else is served before it is said of a server that it leaves something out.
 const OTHERS_SERVED: usize = 3;
 
@@ -75,7 +78,10 @@ impl Stage<'_> {
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
             if let Some(found) = client.take_pong(&pong, &mut searched)? {
-                patience.saw_pong_after(sent.elapsed());
+                // Behind much else, a PONG tells nothing of how busy everything is.
+                if found < MUCH_ELSE {
+                    patience.saw_pong_after(sent.elapsed());
+                }
                 return Ok(found > before);
             }
             if client.is_closed {
@@ -85,10 +91,8 @@ impl Stage<'_> {
                 progress = Instant::now();
                 continue;
             }
-            // A first PONG tells nothing yet of how slow they are here.
-            let limit = patience.with("PONG") * 4;
-            if patience.is_over() || progress.elapsed() > limit {
-                patience.is_spent_on("PONG");
+            if patience.is_over() || progress.elapsed() > patience.with_pong() {
+                patience.is_spent_on(PONG);
                 return Err(format!("{} gets no PONG; unread: {}", client.name, client.unread()));
             }
         }

@@ -13,15 +13,19 @@ use std::time::{Duration, Instant};
 /// Never less than this.
 const LEAST: Duration = Duration::from_millis(250);
 /// Never more than this, however slow the PONGs.
-const MOST: Duration = Duration::from_secs(4);
+const MOST: Duration = Duration::from_secs(3);
 /// Of the slowest PONG.
 const MULTIPLE: u32 = 8;
 /// What is left for a cause on which patience was spent before, as a part of it.
 const ONCE_MORE: u32 = 5;
+const FOR_PONG: u32 = 4;
 /// A program has to be started, and a person's client shows things in its own time.
 const FOR_PROGRAMS: u32 = 12;
 /// Failures are looked for so long after the first one; then what is left is not played any more.
 const AFTER_A_FAILURE: Duration = Duration::from_secs(12);
+
+/// The cause that is a missing PONG.
+pub const PONG: &str = "PONG";
 
 pub struct Patience {
     /// Microseconds that the slowest PONG took.
@@ -63,6 +67,11 @@ impl Patience {
             true => whole / ONCE_MORE,
             false => whole,
         }
+    }
+
+    /// For a PONG itself there is more: how slow they are here may be about to be learned.
+    pub fn with_pong(&self) -> Duration {
+        (self.with(PONG) * FOR_PONG).min(MOST)
     }
 
     pub fn with_programs(&self, cause: &'static str) -> Duration {
