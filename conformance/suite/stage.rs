@@ -86,7 +86,7 @@ impl Theatre {
         let is_foreign = self.server.is_some();
         let is_telnet = self.via == Via::Telnet;
         let (is_lacking, why) = match step.form.needs {
-            Needs::Nothing => (false, ""),
+            Needs::Nothing | Needs::Time => (false, ""),
             Needs::Process if is_foreign => (true, "watches or ends the server's process"),
             Needs::Signal if is_foreign => (true, "watches or ends the server's process"),
             Needs::Process => (false, ""),
@@ -116,7 +116,8 @@ impl Theatre {
     /// The ways in which it makes sense to play a script.
     fn ways(&self, script: &Script) -> &'static [Way] {
         let is_timed = |step: &&Step| {
-            matches!(step.form.needs, Needs::OurClient | Needs::Terminal | Needs::OwnPace)
+            use Needs::{OurClient, OwnPace, Terminal, Time};
+            matches!(step.form.needs, OurClient | Terminal | OwnPace | Time)
         };
         let once = self.is_quick || script.is_slow || script.is_large() || self.via != Via::Sockets;
         match once || script.written().iter().any(is_timed) {

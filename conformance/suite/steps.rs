@@ -45,6 +45,8 @@ pub enum Needs {
     Signal,
     OurClient,
     Terminal,
+    /// Nothing but time, so that once is enough.
+    Time,
 }
 
 pub enum Play {
@@ -101,7 +103,7 @@ static FORMS: &[Form] = &[
     each!("WHO < [some] TEXT", Asserts, Nothing, receives_some),
     each!("WHO < TEXT", Asserts, Nothing, receives),
     each!("WHO << TEXT", Asserts, PlainOutput, receives_bytes),
-    each!("WHO after NUMBER s < TEXT", Asserts, Nothing, receives_after),
+    each!("WHO after NUMBER s < TEXT", Asserts, Time, receives_after),
     each!("WHO closes", Acts, Nothing, closes),
     each!("WHO half-closes", Acts, HalfClose, half_closes),
     each!("WHO resets", Acts, Reset, resets),
