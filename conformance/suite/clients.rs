@@ -6,7 +6,7 @@ use crate::text::{show, side_by_side};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Waiting for something is done in slices of this, between which it is seen whether the run is over.
 pub const SLICE: Duration = Duration::from_millis(20);
@@ -129,9 +129,10 @@ impl Client {
         }
     }
 
+    /// Sends all of it, and takes what comes meanwhile when the server waits for that.
     pub fn send(&mut self, bytes: &[u8]) {
         let sent = match &mut self.line {
-            Line::Socket(socket) => socket.write_all(bytes),
+            Line::Socket(_) => self.send_to_socket(bytes),
             Line::Program(program) => match &mut program.typed {
                 Some(typed) => typed.write_all(bytes),
                 None => Ok(()),
@@ -142,6 +143,22 @@ impl Client {
             self.is_mid_line = bytes.last().is_some_and(|&last| last != b'\n');
             self.is_unfenced = true;
         }
+    }
+
+    fn send_to_socket(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut since = Instant::now();
+        while let (Line::Socket(socket), false) = (&mut self.line, bytes.is_empty()) {
+            match socket.write(bytes) {
+                Ok(length) => {
+                    bytes = &bytes[length..];
+                    since = Instant::now();
+                }
+                Err(error) if since.elapsed() > UNSENT || !is_late(&error) => return Err(error),
+                Err(_) if self.is_stalled => {}
+                Err(_) => drop(self.read(SLICE)),
+            }
+        }
+        Ok(())
     }
 
     pub fn end_input(&mut self) {
@@ -163,9 +180,7 @@ impl Client {
         };
         match read {
             Ok(true) => true,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                false
-            }
+            Err(error) if is_late(&error) => false,
             // A reset ends a connection like anything else.
             Ok(false) | Err(_) => {
                 self.is_closed = true;
@@ -220,10 +235,15 @@ impl Client {
 pub fn socket(address: &str) -> Result<Line, String> {
     let socket = TcpStream::connect(address).and_then(|socket| {
         socket.set_nodelay(true)?;
-        socket.set_write_timeout(Some(UNSENT))?;
+        socket.set_write_timeout(Some(SLICE))?;
         Ok(socket)
     });
     socket.map(Line::Socket).map_err(|error| format!("cannot connect to {address}: {error}"))
+}
+
+/// Nothing could be received or sent in time.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 fn read_socket(socket: &mut TcpStream, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {

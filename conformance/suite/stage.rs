@@ -184,10 +184,13 @@ impl<'a> Stage<'a> {
         let beats = std::mem::take(&mut stage.beats);
         stage.beats = beats.clone();
         let prepared = stage.place_extras(script);
-        let played = prepared
-            .and_then(|()| beats.iter().try_for_each(|&beat| stage.step(file, beat)))
-            .and_then(|()| stage.end());
-        played.map_err(|error| error + &stage.history())
+        prepared?;
+        beats.iter().try_for_each(|&beat| stage.step(file, beat))?;
+        let everybody: Vec<_> = stage.clients.iter().map(|client| client.name.clone()).collect();
+        let ended = stage.end();
+        ended.map_err(|what| {
+            format!("        at the end of {file}\n{}{}", indent(&what), stage.history(&everybody))
+        })
     }
 
     fn set(theatre: &'a Theatre, script: &'a Script, way: Way) -> Result<Stage<'a>, String> {
@@ -300,7 +303,8 @@ impl<'a> Stage<'a> {
             Play::Block => Ok(()),
         };
         result.map_err(|what| {
-            format!("        {file}:{}: {}\n{}", beat.step.line, beat.step.source, indent(&what))
+            let Step { line, source, who, .. } = beat.step;
+            format!("        {file}:{line}: {source}\n{}{}", indent(&what), self.history(who))
         })
     }
 
@@ -552,14 +556,13 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What people had received when something went wrong.
-    fn history(&self) -> String {
-        let mut text = String::from("\n        received so far:");
-        let mut cast: Vec<_> = self.clients.iter().filter(|client| is_cast(client)).collect();
-        cast.truncate(CAST_SHOWN);
-        for client in cast {
+    /// What these had received when something went wrong.
+    fn history(&self, names: &[String]) -> String {
+        let mut text = String::new();
+        let is_shown = |client: &&Client| is_cast(client) && names.contains(&client.name);
+        for client in self.clients.iter().filter(is_shown).take(CAST_SHOWN) {
             let skipped = client.history.len().saturating_sub(LINES_SHOWN);
-            text += &format!("\n          {}:", client.name);
+            text += &format!("\n          {} has received so far:", client.name);
             for line in &client.history[skipped..] {
                 text += &format!("\n            {line}");
             }
