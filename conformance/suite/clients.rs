@@ -68,14 +68,51 @@ pub enum Part {
     Spectator,
 }
 
+/// Bytes that are taken from the front, however many there are.
+#[derive(Default)]
+pub struct Received {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Received {
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..std::mem::take(&mut self.taken));
+        self.bytes.extend(bytes);
+    }
+
+    pub fn take(&mut self, length: usize) -> Vec<u8> {
+        let start = self.taken;
+        self.taken = (start + length).min(self.bytes.len());
+        self.bytes[start..self.taken].to_vec()
+    }
+
+    /// Takes something out of the middle.
+    pub fn cut(&mut self, start: usize, end: usize) -> Vec<u8> {
+        self.bytes.drain(self.taken + start..self.taken + end).collect()
+    }
+
+    pub fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(self.taken + length);
+    }
+}
+
+impl std::ops::Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+}
+
 pub struct Client {
     pub name: String,
     pub part: Part,
     pub line: Line,
     /// Not yet looked for in the transcript.
-    pub received: Vec<u8>,
+    pub received: Received,
     /// What the transcript has seen.
-    pub history: Vec<String>,
+    pub history: Vec<Vec<u8>>,
     pub is_closed: bool,
     pub has_half_closed: bool,
     pub is_stalled: bool,
@@ -97,7 +134,7 @@ impl Client {
             name: name.to_owned(),
             part,
             line,
-            received: Vec::new(),
+            received: Received::default(),
             history: Vec::new(),
             is_closed: false,
             has_half_closed: false,
@@ -155,7 +192,7 @@ impl Client {
                 }
                 Err(error) if since.elapsed() > UNSENT || !is_late(&error) => return Err(error),
                 Err(_) if self.is_stalled => {}
-                Err(_) => drop(self.read(SLICE)),
+                Err(_) => while self.read(Duration::from_millis(1)) {},
             }
         }
         Ok(())
@@ -194,14 +231,15 @@ impl Client {
     fn forget_farewell(&mut self) {
         let farewell = b"Connection closed by foreign host.\n";
         if let (Line::Program(_), true) = (&self.line, self.received.ends_with(farewell)) {
-            self.received.truncate(self.received.len() - farewell.len());
+            let length = self.received.len() - farewell.len();
+            self.received.truncate(length);
         }
     }
 
     /// Takes a whole line from what has been received.
     pub fn take_line(&mut self) -> Option<Vec<u8>> {
         let end = self.received.iter().position(|&byte| byte == b'\n')?;
-        Some(self.received.drain(..=end).collect())
+        Some(self.received.take(end + 1))
     }
 
     /// A line without what must end it. What lacks that is left as it is and matches nothing.
@@ -246,7 +284,11 @@ fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn read_socket(socket: &mut TcpStream, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
+fn read_socket(
+    socket: &mut TcpStream,
+    into: &mut Received,
+    patience: Duration,
+) -> io::Result<bool> {
     let mut buffer = [0; 16 * 1024];
     socket.set_read_timeout(Some(patience))?;
     let length = socket.read(&mut buffer)?;
@@ -278,13 +320,13 @@ impl Program {
         })))
     }
 
-    fn read(&mut self, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
-        let Some(terminal) = &mut self.terminal else {
-            return self.printed.read(into, patience);
-        };
+    fn read(&mut self, into: &mut Received, patience: Duration) -> io::Result<bool> {
         let mut bytes = Vec::new();
         let read = self.printed.read(&mut bytes, patience);
-        into.extend(terminal.screen.print(&bytes));
+        match &mut self.terminal {
+            None => into.extend(&bytes),
+            Some(terminal) => into.extend(&terminal.screen.print(&bytes)),
+        }
         read
     }
 }

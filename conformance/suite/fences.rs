@@ -32,7 +32,7 @@ impl Client {
         let Some(found) = found.map(|found| found + from) else { return Ok(None) };
         let behind = &self.received[found + pong.len()..];
         let line_end = behind.iter().position(|&byte| byte == b'\n').unwrap_or(0);
-        let line: Vec<u8> = self.received.drain(found..=found + pong.len() + line_end).collect();
+        let line = self.received.cut(found, found + pong.len() + line_end + 1);
         self.is_unfenced = false;
         match self.without_ending(&line) == pong {
             true => Ok(Some(found)),

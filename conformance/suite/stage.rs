@@ -333,7 +333,7 @@ impl<'a> Stage<'a> {
         loop {
             let received = &client.received;
             if let Some(at) = received.windows(last.len()).position(|window| window == last) {
-                client.received.drain(..at + last.len());
+                client.received.take(at + last.len());
                 return Ok(());
             }
             if client.is_closed || since.elapsed() > limit || patience.is_over() {
@@ -450,7 +450,7 @@ impl<'a> Stage<'a> {
         };
         let client = self.find(name)?;
         let text = client.without_ending(&line).to_vec();
-        client.history.push(show(&text));
+        client.history.push(text.clone());
         if text.starts_with(b"LEFT ") {
             client.awaited_leaves = client.awaited_leaves.saturating_sub(1);
         }
@@ -564,7 +564,7 @@ impl<'a> Stage<'a> {
             let skipped = client.history.len().saturating_sub(LINES_SHOWN);
             text += &format!("\n          {} has received so far:", client.name);
             for line in &client.history[skipped..] {
-                text += &format!("\n            {line}");
+                text += &format!("\n            {}", show(line));
             }
             if !client.received.is_empty() {
                 text += &format!("\n            not yet looked at: {}", client.unread());

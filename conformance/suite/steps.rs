@@ -300,8 +300,8 @@ impl Stage<'_> {
             self.read_more(name).map_err(|_| side_by_side(&show(&expected), &unread))?;
         }
         let client = self.find(name)?;
-        let received: Vec<u8> = client.received.drain(..expected.len()).collect();
-        client.history.push(show(&received));
+        let received = client.received.take(expected.len());
+        client.history.push(received.clone());
         match received == expected {
             true => Ok(()),
             false => Err(side_by_side(&show(&expected), &show(&received))),
