@@ -5,6 +5,8 @@ use std::iter::Peekable;
 
 /// People in a room.
 const LARGE: usize = 40;
+/// Bytes that somebody says at once.
+const LONG: usize = 200_000;
 
 /// A transcript, ready to be played.
 pub struct Script {
@@ -74,9 +76,11 @@ impl Script {
         Ok(Script { name, requirement, claim, options, is_slow, plays_server, steps })
     }
 
-    /// Has so many people that to play it once is enough, and that rosters are near their limits.
+    /// Has so many people or so much text that to play it once is enough.
     pub fn is_large(&self) -> bool {
-        self.written().iter().any(|step| step.who.len() > LARGE)
+        let steps = self.written();
+        let is_long = |step: &Step| step.text.bytes().nth(LONG).is_some();
+        steps.iter().any(|step| step.who.len() > LARGE || is_long(step))
     }
 
     pub fn is_about_our_client(&self) -> bool {
