@@ -16,8 +16,10 @@ const MUCH_ELSE: usize = 4096;
 const OTHERS_SERVED: usize = 3;
 
 impl Client {
+    /// One who has not been greeted asks for nothing: the greeting must not wait for that.
     pub fn can_pass_fence(&self) -> bool {
-        let is_silent = self.is_closed || self.has_half_closed || self.is_stalled;
+        let is_greeted = !self.received.is_empty() || !self.history.is_empty();
+        let is_silent = self.is_closed || self.has_half_closed || self.is_stalled || !is_greeted;
         !(is_silent || self.is_mid_line || self.part == Part::Ours)
     }
 

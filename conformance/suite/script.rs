@@ -5,8 +5,6 @@ use std::iter::Peekable;
 
 /// People in a room.
 const LARGE: usize = 40;
-/// Bytes that somebody says at once.
-const LONG: usize = 200_000;
 
 /// A transcript, ready to be played.
 pub struct Script {
@@ -78,9 +76,7 @@ impl Script {
 
     /// Has so many people or so much text that to play it once is enough.
     pub fn is_large(&self) -> bool {
-        let steps = self.written();
-        let is_long = |step: &Step| step.text.bytes().nth(LONG).is_some();
-        steps.iter().any(|step| step.who.len() > LARGE || is_long(step))
+        self.written().iter().any(|step| step.who.len() > LARGE || step.is_long())
     }
 
     pub fn is_about_our_client(&self) -> bool {

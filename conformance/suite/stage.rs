@@ -102,7 +102,10 @@ impl Theatre {
             Needs::OwnPace | Needs::HalfClose | Needs::PlainOutput => {
                 (is_telnet, "does what telnet cannot")
             }
-            Needs::Reset => (self.via != Via::Sockets, "does what this program cannot"),
+            Needs::PlainInput if step.is_long() => {
+                (self.via != Via::Sockets, "says more at once than this program takes")
+            }
+            Needs::Socket => (self.via != Via::Sockets, "does what this program cannot"),
             // It ends lines its own way, doubles the byte 255, and takes Ctrl-E, with the eighth
             // bit or without, as a command.
             Needs::PlainInput => {

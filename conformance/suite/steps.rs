@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// More than kernels and server take over for one who does not read, in bytes.
 const FLOOD: usize = 24 * 1024 * 1024;
+/// Bytes that somebody says at once.
+const LONG: usize = 200_000;
 /// A sender that cannot send for so long is made to wait.
 const MADE_TO_WAIT: Duration = Duration::from_millis(100);
 
@@ -37,7 +39,8 @@ pub enum Needs {
     /// What the server sends is seen as it is.
     PlainOutput,
     HalfClose,
-    Reset,
+    /// The client is a socket of the suite's.
+    Socket,
     /// Nothing between server and suite reads on its own.
     OwnPace,
     /// The server's process, to read its console.
@@ -106,9 +109,9 @@ static FORMS: &[Form] = &[
     each!("WHO after NUMBER s < TEXT", Asserts, Time, receives_after),
     each!("WHO closes", Acts, Nothing, closes),
     each!("WHO half-closes", Acts, HalfClose, half_closes),
-    each!("WHO resets", Acts, Reset, resets),
+    each!("WHO resets", Acts, Socket, resets),
     each!("WHO stops reading", Acts, OwnPace, stops_reading),
-    each!("WHO floods LINE", Acts, OwnPace, floods),
+    each!("WHO floods LINE", Acts, Socket, floods),
     each!("WHO runs at NUMBER columns TEXT", Acts, Terminal, runs_at_terminal),
     each!("WHO runs TEXT", Acts, OurClient, runs),
     each!("WHO types QUOTED", Acts, OurClient, types),
@@ -153,6 +156,11 @@ impl Step {
             }
         }
         Err("not a step".to_owned())
+    }
+
+    /// Says more than can wait anywhere without being read.
+    pub fn is_long(&self) -> bool {
+        self.text.bytes().nth(LONG).is_some()
     }
 
     /// Reads `rest` as a form says. Returns whether it has that form.
