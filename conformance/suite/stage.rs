@@ -24,7 +24,7 @@ const CUT: usize = 32;
 /// Bytes of one piece, in the way that sends everything in one: less than what replies may wait.
 const PIECE: usize = 16 * 1024;
 /// Of what people had received when something went wrong.
-const CAST_SHOWN: usize = 6;
+const CAST_SHOWN: usize = 3;
 const LINES_SHOWN: usize = 6;
 
 /// Where transcripts are played.
