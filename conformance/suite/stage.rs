@@ -300,6 +300,9 @@ impl<'a> Stage<'a> {
         if self.theatre.patience.is_over() {
             return Err("no longer of interest".to_owned());
         }
+        if matches!(beat.step.form.role, Role::Acts | Role::Sends) {
+            self.last_act = Instant::now();
+        }
         let result = match beat.step.form.play {
             Play::Once(play) => play(self, beat),
             Play::Each(play) => beat.step.who.iter().try_for_each(|name| play(self, name, beat)),
