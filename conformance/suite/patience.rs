@@ -99,6 +99,6 @@ impl Patience {
     /// Enough is known of this server.
     pub fn is_exhausted(&self) -> bool {
         let first = *self.first_failure.lock().unwrap();
-        self.is_over() || first.is_some_and(|first| first.elapsed() > AFTER_A_FAILURE)
+        first.is_some_and(|first| first.elapsed() > AFTER_A_FAILURE)
     }
 }

@@ -112,25 +112,29 @@ fn probe(theatre: &Theatre) -> Result<(), Verdict> {
 
 /// Plays the scripts, several at once, until there is no patience left, telling each outcome.
 fn play(theatre: &Theatre, scripts: &[&Script], tell: impl Fn(&Script, Outcome) + Sync) {
-    // What takes longest begins first.
+    // In a room that everybody shares one plays at a time, and what is quick is told first;
+    // otherwise what takes longest begins first.
+    let is_shared = theatre.server.is_some();
     let mut order = scripts.to_vec();
-    order.sort_by_key(|script| !(script.is_slow || script.is_large()));
-    let waiting: Mutex<VecDeque<&Script>> = Mutex::new(order.into());
-    // A server that everybody shares is played to by one at a time.
-    let players = if theatre.server.is_some() { 1 } else { PLAYED_AT_ONCE };
+    order.sort_by_key(|script| (script.is_slow || script.is_large()) == is_shared);
+    let shares = |script: &&Script| is_shared && !script.is_apart();
+    let (shared, apart): (VecDeque<_>, VecDeque<_>) = order.into_iter().partition(shares);
+    let queues = [(1, Mutex::new(shared)), (PLAYED_AT_ONCE, Mutex::new(apart))];
     thread::scope(|scope| {
-        for _ in 0..players {
-            scope.spawn(|| loop {
-                let Some(script) = waiting.lock().unwrap().pop_front() else { break };
-                let outcome = match theatre.patience.is_exhausted() {
-                    true => Outcome::Skipped("was not played any more after so many failures"),
-                    false => Stage::play(theatre, script),
-                };
-                if let Outcome::Failed(_) = outcome {
-                    theatre.patience.failed();
-                }
-                tell(script, outcome);
-            });
+        for (players, queue) in &queues {
+            for _ in 0..*players {
+                scope.spawn(|| loop {
+                    let Some(script) = queue.lock().unwrap().pop_front() else { break };
+                    let outcome = match theatre.is_exhausted() {
+                        true => Outcome::Skipped("was not played any more after such failures"),
+                        false => Stage::play(theatre, script),
+                    };
+                    if let Outcome::Failed(_) = outcome {
+                        theatre.patience.failed();
+                    }
+                    tell(script, outcome);
+                });
+            }
         }
     });
 }

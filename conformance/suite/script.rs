@@ -79,6 +79,13 @@ impl Script {
         self.written().iter().any(|step| step.who.len() > LARGE || step.is_long())
     }
 
+    /// Takes long and enters no room, so that it disturbs nothing that is played meanwhile.
+    pub fn is_apart(&self) -> bool {
+        let steps = self.written();
+        let enters = |step: &&Step| step.form.form.starts_with("in the room") || step.names();
+        self.is_slow && !steps.iter().any(enters)
+    }
+
     pub fn is_about_our_client(&self) -> bool {
         let is_ours = |needs| matches!(needs, Needs::OurClient | Needs::Terminal);
         self.written().iter().any(|step| is_ours(step.form.needs))

@@ -64,6 +64,11 @@ impl Theatre {
         self.server.is_none() && self.via == Via::Sockets
     }
 
+    /// Nothing more is to be played. Who asks for what takes minutes gets all of it.
+    pub fn is_exhausted(&self) -> bool {
+        self.patience.is_over() || !self.slow && self.patience.is_exhausted()
+    }
+
     /// Why a script cannot be played here, if it cannot.
     fn misses(&self, script: &Script) -> Option<&'static str> {
         if script.is_slow && !self.slow {
@@ -197,7 +202,7 @@ impl<'a> Stage<'a> {
     }
 
     fn set(theatre: &'a Theatre, script: &'a Script, way: Way) -> Result<Stage<'a>, String> {
-        if let Some(address) = &theatre.server {
+        if let (Some(address), false) = (&theatre.server, script.is_apart()) {
             probe::wait_until_empty(address).map_err(|verdict| {
                 theatre.patience.end();
                 verdict.to_string()

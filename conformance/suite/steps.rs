@@ -172,6 +172,12 @@ impl Step {
         Err("not a step".to_owned())
     }
 
+    /// Asks for a name.
+    pub fn names(&self) -> bool {
+        let start: Vec<u8> = self.text.bytes().take(4).collect();
+        self.form.role == Role::Sends && start.eq_ignore_ascii_case(b"NAME")
+    }
+
     /// Says more than can wait anywhere without being read.
     pub fn is_long(&self) -> bool {
         self.text.bytes().nth(LONG).is_some()
