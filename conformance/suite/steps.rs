@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// More than kernels and server take over for one who does not read, in bytes.
-const FLOOD: usize = 24 * 1024 * 1024;
+const FLOOD: usize = 8 * 1024 * 1024;
+/// A slow server is not awaited for so much.
+const FLOODED: Duration = Duration::from_secs(2);
 /// Bytes that somebody says at once.
 const LONG: usize = 200_000;
 /// A sender that cannot send for so long is made to wait.
@@ -414,8 +416,8 @@ impl Stage<'_> {
                 counted.fetch_add(line.len(), Ordering::Relaxed);
             }
         });
-        let (mut seen, mut since) = (0, Instant::now());
-        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT {
+        let (mut seen, mut since, begun) = (0, Instant::now(), Instant::now());
+        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT && begun.elapsed() < FLOODED {
             thread::yield_now();
             let now = sent.load(Ordering::Relaxed);
             if now > seen {
