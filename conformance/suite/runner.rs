@@ -33,7 +33,7 @@ use patience::Patience;
 use probe::Verdict;
 use report::Report;
 use script::Script;
-use stage::{Outcome, Stage, Theatre};
+use stage::{Outcome, Stage, Theatre, UNPLAYED};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -126,7 +126,7 @@ fn play(theatre: &Theatre, scripts: &[&Script], tell: impl Fn(&Script, Outcome) 
                 scope.spawn(|| loop {
                     let Some(script) = queue.lock().unwrap().pop_front() else { break };
                     let outcome = match theatre.is_exhausted() {
-                        true => Outcome::Skipped("was not played any more after such failures"),
+                        true => Outcome::Skipped(UNPLAYED),
                         false => Stage::play(theatre, script),
                     };
                     if let Outcome::Failed(_) = outcome {

@@ -27,6 +27,9 @@ const PIECE: usize = 16 * 1024;
 const CAST_SHOWN: usize = 3;
 const LINES_SHOWN: usize = 6;
 
+/// Why a transcript is skipped when enough is known of a server.
+pub const UNPLAYED: &str = "was not played any more, so long after the first failure";
+
 /// Where transcripts are played.
 #[derive(Default)]
 pub struct Theatre {
@@ -174,7 +177,11 @@ impl<'a> Stage<'a> {
             return Outcome::Skipped(why);
         }
         for &way in theatre.ways(script) {
-            if let Err(error) = Stage::play_once(theatre, script, way) {
+            let played = Stage::play_once(theatre, script, way);
+            if theatre.is_exhausted() && !theatre.patience.is_over() {
+                return Outcome::Skipped(UNPLAYED);
+            }
+            if let Err(error) = played {
                 let how = match way {
                     Way::AsWritten => "",
                     Way::ByteByByte => "\n        when it is sent byte by byte, and one more is in the room",
@@ -302,7 +309,7 @@ impl<'a> Stage<'a> {
     }
 
     fn step(&mut self, file: &str, beat: Beat) -> Result<(), String> {
-        if self.theatre.patience.is_over() {
+        if self.theatre.is_exhausted() {
             return Err("no longer of interest".to_owned());
         }
         if matches!(beat.step.form.role, Role::Acts | Role::Sends) {
