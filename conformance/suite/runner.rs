@@ -7,16 +7,23 @@
 //!     make conformance VIA=nc                 every client is a real nc (or telnet) process
 //!     make conformance ONLY=private           only the transcripts with this in their name
 //!
-//! `conformance/README.md` describes the language of transcripts. `script.rs` reads it with the
-//! steps of `steps.rs` and the texts of `text.rs`; `probe.rs` takes a first look at the server;
-//! `stage.rs` plays a transcript with the clients of `clients.rs` and `terminal.rs`, the fences of
-//! `fences.rs` and as much `patience.rs` as the server deserves; `report.rs` tells what came of it;
-//! `broken.rs` breaks a server on purpose to see that the suite notices.
+//! `conformance/README.md` describes the language of transcripts. From here the files are:
+//!
+//! - `script.rs` reads a transcript: its lines by the table in `steps.rs`, their texts by `text.rs`;
+//! - `probe.rs` takes a first look at the server;
+//! - `stage.rs` plays a transcript. Its methods are those of the steps (`steps.rs`; `pace.rs`, where
+//!   time matters; `terminal.rs` with `screen.rs`, for linechat-client) and of `fences.rs`, which
+//!   prove that something does not come; `patience.rs` says how long to wait where they cannot;
+//! - `clients.rs` has those who talk to the server, `process.rs` the server's process, `grammar.rs`
+//!   what a server may send at all;
+//! - `report.rs` tells what came of it;
+//! - `broken.rs` breaks a server on purpose, to see that the suite notices.
 
 mod broken;
 mod clients;
 mod fences;
 mod grammar;
+mod pace;
 mod patience;
 mod probe;
 mod process;

@@ -4,30 +4,10 @@
 use crate::clients::{Client, Line, Part};
 use crate::stage::{Beat, Stage, LARGEST_PUSHED_ROSTER, LONGEST_LINE};
 use crate::text::{parse_names, show, side_by_side, split_words, Pattern, Text};
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::io::Write;
 
-/// More than kernels and server take over for one who does not read, in bytes.
-const FLOOD: usize = 8 * 1024 * 1024;
-/// A slow server is not awaited for so much.
-const FLOODED: Duration = Duration::from_secs(2);
 /// Bytes that somebody says at once.
 const LONG: usize = 200_000;
-/// A sender that cannot send for so long is made to wait.
-const MADE_TO_WAIT: Duration = Duration::from_millis(100);
-
-/// The same that only takes a while after much else.
-const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
-/// More than kernels take over of requests and of replies together, in bytes.
-const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
-/// How even the pace of one is who reads slowly.
-const READS_A_SECOND: u32 = 16;
-/// For a time-out, beside a tenth of it.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// What a step is to the order of things.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -295,7 +275,7 @@ impl Stage<'_> {
         self.say(name, beat)
     }
 
-    fn receives(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+    pub fn receives(&mut self, name: &str, beat: Beat) -> Result<(), String> {
         let mut pattern = self.pattern(beat);
         if let (Part::Cast, [whole]) = (self.find(name)?.part, pattern.0.as_slice()) {
             pattern = Pattern(vec![self.with_spectator(whole.clone())]);
@@ -336,25 +316,6 @@ impl Stage<'_> {
             true => Ok(()),
             false => Err(side_by_side(&show(&expected), &show(&received))),
         }
-    }
-
-    /// The line comes so many seconds after something was last done, give or take a tenth.
-    fn receives_after(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        let seconds = Duration::from_secs(beat.step.number as u64);
-        let (since, late) = (self.last_act, seconds.mul_f64(1.1) + GRACE);
-        while !self.find(name)?.received.contains(&b'\n') {
-            let is_over = self.theatre.patience.is_over();
-            if is_over || self.find(name)?.is_closed || since.elapsed() > late {
-                let after = since.elapsed().as_secs_f64();
-                return Err(format!("nothing after {after:.1} s: {}", self.find(name)?.unread()));
-            }
-            self.find(name)?.read(crate::clients::SLICE);
-        }
-        if since.elapsed() < seconds.mul_f64(0.9) {
-            let line = self.find(name)?.unread();
-            return Err(format!("{:.1} s are too early: {line}", since.elapsed().as_secs_f64()));
-        }
-        self.receives(name, beat)
     }
 
     fn is_closed(&mut self, name: &str, _: Beat) -> Result<(), String> {
@@ -401,121 +362,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Says this again and again from now on, and takes no further part; goes on with the
-    /// transcript once the server makes it wait, or has taken enough.
-    fn floods(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        self.fence_all_but(name)?;
-        let line = self.bytes(beat);
-        let (mut to_server, mut from_server) = self.give_away(name)?;
-        let sent = Arc::new(AtomicUsize::new(0));
-        let counted = sent.clone();
-        // Both end with the connection.
-        thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
-        thread::spawn(move || {
-            while to_server.write_all(&line).is_ok() {
-                counted.fetch_add(line.len(), Ordering::Relaxed);
-            }
-        });
-        let (mut seen, mut since, begun) = (0, Instant::now(), Instant::now());
-        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT && begun.elapsed() < FLOODED {
-            thread::yield_now();
-            let now = sent.load(Ordering::Relaxed);
-            if now > seen {
-                (seen, since) = (now, Instant::now());
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes so much from now on, whatever it is, and no more, and takes no further part.
-    fn reads_slowly(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        self.prepare_to_leave(name)?;
-        let (_, mut from_server) = self.give_away(name)?;
-        let mut buffer = vec![0; beat.step.number * 1024 / READS_A_SECOND as usize];
-        thread::spawn(move || {
-            let start = Instant::now();
-            for number in 1.. {
-                if from_server.read_exact(&mut buffer).is_err() {
-                    break;
-                }
-                // Late once is not slower for ever.
-                let next = Duration::from_secs(1) * number / READS_A_SECOND;
-                thread::sleep(next.saturating_sub(start.elapsed()));
-            }
-        });
-        Ok(())
-    }
-
-    /// The connection of one whom threads speak and listen for, until it ends.
-    fn give_away(&mut self, name: &str) -> Result<(TcpStream, TcpStream), String> {
-        let client = self.find(name)?;
-        client.is_stalled = true;
-        let Line::Socket(socket) = &client.line else {
-            return Err(format!("{name} is not a socket"));
-        };
-        match (socket.try_clone(), socket.try_clone()) {
-            (Ok(one), Ok(other)) => {
-                let _ = one.set_read_timeout(None).and_then(|()| one.set_write_timeout(None));
-                Ok((one, other))
-            }
-            _ => Err("no more descriptors".to_owned()),
-        }
-    }
-
-    /// Asks without reading until the server takes no more; then every answer must come.
-    fn must_wait(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        let line = self.bytes(beat);
-        let client = self.find(name)?;
-        let Line::Socket(socket) = &mut client.line else {
-            return Err(format!("{name} is not a socket"));
-        };
-        let (mut asked, mut since) = (0, Instant::now());
-        while since.elapsed() < TAKES_NO_MORE {
-            if asked > NOBODY_KEEPS {
-                return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
-            }
-            if let Ok(length) = socket.write(&line[asked % line.len()..]) {
-                (asked, since) = (asked + length, Instant::now());
-            }
-        }
-        client.send(&line[asked % line.len()..]);
-        let answer = [b"PONG", line[b"PING".len()..].trim_ascii_end()].concat();
-        let pattern = Pattern(vec![answer]);
-        (0..asked.div_ceil(line.len())).try_for_each(|_| self.look_for(name, &pattern))
-    }
-
-    /// By then the server has dropped a connection that it had ended, and that was not closed.
-    fn is_cut_off(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        self.pass_time(Duration::from_secs(beat.step.number as u64).mul_f64(1.1) + GRACE)?;
-        let client = self.find(name)?;
-        let Line::Socket(socket) = &mut client.line else {
-            return Err(format!("{name} is not a socket"));
-        };
-        for _ in 0..20 {
-            if socket.write_all(b"\n").is_err() {
-                return Ok(());
-            }
-            thread::sleep(crate::clients::SLICE);
-        }
-        Err(format!("{name}'s connection is still there"))
-    }
-
-    fn time_passes(&mut self, beat: Beat) -> Result<(), String> {
-        self.pass_time(Duration::from_secs(beat.step.number as u64))
-    }
-
-    fn pass_time(&mut self, time: Duration) -> Result<(), String> {
-        let since = Instant::now();
-        while since.elapsed() < time {
-            if self.theatre.patience.is_over() {
-                return Err("no longer of interest".to_owned());
-            }
-            thread::sleep(crate::clients::SLICE);
-        }
-        Ok(())
-    }
-
-    fn prepare_to_leave(&mut self, name: &str) -> Result<(), String> {
+    pub fn prepare_to_leave(&mut self, name: &str) -> Result<(), String> {
         self.fence_all_but(name)?;
         self.fence(name)?;
         self.nothing_unread(name)?;
