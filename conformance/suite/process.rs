@@ -184,7 +184,8 @@ pub fn processor_time(process: u32) -> Duration {
 /// Sends a signal, named as for kill(1), with `SIG` before it or without.
 pub fn signal(process: u32, signal: &str) -> Result<(), String> {
     let signal = signal.trim_start_matches("SIG");
-    match Command::new("kill").args(["-s", signal, &process.to_string()]).status() {
+    let mut kill = Command::new("kill");
+    match kill.args(["-s", signal, &process.to_string()]).stderr(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
         _ => Err(format!("cannot send SIG{signal}")),
     }
