@@ -2,7 +2,7 @@
 //! could not be checked, and the count.
 
 use crate::script::Script;
-use crate::stage::Outcome;
+use crate::theatre::Outcome;
 use std::collections::BTreeMap;
 
 /// What conformance/README.md, "Requirements", numbers R1 to R18.
@@ -94,6 +94,9 @@ impl Report {
         }
         if is_foreign || self.is_verbose {
             self.print_skipped();
+        }
+        if is_foreign {
+            println!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
         }
         let skipped: usize = self.skipped.values().map(Vec::len).sum();
         let skipped = match skipped {

@@ -11,9 +11,10 @@
 //!
 //! - `script.rs` reads a transcript: its lines by the table in `steps.rs`, their texts by `text.rs`;
 //! - `probe.rs` takes a first look at the server;
-//! - `stage.rs` plays a transcript. Its methods are those of the steps (`steps.rs`; `pace.rs`, where
-//!   time matters; `terminal.rs` with `screen.rs`, for linechat-client) and of `fences.rs`, which
-//!   prove that something does not come; `patience.rs` says how long to wait where they cannot;
+//! - `theatre.rs` says which transcripts can be played to it, and in which ways;
+//! - `stage.rs` plays one. Its methods are those of the steps (`steps.rs`; `pace.rs`, where time
+//!   matters; `terminal.rs` with `screen.rs`, for linechat-client) and of `fences.rs`, which prove
+//!   that something does not come; `patience.rs` says how long to wait where they cannot;
 //! - `clients.rs` has those who talk to the server, `process.rs` the server's process, `grammar.rs`
 //!   what a server may send at all;
 //! - `report.rs` tells what came of it;
@@ -34,19 +35,21 @@ mod stage;
 mod steps;
 mod terminal;
 mod text;
+mod theatre;
 
 use broken::Proxy;
 use patience::Patience;
 use probe::Verdict;
 use report::Report;
 use script::Script;
-use stage::{Outcome, Stage, Theatre, UNPLAYED};
+use stage::Stage;
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
+use theatre::{Outcome, Theatre, UNPLAYED};
 
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;

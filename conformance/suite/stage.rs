@@ -1,18 +1,17 @@
 //! Plays a transcript: starts the server, the clients and whatever stands between them, takes one
 //! step after the other, and sees to it that nobody receives a line that is not in the transcript.
-//! The steps are in `steps.rs` and `terminal.rs`; how absence is proved, in `fences.rs`.
+//! The steps are in `steps.rs`, `pace.rs` and `terminal.rs`; how absence is proved, in `fences.rs`.
 
-use crate::broken::{Proxy, Standing};
+use crate::broken::Standing;
 use crate::clients::{self, Client, Part, Via, SLICE};
 use crate::grammar;
-use crate::patience::Patience;
 use crate::probe;
 use crate::process::Server;
 use crate::script::Script;
-use crate::steps::{is_cast, Needs, Play, Role, Step};
+use crate::steps::{is_cast, Play, Role, Step};
 use crate::text::{self, show, side_by_side, Pattern, Text};
+use crate::theatre::{Outcome, Theatre, Way, UNPLAYED};
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// PROTOCOL.md, "Limits".
@@ -23,121 +22,6 @@ pub const LARGEST_PUSHED_ROSTER: usize = 100;
 const CUT: usize = 32;
 /// Bytes of one piece, in the way that sends everything in one: less than what replies may wait.
 const PIECE: usize = 16 * 1024;
-/// Of what people had received when something went wrong.
-const CAST_SHOWN: usize = 3;
-const LINES_SHOWN: usize = 6;
-
-/// Why a transcript is skipped when enough is known of a server.
-pub const UNPLAYED: &str = "was not played any more, so long after the first failure";
-
-/// Where transcripts are played.
-#[derive(Default)]
-pub struct Theatre {
-    /// A server that is running already, as HOST:PORT.
-    pub server: Option<String>,
-    pub via: Via,
-    pub proxy: Option<Arc<Proxy>>,
-    /// What takes long is played too.
-    pub slow: bool,
-    /// Only as written, not cut and joined as well.
-    pub is_quick: bool,
-    pub patience: Patience,
-}
-
-/// How what the transcript sends is cut into pieces.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// As the transcript says.
-    AsWritten,
-    /// Every byte of its own, at either end of what is long.
-    ByteByByte,
-    /// All that a client says until somebody else does something.
-    InOnePiece,
-}
-
-#[derive(PartialEq, Eq)]
-pub enum Outcome {
-    Passed,
-    Failed(String),
-    Skipped(&'static str),
-}
-
-impl Theatre {
-    pub fn is_plain(&self) -> bool {
-        self.server.is_none() && self.via == Via::Sockets
-    }
-
-    /// Nothing more is to be played. Who asks for what takes minutes gets all of it.
-    pub fn is_exhausted(&self) -> bool {
-        self.patience.is_over() || !self.slow && self.patience.is_exhausted()
-    }
-
-    /// Why a script cannot be played here, if it cannot.
-    fn misses(&self, script: &Script) -> Option<&'static str> {
-        if script.is_slow && !self.slow {
-            return Some("takes long: SLOW=1 plays it");
-        }
-        if self.server.is_some() && !script.options.is_empty() {
-            return Some("starts the server with options");
-        }
-        let steps = script.written();
-        // An nc whose output nobody takes does not look at its input either.
-        let needs = |what| steps.iter().any(|step| step.form.needs == what);
-        if self.via == Via::Nc && needs(Needs::OwnPace) && needs(Needs::HalfClose) {
-            return Some("does what nc cannot");
-        }
-        steps.iter().find_map(|step| self.lacks(step))
-    }
-
-    /// What the step needs and is not to be had here.
-    fn lacks(&self, step: &Step) -> Option<&'static str> {
-        let is_foreign = self.server.is_some();
-        let is_telnet = self.via == Via::Telnet;
-        let (is_lacking, why) = match step.form.needs {
-            Needs::Nothing | Needs::Time => (false, ""),
-            Needs::Process if is_foreign => (true, "watches or ends the server's process"),
-            Needs::Signal if is_foreign => (true, "watches or ends the server's process"),
-            Needs::Process => (false, ""),
-            Needs::Signal => (cfg!(windows), "sends a signal"),
-            Needs::OurClient if !self.is_plain() => (true, "is about linechat-client"),
-            Needs::OurClient => (false, ""),
-            Needs::Terminal if !self.is_plain() => (true, "is about linechat-client"),
-            Needs::Terminal => (!cfg!(target_os = "linux"), "needs the script(1) of Linux"),
-            Needs::OwnPace if self.proxy.is_some() => {
-                (true, "needs a server that nothing buffers for")
-            }
-            // One whose output nobody takes cannot be ended with its terminal.
-            Needs::OwnPace | Needs::HalfClose | Needs::PlainOutput => {
-                (is_telnet, "does what telnet cannot")
-            }
-            Needs::PlainInput if step.is_long() => {
-                (self.via != Via::Sockets, "says more at once than this program takes")
-            }
-            Needs::Socket => (self.via != Via::Sockets, "does what this program cannot"),
-            // It ends lines its own way, doubles the byte 255, and takes Ctrl-E, with the eighth
-            // bit or without, as a command.
-            Needs::PlainInput => {
-                let is_special = |byte| matches!(byte, b'\r' | 0xff | 0x05 | 0x85);
-                (is_telnet && step.text.bytes().any(is_special), "does what telnet cannot")
-            }
-        };
-        is_lacking.then_some(why)
-    }
-
-    /// The ways in which it makes sense to play a script.
-    fn ways(&self, script: &Script) -> &'static [Way] {
-        let is_timed = |step: &&Step| {
-            use Needs::{OurClient, OwnPace, Terminal, Time};
-            matches!(step.form.needs, OurClient | Terminal | OwnPace | Time)
-        };
-        let once = self.is_quick || script.is_slow || script.is_large() || self.via != Via::Sockets;
-        match once || script.written().iter().any(is_timed) {
-            true => &[Way::AsWritten],
-            false => &[Way::AsWritten, Way::ByteByByte, Way::InOnePiece],
-        }
-    }
-}
-
 /// A step in its place among all that are played.
 #[derive(Clone, Copy)]
 pub struct Beat<'a> {
@@ -600,6 +484,10 @@ fn cut(bytes: &[u8]) -> Vec<Vec<u8>> {
     let single = |bytes: &[u8]| bytes.iter().map(|&it| vec![it]).collect::<Vec<_>>();
     [single(start), middle, single(end)].concat()
 }
+
+/// How many people, and lines of each, are shown when something went wrong.
+const CAST_SHOWN: usize = 3;
+const LINES_SHOWN: usize = 6;
 
 /// The name of who is in the room in the second and third way.
 const SPECTATOR: &str = "Watcher";
