@@ -3,29 +3,30 @@
 //! Try it, with a server running (see server.rs):
 //!
 //!     cargo run --release --bin linechat-client              (or: make run-client)
-//!     echo hello | linechat-client localhost:9999 bot
+//!     echo hello | linechat-client localhost bot
 //!
 //! At a terminal the line being typed stays at the bottom, and what arrives is shown above it.
 //! Without one it is a plain program: one line in, one line out.
 //!
-//! Threads that do nothing but wait, for the server, for the keyboard and for signals, hand what
-//! comes to the main thread, which has all the state; one more thread writes to the server. So
-//! nothing that is slow keeps anything else waiting. PROTOCOL.md says what goes over the wire.
+//! Threads that do nothing but wait hand what comes to the main thread, which has all the state:
 //!
-//! Top to bottom: the limits, the texts, what a typed line means, the keys, the line being typed,
-//! the screen, the conversation, the command line, the terminal.
+//!     talk_to_server    --- Event::Arrived -->  Client::run  --- requests --> write_to_server
+//!     listen_to_person  --- Event::Typed ---->  (Editor, Screen)  ----------> standard output
+//!     terminal          --- Event::Redraw --->
+//!
+//! So nothing that is slow keeps anything else waiting. PROTOCOL.md says what goes over the wire.
+//!
+//! Top to bottom: the limits, the conversation, the editor, the screen, the keys, the command line,
+//! the terminal, the texts, the widths of characters.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::time::{Duration, Instant};
-use std::{env, mem, thread};
-
-// ---------------------------------------------------------------------------------------------
-// The limits
-// ---------------------------------------------------------------------------------------------
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, mem, panic, thread};
 
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_PORT: u16 = 9999;
@@ -33,220 +34,71 @@ const DEFAULT_PORT: u16 = 9999;
 const MAX_REQUEST: usize = 4000;
 /// Bytes of a line from the server, its ending included (PROTOCOL.md, "Limits").
 const MAX_LINE: u64 = 4096;
+/// Bytes of a name (PROTOCOL.md, "Limits").
+const MAX_NAME: usize = 50;
 /// In a larger room the roster is not pushed, and has to be asked for (PROTOCOL.md, "Roster").
 const MAX_PUSHED_ROSTER: usize = 100;
 /// Names remembered, whatever a server claims.
 const MAX_ROSTER: usize = 100_000;
 /// Requests on their way to a server that has not confirmed them; further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Typed lines that wait; beyond it the keyboard is not read.
-const MAX_WAITING: usize = 1000;
 /// Lines remembered for the arrow keys.
 const MAX_HISTORY: usize = 1000;
-/// What arrived and what was typed, read ahead of being dealt with; and how many of those are dealt
-/// with before the screen is drawn again.
+/// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
 const EVENTS_AHEAD: usize = 256;
-/// How long each of the server's addresses may take to accept the connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so much silence the server is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long the server may take to greet, to give that sign, or to say BYE.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may take to accept the connection at one of its addresses, to greet, to give
+/// that sign, or to say BYE.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Who wakes so much too late was stopped, with the whole machine perhaps, and has not waited.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A line that has waited so long for its confirmation is counted in the prompt.
+const SLOW: Duration = Duration::from_secs(1);
+/// What a terminal sends for one key comes within this time; ESC alone is the key Esc.
+const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
 
-// ---------------------------------------------------------------------------------------------
-// The texts
-// ---------------------------------------------------------------------------------------------
+// ---- The conversation --------------------------------------------------------------------------
 
+/// What the main thread waits for.
+enum Event {
+    /// The server has accepted the connection.
+    Connected,
+    /// A line of the server, printable.
+    Arrived(String),
+    /// There is no connection, or no longer, as this sentence says.
+    Lost(String),
+    /// Something was typed; it waits in a channel of its own.
+    Typed,
+    /// The window has another size, or shows something else.
+    Redraw,
+}
+
+/// Where the conversation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Language {
-    English,
-    Portuguese,
+enum Stage {
+    Connecting,
+    /// Connected, and nothing has come from the server yet.
+    Greeting,
+    /// A name is to be typed.
+    Asking,
+    /// A name was sent. If it is the command line's and nobody is at a terminal, it is the only one.
+    Naming {
+        is_only: bool,
+    },
+    Talking,
+    /// QUIT was sent; the server's BYE is awaited.
+    Leaving,
 }
 
-/// Something that the client says, in English and in Portuguese. Each `{}` is filled in, in order.
-type Text = [&'static str; 2];
-
-/// Everything that the client says.
-mod text {
-    use super::Text;
-
-    pub const YOUR_NAME: Text = ["Your name:", "Seu nome:"];
-    pub const MESSAGE: Text = ["{}: {}", "{}: {}"];
-    pub const PRIVATE: Text = ["[private] {}: {}", "[privado] {}: {}"];
-    pub const PRIVATE_TO: Text = ["[private to {}] {}", "[privado para {}] {}"];
-    pub const JOINED: Text = ["{} joined the chat.", "{} entrou no chat."];
-    pub const LEFT: Text = ["{} left the chat.", "{} saiu do chat."];
-    pub const USERS: Text = ["Users online ({}): {}", "Usuários conectados ({}): {}"];
-    pub const ERROR: Text = ["Error: {}", "Erro: {}"];
-    pub const NO_SUCH_USER: Text = ["User {} not found.", "Usuário {} não encontrado."];
-    pub const BAD_NAME: Text = [
-        "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; \
-         the first is a letter or digit",
-        "um nome tem de 1 a 50 bytes: letras, algarismos, _ - . e nenhum espaço; \
-         o primeiro é letra ou algarismo",
-    ];
-    pub const NAME_TAKEN: Text = [
-        "somebody here has that name; choose another",
-        "alguém aqui já tem esse nome; escolha outro",
-    ];
-    pub const CONTROL_CHARACTERS: Text = [
-        "control characters cannot be sent; the line was not",
-        "caracteres de controle não podem ser enviados; a linha não foi",
-    ];
-    pub const FULL: Text = [
-        "no more connections can be taken now; try again later",
-        "não há lugar para mais conexões agora; tente mais tarde",
-    ];
-    pub const NO_NAME_IN_TIME: Text = ["no name was given in time", "nenhum nome foi dado a tempo"];
-    pub const TOO_LONG: Text = [
-        "that line is {} bytes too long and was not sent",
-        "essa linha tem {} bytes a mais e não foi enviada",
-    ];
-    pub const NOTHING_SAID: Text = [
-        "'{}' says nothing: put a text behind it; /help lists what can be typed",
-        "'{}' não diz nada: ponha um texto depois; /help mostra o que se pode digitar",
-    ];
-    pub const TAKES_NOTHING: Text = [
-        "/{} stands alone; to write to somebody of that name: @{} text",
-        "/{} vem sozinho; para escrever a alguém com esse nome: @{} texto",
-    ];
-    pub const HELP: Text = [
-        "\
-Type a line and press Enter to say it to everybody.
-@name text  says it to one person alone; so does /name text
-/list       shows who is here
-/help       shows this
-/quit       leaves
-//text      says a line that begins with a slash",
-        "\
-Digite uma linha e tecle Enter para dizê-la a todos.
-@nome texto  diz só a uma pessoa; /nome texto também
-/clientes    mostra quem está aqui
-/help        mostra isto
-/sair        sai
-//texto      diz uma linha que começa com barra",
-    ];
-    pub const CANNOT_CONNECT: Text =
-        ["cannot connect to {}: {}", "não foi possível conectar a {}: {}"];
-    pub const REFUSED: Text =
-        ["connection refused; is the server running?", "conexão recusada; o servidor está no ar?"];
-    pub const NO_SUCH_HOST: Text =
-        ["no address is known for that name", "não se conhece o endereço desse nome"];
-    pub const NO_ANSWER: Text = ["no answer", "sem resposta"];
-    pub const LOST: Text = ["lost the server at {}: {}", "o servidor em {} se perdeu: {}"];
-    pub const NOT_LINECHAT: Text =
-        ["what answers at {} is not linechat/1", "quem responde em {} não é linechat/1"];
-    pub const CLOSED_BY: Text = ["{} closed the connection: {}", "{} encerrou a conexão: {}"];
-    pub const CLOSED_CONNECTION: Text = ["it closed the connection", "ele encerrou a conexão"];
-    pub const LINE_TOO_LONG: Text =
-        ["it sent a line too long", "ele mandou uma linha longa demais"];
-    pub const FELL_SILENT: Text = ["it fell silent", "ele se calou"];
-    pub const NOT_SENT: Text = ["not sent: {}", "não enviado: {}"];
-    pub const PERHAPS_NOT_SENT: Text = ["perhaps not sent: {}", "talvez não enviado: {}"];
-    pub const SOME_NOT_TAKEN: Text =
-        ["not all that was typed was taken", "nem tudo que foi digitado foi aceito"];
-    pub const LEFT_AT_ONCE: Text =
-        ["did not wait for the server's BYE", "saí sem esperar o BYE do servidor"];
-    pub const NAME_REFUSED: Text =
-        ["the name '{}' was refused: {}", "o nome '{}' foi recusado: {}"];
-    pub const NO_OUTPUT: Text =
-        ["cannot write to standard output: {}", "não consigo escrever na saída padrão: {}"];
-    pub const NO_SUCH_OPTION: Text =
-        ["there is no option {}; try --help", "não há a opção {}; tente --help"];
-    pub const NO_SUCH_LANGUAGE: Text =
-        ["--lang is en or pt, not '{}'", "--lang é en ou pt, e não '{}'"];
-    pub const TOO_MANY_WORDS: Text = [
-        "'{}' is too much: a host and a name, nothing more; try --help",
-        "'{}' sobra: um servidor e um nome, nada mais; tente --help",
-    ];
-    pub const USAGE: Text = [
-        "\
-Usage: linechat-client [OPTIONS] [HOST[:PORT]] [NAME]
-
-Joins the linechat room at HOST (default: localhost, port 9999) as NAME.
-/help tells what can be typed there.
-
-Options:
- --bell        ring on a private message or one with your name
- --no-color    no colours (nor with NO_COLOR or TERM=dumb set)
- --lang en|pt  English or Portuguese (default: what the locale says)
- --help        show this
- --version     show the version
-",
-        "\
-Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA]] [NOME]
-
-Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.
-/help mostra o que se pode digitar lá.
-
-Opções:
- --bell        toca numa mensagem privada ou com o seu nome
- --no-color    sem cores (nem com NO_COLOR ou TERM=dumb)
- --lang en|pt  inglês ou português (se nada for dito: o que diz o locale)
- --help        mostra isto
- --version     mostra a versão
-",
-    ];
+/// How the conversation ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The server said BYE to our QUIT, or had nothing to say it to.
+    Left,
+    /// For this reason.
+    Failed(String),
 }
-
-impl Language {
-    /// What the locale says, by the first of its variables that says something (locale(7)).
-    fn of_the_locale(variable: impl Fn(&str) -> Option<String>) -> Language {
-        let mut set = ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().filter_map(variable);
-        match set.find(|locale| !locale.is_empty()) {
-            Some(locale) if locale.starts_with("pt") => Language::Portuguese,
-            _ => Language::English,
-        }
-    }
-
-    fn say(self, text: Text, words: &[&str]) -> String {
-        let [english, portuguese] = text;
-        let mut pieces = match self {
-            Language::English => english.split("{}"),
-            Language::Portuguese => portuguese.split("{}"),
-        };
-        let mut said = pieces.next().unwrap_or_default().to_owned();
-        for (piece, word) in pieces.zip(words) {
-            said += word;
-            said += piece;
-        }
-        said
-    }
-
-    fn explain(self, error: &io::Error) -> String {
-        match text_for_failure(error.kind()) {
-            Some(text) => self.say(text, &[]),
-            None => error.to_string(),
-        }
-    }
-}
-
-/// What an ERR of the server means (PROTOCOL.md, "Errors"); for other codes there is the
-/// server's own text.
-fn text_for_code(code: &str) -> Option<Text> {
-    match code {
-        "bad-name" => Some(text::BAD_NAME),
-        "name-taken" => Some(text::NAME_TAKEN),
-        "bad-text" => Some(text::CONTROL_CHARACTERS),
-        "full" => Some(text::FULL),
-        "timeout" => Some(text::NO_NAME_IN_TIME),
-        _ => None,
-    }
-}
-
-/// Why the operating system let something fail, as far as there are words for it.
-fn text_for_failure(kind: ErrorKind) -> Option<Text> {
-    match kind {
-        ErrorKind::ConnectionRefused => Some(text::REFUSED),
-        ErrorKind::TimedOut => Some(text::NO_ANSWER),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => Some(text::CLOSED_CONNECTION),
-        _ => None,
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// What a typed line means
-// ---------------------------------------------------------------------------------------------
 
 /// What a typed line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -263,7 +115,9 @@ enum Typed {
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     Say(String),
+    /// A private message, typed behind this mark: `@` or `/`.
     Whisper {
+        mark: char,
         to: String,
         text: String,
     },
@@ -272,35 +126,619 @@ enum Request {
     Roster,
     /// Nothing but a sign of life.
     Heartbeat,
+    Quit,
 }
 
-fn understand(line: &str) -> Typed {
-    let request = match line.strip_prefix(['@', '/']) {
-        _ if line.trim().is_empty() => return Typed::Nothing,
-        None => Request::Say(line.to_owned()),
-        Some(rest) if line.starts_with("//") => Request::Say(rest.to_owned()),
-        Some(rest) => {
-            let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
-            let command = match word.to_lowercase().as_str() {
-                _ if line.starts_with('@') => None,
-                "list" | "clientes" => Some(Typed::Request(Request::List)),
-                "help" => Some(Typed::Help),
-                "quit" | "sair" => Some(Typed::Quit),
-                _ => None,
-            };
-            match (command, text.trim().is_empty()) {
-                (Some(command), true) => return command,
-                (Some(_), false) => return Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
-                (None, true) => {
-                    return Typed::Mistake(text::NOTHING_SAID, line.trim_end().to_owned())
-                }
-                (None, false) => Request::Whisper { to: word.to_owned(), text: text.to_owned() },
+/// A request that the server has not confirmed. Each is followed by a PING, whose PONG tells that
+/// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
+/// first of them, and what is lost with a connection is known.
+struct Sent {
+    token: u64,
+    request: Request,
+    since: Instant,
+    is_refused: bool,
+}
+
+/// Who is in the room, as far as is known.
+#[derive(Default)]
+struct Roster {
+    /// Names by their lower case, with which the server compares them.
+    names: HashMap<String, String>,
+    /// How many names have come of a list that is still to go on; 0 between lists.
+    arriving: usize,
+    /// The next list shows the newcomer who is here.
+    is_first: bool,
+}
+
+struct Client {
+    address: String,
+    rings: bool,
+    screen: Screen,
+    /// To the thread that writes to the server.
+    out: Sender<String>,
+    stage: Stage,
+    /// The name that is tried, or was accepted.
+    name: Option<String>,
+    /// The name that Enter alone gives.
+    offer: Option<String>,
+    /// Typed, and not yet sent. If there is a Quit, it is the last.
+    waiting: VecDeque<Request>,
+    unconfirmed: VecDeque<Sent>,
+    requests: u64,
+    /// Something was not taken, which a script should know.
+    is_troubled: bool,
+    /// The person knows that the terminal does not send UTF-8.
+    is_warned: bool,
+    roster: Roster,
+    /// Who wrote privately last.
+    confidant: Option<String>,
+    /// When the server has been silent for too long.
+    deadline: Instant,
+}
+
+impl Client {
+    fn new(options: Options, screen: Screen, out: Sender<String>) -> Self {
+        Client {
+            address: options.address,
+            rings: options.rings,
+            screen,
+            out,
+            stage: Stage::Connecting,
+            name: options.name,
+            offer: None,
+            waiting: VecDeque::new(),
+            unconfirmed: VecDeque::new(),
+            requests: 0,
+            is_troubled: false,
+            is_warned: false,
+            roster: Roster::default(),
+            confidant: None,
+            deadline: Instant::now() + TIMEOUT,
+        }
+    }
+
+    /// Talks until the end.
+    fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
+        loop {
+            let turn = self.turn(events, typed);
+            // What came last is still to be seen.
+            let shown = self.screen.flush(&self.prompt());
+            let shown = shown.map_err(|error| failed(text::NO_OUTPUT, &[&explain(&error)]));
+            if let Err(end) = shown.and(turn) {
+                return end;
             }
         }
+    }
+
+    /// Waits for something, then deals with whatever there is. An error is the end.
+    fn turn(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
+        match events.recv_timeout(self.wake_up().saturating_duration_since(Instant::now())) {
+            Ok(event) => self.happened(event)?,
+            Err(RecvTimeoutError::Timeout) => self.time_passed(Instant::now())?,
+            Err(RecvTimeoutError::Disconnected) => return Err(End::Left),
+        }
+        for event in events.try_iter().take(EVENTS_AHEAD) {
+            self.happened(event)?;
+        }
+        while self.can_take_more() {
+            let Ok(bytes) = typed.try_recv() else { break };
+            self.typed(bytes)?;
+            self.send_waiting();
+        }
+        self.send_waiting();
+        Ok(())
+    }
+
+    fn happened(&mut self, event: Event) -> Result<(), End> {
+        match event {
+            Event::Connected => self.enter(Stage::Greeting),
+            Event::Arrived(line) => {
+                self.arrived(&line)?;
+                self.enter(self.stage);
+            }
+            Event::Lost(sentence) => return Err(End::Failed(sentence)),
+            Event::Redraw => self.screen.resize(),
+            Event::Typed => {}
+        }
+        Ok(())
+    }
+
+    // Time
+
+    /// The stage, which gives the server its time anew.
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        let is_due = matches!(stage, Stage::Greeting | Stage::Leaving);
+        self.deadline = Instant::now() + if is_due { TIMEOUT } else { SILENCE };
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn wake_up(&self) -> Instant {
+        let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
+        let slow = slow.filter(|&at| at > Instant::now());
+        let escape = self.screen.input.as_ref().and_then(|input| input.keys.deadline());
+        [slow, escape].into_iter().flatten().fold(self.deadline, Instant::min)
+    }
+
+    /// Nothing has happened in time: the server is asked for a sign of life, or given up.
+    fn time_passed(&mut self, now: Instant) -> Result<(), End> {
+        if let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.time_out(now)) {
+            self.press(key)?;
+        }
+        let Some(late) = now.checked_duration_since(self.deadline) else { return Ok(()) };
+        let is_heartbeat = |sent: &Sent| sent.request == Request::Heartbeat;
+        let is_asked = matches!(self.stage, Stage::Greeting | Stage::Leaving)
+            || self.unconfirmed.iter().any(is_heartbeat);
+        match self.stage {
+            // The thread that connects has time-outs of its own.
+            Stage::Connecting => {}
+            _ if !is_asked => self.send(Request::Heartbeat),
+            _ if late < PAUSE => {
+                let reason = say(text::STOPPED_ANSWERING, &[]);
+                return Err(failed(text::LOST, &[&self.address, &reason]));
+            }
+            _ => {}
+        }
+        self.deadline = now + TIMEOUT;
+        Ok(())
+    }
+
+    /// What stands before the line being typed.
+    fn prompt(&self) -> String {
+        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
+        let unconfirmed = self.unconfirmed.iter().map(|sent| &sent.request);
+        let is_line =
+            |request: &&Request| matches!(request, Request::Say(_) | Request::Whisper { .. });
+        let lines = unconfirmed.chain(&self.waiting).filter(is_line);
+        let editor = self.screen.input.as_ref().map(|input| &input.editor);
+        if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
+            return say(text::PASTE, &[&lines.len().to_string()]);
+        }
+        match (self.stage, &self.offer) {
+            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[&self.address]),
+            (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
+            (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
+            (Stage::Leaving, _) => say(text::LEAVING, &[]),
+            _ if !is_slow => "> ".to_owned(),
+            _ => match lines.count() {
+                0 => say(text::NO_ANSWER_YET, &[]),
+                count => say(text::UNCONFIRMED, &[&count.to_string()]),
+            },
+        }
+    }
+
+    // What arrives
+
+    /// A line of the server. One with an unknown keyword is ignored (PROTOCOL.md, "Versioning").
+    fn arrived(&mut self, line: &str) -> Result<(), End> {
+        let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
+        let is_name = (1..=MAX_NAME).contains(&first.len());
+        match (self.stage, keyword) {
+            (Stage::Leaving, "BYE") => return Err(End::Left),
+            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[&self.address, &quoted(rest)])),
+            (Stage::Greeting, "HELLO") if first == "linechat/1" => {
+                self.stage = Stage::Asking;
+                match self.name.take() {
+                    Some(name) => self.try_name(name, self.screen.input.is_none()),
+                    None => self.ask_for_name(),
+                }
+            }
+            (_, "ERR") if self.stage == Stage::Greeting || matches!(first, "full" | "timeout") => {
+                let reason = explain_code(first, text);
+                return Err(failed(text::CLOSED_BY, &[&self.address, &reason]));
+            }
+            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[&self.address])),
+            (Stage::Naming { .. }, "WELCOME") => self.welcomed(first, text),
+            (Stage::Naming { is_only }, "ERR") => self.name_refused(first, text, is_only)?,
+            (_, "ERR") => self.refused(first, text),
+            (_, "PONG") => self.confirmed(first),
+            (_, "USERS") => self.list(first, text),
+            (_, "MSG") if is_name => self.said(first, text),
+            (_, "PRIV") if is_name => {
+                self.whispered(text::PRIVATE, first, text);
+                self.confidant = Some(first.to_owned());
+                self.ring();
+            }
+            (_, "SENT") if is_name => self.whispered(text::PRIVATE_TO, first, text),
+            (_, "JOINED") if is_name => {
+                self.roster.add(first);
+                self.came_or_went(text::JOINED, first, text);
+            }
+            (_, "LEFT") if is_name => {
+                self.roster.names.remove(&first.to_lowercase());
+                self.came_or_went(text::LEFT, first, text);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn said(&mut self, name: &str, text: &str) {
+        let ours = plain_letters(self.name.as_deref().unwrap_or_default());
+        let mut words = text.split(|c: char| !is_part_of_name(c)).map(plain_letters);
+        // A full stop can end a name, and mostly ends a sentence.
+        let names_us = words.any(|word| word == ours || word.trim_end_matches('.') == ours);
+        self.show_message(name, text, if names_us { STANDS_OUT } else { PLAIN });
+        if names_us {
+            self.ring();
+        }
+    }
+
+    fn show_message(&mut self, name: &str, text: &str, style: &str) {
+        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
+        self.screen.show_event(&format!("{name}: {text}"));
+    }
+
+    fn whispered(&mut self, text: Text, name: &str, said: &str) {
+        let shown = self.screen.painted(STANDS_OUT, &say(text, &[name, said]));
+        self.screen.show_event(&shown);
+    }
+
+    fn ring(&mut self) {
+        if self.rings {
+            self.screen.pending.push('\x07');
+        }
+    }
+
+    /// Shows who came or went, with the roster where it is known and fits beside it.
+    fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
+        let mut line = say(text, &[name]);
+        let count = counted.split(' ').next().unwrap_or_default();
+        if let Ok(number) = count.parse::<usize>() {
+            let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
+            let names = if is_known { self.roster.sorted().join(", ") } else { String::new() };
+            let roster = say(text::ONLINE, &[count, &names]);
+            let fits = width_of(&line) + width_of(&roster) <= self.screen.room();
+            line += &if is_known && fits { roster } else { say(text::HEADCOUNT, &[count]) };
+        }
+        let shown = self.screen.painted(NOTICE, &line);
+        self.screen.show_event(&shown);
+    }
+
+    /// A part of a list (PROTOCOL.md, "Roster"). It is shown when the last part has come, if it was
+    /// asked for or is the first.
+    fn list(&mut self, count: &str, names: &str) {
+        if self.roster.arriving == 0 {
+            self.roster.names.clear();
+        }
+        for name in names.split(' ').filter(|name| !name.is_empty()) {
+            self.roster.arriving += 1;
+            self.roster.add(name);
+        }
+        if count.parse().is_ok_and(|count: usize| self.roster.arriving < count.min(MAX_ROSTER)) {
+            return;
+        }
+        self.roster.arriving = 0;
+        let is_asked_for =
+            self.unconfirmed.front().is_some_and(|sent| sent.request == Request::List);
+        if mem::take(&mut self.roster.is_first) || is_asked_for {
+            let names = self.roster.sorted().into_iter();
+            let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
+            self.screen.show(&say(text::USERS, &[count, &names.join(", ")]));
+        }
+    }
+
+    fn complain(&mut self, text: Text, words: &[&str]) {
+        self.is_troubled = true;
+        self.screen.show(&self.screen.painted(ERROR, &say(text, words)));
+    }
+
+    fn complain_of_error(&mut self, text: Text, words: &[&str]) {
+        self.complain(text::ERROR, &[&say(text, words)]);
+    }
+
+    /// An ERR that answers the first request which is not confirmed.
+    fn refused(&mut self, code: &str, text: &str) {
+        let reason = explain_code(code, text);
+        let Some(first) = self.unconfirmed.front_mut() else {
+            return self.complain(text::ERROR, &[&reason]);
+        };
+        first.is_refused = true;
+        match (&first.request, code) {
+            (Request::Whisper { mark, to, .. }, "no-such-user") => {
+                let (mark, to) = (*mark, to.clone());
+                match mark {
+                    '/' => self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]),
+                    _ => self.complain(text::NO_SUCH_USER, &[&to]),
+                }
+            }
+            _ => self.complain(text::ERROR, &[&reason]),
+        }
+    }
+
+    /// A PONG: everything up to the request with this token has been carried out. Our own messages
+    /// are shown now, in their place among what others said.
+    fn confirmed(&mut self, token: &str) {
+        let Ok(token) = token.parse::<u64>() else { return };
+        while self.unconfirmed.front().is_some_and(|sent| sent.token <= token) {
+            let Some(sent) = self.unconfirmed.pop_front() else { return };
+            if let (Request::Say(text), false, true, Some(name)) =
+                (sent.request, sent.is_refused, self.screen.input.is_some(), self.name.clone())
+            {
+                self.show_message(&name, &text, PLAIN);
+            }
+        }
+    }
+
+    // The name
+
+    /// Asks beside the line being typed, or on a line of its own.
+    fn ask_for_name(&mut self) {
+        self.stage = Stage::Asking;
+        if self.screen.input.is_none() {
+            self.screen.show(&say(text::YOUR_NAME, &[]));
+        }
+    }
+
+    fn try_name(&mut self, name: String, is_only: bool) {
+        self.stage = Stage::Naming { is_only };
+        let _ = self.out.send(format!("NAME {name}\n"));
+        self.name = Some(name);
+    }
+
+    fn name_refused(&mut self, code: &str, text: &str, is_only: bool) -> Result<(), End> {
+        let name = self.name.take().unwrap_or_default();
+        let words: &[&str] = &[&name, &explain_code(code, text)];
+        if is_only {
+            return Err(failed(text::NAME_REFUSED, words));
+        }
+        self.complain_of_error(text::NAME_REFUSED, words);
+        if let Some(input) = &mut self.screen.input {
+            input.editor.remember(&name);
+        }
+        self.ask_for_name();
+        Ok(())
+    }
+
+    fn welcomed(&mut self, name: &str, count: &str) {
+        self.stage = Stage::Talking;
+        self.name = Some(name.to_owned());
+        self.is_troubled = false;
+        self.roster.is_first = true;
+        if self.screen.input.is_some() {
+            self.screen.show(&self.screen.painted(NOTICE, &say(text::WELCOME, &[name])));
+            if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
+                self.roster.is_first = false;
+                self.screen.show(&say(text::USERS, &[count, "/list"]));
+                self.send(Request::Roster);
+            }
+        }
+    }
+
+    // What is typed
+
+    /// Without a terminal, a line is taken only when it can be dealt with, since what is behind it
+    /// depends on that; at one, keys are always taken.
+    fn can_take_more(&self) -> bool {
+        match (&self.screen.input, self.stage) {
+            (Some(_), _) => true,
+            (None, Stage::Asking | Stage::Talking) => self.waiting.is_empty(),
+            (None, _) => false,
+        }
+    }
+
+    /// Keys of the terminal, or one line of something else; nothing at all at the end of it.
+    fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
+        if bytes.is_empty() {
+            return self.leave();
+        }
+        match &mut self.screen.input {
+            Some(input) => input.keys.add(&bytes),
+            None => match text_of(bytes) {
+                Ok(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
+                Err(bytes) => {
+                    let line = printable(bytes.trim_ascii_end());
+                    self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
+                }
+            },
+        }
+        while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
+            self.press(key)?;
+        }
+        Ok(())
+    }
+
+    fn press(&mut self, key: Key) -> Result<(), End> {
+        let Some(input) = &mut self.screen.input else { return Ok(()) };
+        match input.editor.press(key) {
+            Some(Key::ClearScreen) => input.erase = CLEAR,
+            Some(Key::Interrupt | Key::EndOfInput) => self.leave()?,
+            Some(Key::Suspend) => terminal::suspend(),
+            Some(Key::Tab) => self.complete(),
+            Some(Key::NotUtf8) => self.warn_of_terminal(),
+            Some(Key::Enter) => match input.editor.paste.take() {
+                Some(lines) => lines.into_iter().for_each(|line| self.enqueue(Request::Say(line))),
+                None => {
+                    let line = input.editor.enter();
+                    if !line.is_empty() && self.name.is_some() {
+                        input.editor.remember(&line);
+                    }
+                    self.entered(&line)?;
+                }
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Offers the others' names, first of all that of who wrote privately last.
+    fn complete(&mut self) {
+        let confidant = self.confidant.as_ref().filter(|name| self.roster.has(name));
+        let Some(input) = &mut self.screen.input else { return };
+        if confidant.is_none() && input.editor.line.is_empty() {
+            return;
+        }
+        let is_other = |name: &&str| Some(*name) != self.name.as_deref();
+        let names = confidant.map(String::as_str).into_iter();
+        let names: Vec<_> = names.chain(self.roster.sorted()).filter(is_other).collect();
+        input.editor.complete(&names);
+    }
+
+    fn warn_of_terminal(&mut self) {
+        if !mem::replace(&mut self.is_warned, true) {
+            self.complain(text::TERMINAL_NOT_UTF8, &[]);
+        }
+    }
+
+    fn entered(&mut self, line: &str) -> Result<(), End> {
+        match parse(line, &self.roster) {
+            Typed::Help => self.screen.show(&say(text::HELP, &[])),
+            Typed::Quit => {
+                // Who asks to leave has seen what was refused; a script that just ends has not.
+                self.is_troubled = false;
+                return self.leave();
+            }
+            _ if self.name.is_none() => self.entered_name(line.trim()),
+            Typed::Nothing => {}
+            Typed::Request(request) => self.enqueue(request),
+            Typed::Mistake(text, word) => self.complain_of_error(text, &[&word, &word]),
+        }
+        Ok(())
+    }
+
+    /// A name, or nothing where Enter alone gives the one that is offered.
+    fn entered_name(&mut self, line: &str) {
+        match (line, self.stage, self.offer.take()) {
+            ("", Stage::Asking, Some(offer)) => self.try_name(offer, false),
+            ("", _, offer) => self.offer = offer,
+            (_, Stage::Asking, _) => self.try_name(line.to_owned(), false),
+            _ => self.name = Some(line.to_owned()),
+        }
+    }
+
+    /// Puts a request behind those that wait to be sent, if it fits into a line.
+    fn enqueue(&mut self, request: Request) {
+        match request.wire().len().saturating_sub(MAX_REQUEST + 1) {
+            0 => {
+                let is_last = self.waiting.back() == Some(&Request::Quit);
+                self.waiting.insert(self.waiting.len() - usize::from(is_last), request);
+            }
+            excess => self.complain_of_error(text::TOO_LONG, &[&excess.to_string()]),
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.stage == Stage::Leaving || self.waiting.back() == Some(&Request::Quit)
+    }
+
+    /// Leaves once what was typed before is sent; asked a second time, at once.
+    fn leave(&mut self) -> Result<(), End> {
+        let is_unknown = matches!(self.stage, Stage::Connecting | Stage::Greeting);
+        match self.is_leaving() {
+            true if self.screen.input.is_some() => return Err(failed(text::LEFT_AT_ONCE, &[])),
+            true => {}
+            false if is_unknown && self.waiting.is_empty() => return Err(End::Left),
+            false => self.waiting.push_back(Request::Quit),
+        }
+        Ok(())
+    }
+
+    // What is sent
+
+    /// Sends what has been typed, as far as the stage allows.
+    fn send_waiting(&mut self) {
+        while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
+            match self.waiting.pop_front() {
+                Some(Request::Quit) => self.quit(),
+                Some(request) => self.send(request),
+                None => break,
+            }
+        }
+        if self.stage == Stage::Asking && self.is_leaving() {
+            self.quit();
+        }
+    }
+
+    fn quit(&mut self) {
+        let _ = self.out.send(Request::Quit.wire());
+        self.enter(Stage::Leaving);
+    }
+
+    fn send(&mut self, request: Request) {
+        self.requests += 1;
+        let token = self.requests;
+        // Nobody takes it when the server is lost, which another thread reports.
+        let _ = self.out.send(format!("{}PING {token}\n", request.wire()));
+        let since = Instant::now();
+        self.unconfirmed.push_back(Sent { token, request, since, is_refused: false });
+    }
+
+    /// What was typed and did not, or perhaps not, reach the server, as sentences.
+    fn unsent(&self, end: &End) -> Vec<String> {
+        // BYE comes after everything that was sent before QUIT has been carried out.
+        let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
+        let unconfirmed = unconfirmed.filter(|sent| !sent.is_refused);
+        let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
+        let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
+        let waiting = self.waiting.iter().filter_map(Request::text).chain(typed);
+        let waiting = waiting.filter(|text| !text.is_empty());
+        let report = |text| move |line: String| say(text, &[&line]);
+        let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
+        perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
+    }
+}
+
+fn failed(text: Text, words: &[&str]) -> End {
+    End::Failed(say(text, words))
+}
+
+impl Roster {
+    fn add(&mut self, name: &str) {
+        if self.names.len() < MAX_ROSTER && name.len() <= MAX_NAME {
+            self.names.insert(name.to_lowercase(), name.to_owned());
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.contains_key(&name.to_lowercase())
+    }
+
+    fn sorted(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.names.values().map(String::as_str).collect();
+        names.sort_by_cached_key(|name| plain_letters(name));
+        names
+    }
+}
+
+/// What a typed line means, in this room.
+fn parse(line: &str, roster: &Roster) -> Typed {
+    let start = line.trim_start();
+    if start.is_empty() {
+        return Typed::Nothing;
+    }
+    if let Some(text) = start.strip_prefix("//") {
+        return Typed::Request(Request::Say(format!("/{text}")));
+    }
+    let mark = match start.chars().next() {
+        Some(mark @ ('@' | '/')) => mark,
+        _ => return Typed::Request(Request::Say(line.to_owned())),
     };
-    match request.wire().len().checked_sub(MAX_REQUEST + 1) {
-        Some(excess @ 1..) => Typed::Mistake(text::TOO_LONG, excess.to_string()),
-        _ => Typed::Request(request),
+    let rest = start.strip_prefix(mark).unwrap_or_default();
+    let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
+    let command = match word.to_lowercase().as_str() {
+        _ if mark == '@' => None,
+        "msg" => return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster),
+        "list" | "who" | "lista" | "clientes" | "usuarios" | "usuários" => {
+            Some(Typed::Request(Request::List))
+        }
+        "help" | "ajuda" => Some(Typed::Help),
+        "quit" | "exit" | "q" | "sair" => Some(Typed::Quit),
+        // Commands of other chats, which nobody means for a person of that name.
+        "me" | "nick" | "join" => return Typed::Mistake(text::FOREIGN_COMMAND, word.to_owned()),
+        _ => None,
+    };
+    match (command, text.trim().is_empty()) {
+        (Some(command), true) => command,
+        (Some(_), false) => Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
+        (None, true) if mark == '/' && !word.is_empty() && !roster.has(word) => {
+            Typed::Mistake(text::NO_SUCH_COMMAND, word.to_owned())
+        }
+        (None, true) => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
+        (None, false) => {
+            let (to, text) = (word.to_owned(), text.to_owned());
+            Typed::Request(Request::Whisper { mark, to, text })
+        }
     }
 }
 
@@ -309,9 +747,10 @@ impl Request {
     fn wire(&self) -> String {
         match self {
             Request::Say(text) => format!("MSG {text}\n"),
-            Request::Whisper { to, text } => format!("PRIV @{to} {text}\n"),
+            Request::Whisper { to, text, .. } => format!("PRIV @{to} {text}\n"),
             Request::List | Request::Roster => "LIST\n".to_owned(),
             Request::Heartbeat => String::new(),
+            Request::Quit => "QUIT\n".to_owned(),
         }
     }
 
@@ -319,10 +758,36 @@ impl Request {
     fn text(&self) -> Option<String> {
         match self {
             Request::Say(text) => Some(text.clone()),
-            Request::Whisper { to, text } => Some(format!("@{to} {text}")),
-            Request::List | Request::Roster | Request::Heartbeat => None,
+            Request::Whisper { mark, to, text } => Some(format!("{mark}{to} {text}")),
+            Request::List | Request::Roster | Request::Heartbeat | Request::Quit => None,
         }
     }
+}
+
+/// Whether a character can stand in a name (PROTOCOL.md, "Requests").
+fn is_part_of_name(character: char) -> bool {
+    is_part_of_word(character) || matches!(character, '_' | '-' | '.')
+}
+
+/// Letters, digits, and the marks that are combined with them.
+fn is_part_of_word(character: char) -> bool {
+    character.is_alphanumeric() || width(character) == 0
+}
+
+/// Lower case and without accents, as names are looked for: `e` finds Érica, however it is encoded.
+fn plain_letters(text: &str) -> String {
+    let letters = text.chars().flat_map(char::to_lowercase).filter(|&c| width(c) > 0);
+    let plain = letters.map(|letter| match letter {
+        'à'..='å' => 'a',
+        'ç' => 'c',
+        'è'..='ë' => 'e',
+        'ì'..='ï' => 'i',
+        'ñ' => 'n',
+        'ò'..='ö' => 'o',
+        'ù'..='ü' => 'u',
+        _ => letter,
+    });
+    plain.collect()
 }
 
 /// Whether a character could move the cursor, forge a line or turn the direction of the text
@@ -334,139 +799,117 @@ fn is_unprintable(character: char) -> bool {
 
 /// Text from the network without anything that a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
-    let mut text = String::new();
+    let mut shown = String::new();
     for character in String::from_utf8_lossy(bytes).chars() {
-        match character {
-            '\t' => text.push('\t'),
-            _ if is_unprintable(character) => text.extend(character.escape_default()),
-            _ => text.push(character),
+        match is_unprintable(character) && character != '\t' {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
         }
     }
-    text
+    shown
 }
 
-// ---------------------------------------------------------------------------------------------
-// The keys
-// ---------------------------------------------------------------------------------------------
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
-    Character(char),
-    Enter,
-    Tab,
-    Left,
-    Right,
-    Up,
-    Down,
-    Home,
-    End,
-    Backspace,
-    Delete,
-    EraseToStart,
-    EraseToEnd,
-    EraseWord,
-    ClearScreen,
-    /// Ctrl-C.
-    Interrupt,
-    /// Ctrl-D.
-    EndOfInput,
-    /// The terminal tells where pasted text begins and ends, if it can.
-    PasteBegins,
-    PasteEnds,
-    Unknown,
+/// What of a text can stand in a line.
+fn without_controls(text: &str) -> String {
+    text.chars().filter(|&c| c == '\t' || !is_unprintable(c)).collect()
 }
 
-/// Finds the keys in what a terminal sends, however it is cut into pieces.
-#[derive(Default)]
-struct Keys {
-    pending: Vec<u8>,
+/// A piped line, which is UTF-8 or, on Windows, what its console would have sent.
+fn text_of(line: Vec<u8>) -> Result<String, Vec<u8>> {
+    String::from_utf8(line)
+        .map_err(|error| error.into_bytes())
+        .or_else(|bytes| terminal::decode(&bytes).ok_or(bytes))
 }
 
-impl Keys {
-    /// The longest escape sequence that is waited for.
-    const MAX_SEQUENCE: usize = 16;
+// The threads
 
-    fn add(&mut self, bytes: &[u8]) {
-        self.pending.extend(bytes);
-    }
-
-    /// The next whole key.
-    fn next(&mut self) -> Option<Key> {
-        let (key, length) = Self::first(&self.pending)?;
-        self.pending.drain(..length);
-        Some(key)
-    }
-
-    /// The first key in `bytes` and how many bytes it takes, if it is all there.
-    fn first(bytes: &[u8]) -> Option<(Key, usize)> {
-        let key = match bytes.first()? {
-            0x1b => return Self::escape_sequence(bytes),
-            b'\r' | b'\n' => Key::Enter,
-            b'\t' => Key::Tab,
-            0x08 | 0x7f => Key::Backspace,
-            0x01 => Key::Home,
-            0x02 => Key::Left,
-            0x03 => Key::Interrupt,
-            0x04 => Key::EndOfInput,
-            0x05 => Key::End,
-            0x06 => Key::Right,
-            0x0b => Key::EraseToEnd,
-            0x0c => Key::ClearScreen,
-            0x0e => Key::Down,
-            0x10 => Key::Up,
-            0x15 => Key::EraseToStart,
-            0x17 => Key::EraseWord,
-            0x00..=0x1f => Key::Unknown,
-            0x20..=0x7e => Key::Character(char::from(*bytes.first()?)),
-            0x80.. => return Self::wide_character(bytes),
-        };
-        Some((key, 1))
-    }
-
-    /// A character of more than one byte.
-    fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
-        let start = bytes.get(..4).unwrap_or(bytes);
-        let chunk = start.utf8_chunks().next()?;
-        if let Some(character) = chunk.valid().chars().next() {
-            return Some((Key::Character(character), character.len_utf8()));
+/// Connects, and hands on what the server says until the connection ends.
+fn talk_to_server(address: &str, lines: Receiver<String>, events: &SyncSender<Event>) {
+    let sentence = match connect(address) {
+        Err(reason) => say(text::CANNOT_CONNECT, &[address, &reason]),
+        Ok((socket, writer)) => {
+            let _ = events.send(Event::Connected);
+            thread::spawn(move || write_to_server(writer, &lines));
+            say(text::LOST, &[address, &listen_to_server(socket, events)])
         }
-        // Cut off, so there may be more of it to come; or not UTF-8 at all.
-        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
-        (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
-    }
+    };
+    let _ = events.send(Event::Lost(sentence));
+}
 
-    /// ESC and what belongs to it: `ESC [ … final`, `ESC O final`, or one more key (ECMA-48; what
-    /// the keys send is in the "Special Keys" part of xterm's control sequences).
-    fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
-        let kind = *bytes.get(1)?;
-        if kind != b'[' && kind != b'O' {
-            // ESC by itself, or Alt with a key: neither means anything here.
-            let (_, length) = Self::first(bytes.get(1..)?)?;
-            return Some((Key::Unknown, 1 + length));
+/// Connects to the first of the host's addresses that accepts, and gives the connection to read from
+/// and to write to. An error is the reason.
+fn connect(address: &str) -> Result<(TcpStream, TcpStream), String> {
+    let mut reason = say(text::NO_SUCH_HOST, &[]);
+    for address in address.to_socket_addrs().map_err(|_| reason.clone())? {
+        let connected = TcpStream::connect_timeout(&address, TIMEOUT).and_then(|socket| {
+            socket.set_nodelay(true)?;
+            Ok((socket.try_clone()?, socket))
+        });
+        match connected {
+            Ok(sockets) => return Ok(sockets),
+            Err(error) => reason = explain(&error),
         }
-        let rest = bytes.get(2..)?;
-        let Some(end) = rest.iter().position(|byte| matches!(byte, 0x40..=0x7e)) else {
-            return (rest.len() > Self::MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
-        };
-        let key = match rest.get(..=end)? {
-            b"A" => Key::Up,
-            b"B" => Key::Down,
-            b"C" => Key::Right,
-            b"D" => Key::Left,
-            b"H" | b"1~" | b"7~" => Key::Home,
-            b"F" | b"4~" | b"8~" => Key::End,
-            b"3~" => Key::Delete,
-            b"200~" => Key::PasteBegins,
-            b"201~" => Key::PasteEnds,
-            _ => Key::Unknown,
-        };
-        Some((key, 2 + end + 1))
+    }
+    Err(reason)
+}
+
+/// Hands on the server's lines. Returns why there are no more.
+fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
+    let mut socket = BufReader::new(socket);
+    loop {
+        let mut line = Vec::new();
+        match (&mut socket).take(MAX_LINE).read_until(b'\n', &mut line) {
+            Err(error) => return explain(&error),
+            Ok(_) if line.ends_with(b"\n") => {
+                line.pop();
+                let line = line.strip_suffix(b"\r").unwrap_or(&line);
+                if events.send(Event::Arrived(printable(line))).is_err() {
+                    return String::new();
+                }
+            }
+            Ok(length) if length as u64 == MAX_LINE => return say(text::LINE_TOO_LONG, &[]),
+            Ok(_) => return say(text::CLOSED_CONNECTION, &[]),
+        }
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The line being typed
-// ---------------------------------------------------------------------------------------------
+fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
+    for line in lines {
+        if socket.write_all(line.as_bytes()).is_err() {
+            // Whoever reads from it learns why.
+            let _ = socket.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+}
+
+/// Hands on what is typed: from a terminal as it comes, otherwise line by line. The end is empty.
+fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
+    let mut input = io::stdin().lock();
+    loop {
+        let mut bytes = vec![0; 4096];
+        let read = if is_terminal {
+            input.read(&mut bytes).map(|length| bytes.truncate(length))
+        } else {
+            bytes.clear();
+            input.read_until(b'\n', &mut bytes).map(drop)
+        };
+        match read {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // At a console of Windows, std takes Ctrl-Z for itself and returns what was before it.
+            Ok(()) if bytes.is_empty() && is_terminal && cfg!(windows) => continue,
+            Ok(()) => {}
+            // A terminal that is gone gives an error.
+            Err(_) => bytes.clear(),
+        }
+        let is_end = bytes.is_empty();
+        if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
+            return;
+        }
+    }
+}
+
+// ---- The editor --------------------------------------------------------------------------------
 
 /// The line being typed: keys in, a line of the screen out. It knows neither terminal nor socket.
 #[derive(Default)]
@@ -475,75 +918,123 @@ struct Editor {
     /// A byte position in `line`.
     cursor: usize,
     history: Vec<String>,
-    /// How far back in the history the arrow keys have gone, and the line that was left for it.
+    /// How far back in the history the arrow keys have gone.
     steps_back: usize,
-    draft: String,
-    is_pasting: bool,
+    /// Lines that the arrow keys left, by their steps back, as they were left.
+    drafts: HashMap<usize, String>,
+    /// What was last erased by more than a character.
+    killed: String,
     completion: Option<Completion>,
+    /// Pasted lines, until the person says whether to send them.
+    paste: Option<Vec<String>>,
 }
 
-/// What Tab has put in, so that another Tab puts in the next.
+/// A name that Tab has put in, so that another Tab puts in the next.
 struct Completion {
+    start: usize,
     stem: String,
     shown: usize,
 }
 
-/// What a key did that concerns others than the editor.
-#[derive(Debug, PartialEq, Eq)]
-enum Pressed {
-    Edited,
-    Entered(String),
-    ClearScreen,
-    Leave,
-}
-
 impl Editor {
-    fn press(&mut self, key: Key, names: &[String]) -> Pressed {
-        let completion = self.completion.take();
+    /// Does what a key asks for. One that concerns others than the editor is returned.
+    fn press(&mut self, key: Key) -> Option<Key> {
+        if self.paste.is_some() && key != Key::Enter {
+            if matches!(key, Key::Escape | Key::Interrupt) {
+                self.paste = None;
+            }
+            return None;
+        }
+        if key != Key::Tab {
+            self.completion = None;
+        }
         match key {
-            Key::Tab if !self.is_pasting => self.complete(completion, names),
-            Key::Tab => self.insert('\t'),
-            Key::Character(character) if !is_unprintable(character) => self.insert(character),
-            Key::Enter => return Pressed::Entered(self.enter()),
-            Key::Left => self.cursor = self.left_of(self.cursor),
-            Key::Right => self.cursor = self.right_of(self.cursor),
-            Key::Home => self.cursor = 0,
-            Key::End => self.cursor = self.line.len(),
+            Key::Character(character) => self.insert(character.encode_utf8(&mut [0; 4])),
+            Key::Paste(text) => self.take_paste(&text),
+            Key::Yank => self.insert(&self.killed.clone()),
+            Key::Transpose => self.transpose(),
             Key::Up => self.go_back(self.steps_back + 1),
             Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
-            Key::Backspace => self.erase(self.left_of(self.cursor), self.cursor),
-            Key::Delete => self.erase(self.cursor, self.right_of(self.cursor)),
-            Key::EraseToStart => self.erase(0, self.cursor),
-            Key::EraseToEnd => self.erase(self.cursor, self.line.len()),
-            Key::EraseWord => {
-                let before = self.line.get(..self.cursor).unwrap_or_default().trim_end();
-                let word = before.trim_end_matches(|c: char| !c.is_whitespace()).len();
-                self.erase(word, self.cursor);
-            }
-            Key::ClearScreen => return Pressed::ClearScreen,
-            Key::Interrupt => return Pressed::Leave,
-            Key::EndOfInput if self.line.is_empty() => return Pressed::Leave,
-            Key::EndOfInput => self.erase(self.cursor, self.right_of(self.cursor)),
-            Key::PasteBegins => self.is_pasting = true,
-            Key::PasteEnds => self.is_pasting = false,
-            Key::Character(_) | Key::Unknown => {}
+            Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
+            Key::Interrupt => self.killed = self.enter(),
+            Key::EndOfInput => self.erase(Place::Right),
+            Key::Move(to) => self.cursor = self.find(to),
+            Key::Erase(to) => self.erase(to),
+            _ => return Some(key),
         }
-        Pressed::Edited
+        None
     }
 
-    fn insert(&mut self, character: char) {
-        self.line.insert(self.cursor, character);
-        self.cursor += character.len_utf8();
+    /// Where a key goes from the cursor.
+    fn find(&self, to: Place) -> usize {
+        let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
+        let is_word = is_part_of_word;
+        let to_left = |text: &str| text.trim_end_matches(is_word).len();
+        match to {
+            Place::Left => self.left_of(self.cursor),
+            Place::Right => self.right_of(self.cursor),
+            Place::Start => 0,
+            Place::End => self.line.len(),
+            Place::WordLeft => to_left(before.trim_end_matches(|c| !is_word(c))),
+            Place::WordRight => {
+                let rest = after.trim_start_matches(|c| !is_word(c));
+                self.line.len() - rest.trim_start_matches(is_word).len()
+            }
+            Place::SpaceLeft => {
+                before.trim_end().trim_end_matches(|c: char| !c.is_whitespace()).len()
+            }
+        }
     }
 
-    fn erase(&mut self, from: usize, to: usize) {
-        self.line.replace_range(from..to, "");
+    /// Puts text in at the cursor, without what a terminal would obey.
+    fn insert(&mut self, text: &str) {
+        let text = without_controls(text);
+        self.line.insert_str(self.cursor, &text);
+        self.cursor += text.len();
+    }
+
+    fn cut(&mut self, from: usize, to: usize) -> String {
         self.cursor = from;
+        self.line.drain(from..to).collect()
     }
 
+    /// Erases from the cursor to a place. What is more than a character can be put in again.
+    fn erase(&mut self, to: Place) {
+        let at = self.find(to);
+        let erased = self.cut(at.min(self.cursor), at.max(self.cursor));
+        if !matches!(to, Place::Left | Place::Right) {
+            self.killed = erased;
+        }
+    }
+
+    /// One line is put in, to be edited; of several the person is asked.
+    fn take_paste(&mut self, text: &str) {
+        let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
+        let lines: Vec<_> = lines.map(without_controls).collect();
+        match lines.as_slice() {
+            [] => {}
+            [line] => self.insert(line),
+            _ => self.paste = Some(lines),
+        }
+    }
+
+    /// Exchanges the characters around the cursor, or the last two.
+    fn transpose(&mut self) {
+        let is_at_end = self.cursor == self.line.len();
+        let middle = if is_at_end { self.left_of(self.cursor) } else { self.cursor };
+        let (left, right) = (self.left_of(middle), self.right_of(middle));
+        if left < middle {
+            let first = self.cut(left, middle);
+            self.cursor = right - first.len();
+            self.insert(&first);
+        }
+    }
+
+    /// Begins a new line. Returns the one that was being typed.
     fn enter(&mut self) -> String {
         self.cursor = 0;
         self.steps_back = 0;
+        self.drafts.clear();
         mem::take(&mut self.line)
     }
 
@@ -562,38 +1053,40 @@ impl Editor {
         if steps == self.steps_back {
             return;
         }
-        let line = match self.history.get(at) {
-            Some(line) => line.clone(),
-            None => mem::take(&mut self.draft),
-        };
-        let left = mem::replace(&mut self.line, line);
-        if self.steps_back == 0 && steps > 0 {
-            self.draft = left;
-        }
+        let line = self.drafts.remove(&steps).or_else(|| self.history.get(at).cloned());
+        let left = mem::replace(&mut self.line, line.unwrap_or_default());
+        self.drafts.insert(self.steps_back, left);
         self.steps_back = steps;
         self.cursor = self.line.len();
     }
 
-    /// Completes a name behind `@` or `/` at the start of the line; again, with the next name.
-    fn complete(&mut self, completion: Option<Completion>, names: &[String]) {
-        let Some(before) = self.line.get(1..self.cursor) else { return };
-        let completion = match completion {
-            Some(Completion { stem, shown }) => Completion { stem, shown: shown + 1 },
-            None if before.contains(' ') => return,
-            None => Completion { stem: before.to_lowercase(), shown: 0 },
-        };
-        let fits = |name: &&String| name.to_lowercase().starts_with(&completion.stem);
-        let count = names.iter().filter(fits).count();
-        let at = completion.shown.checked_rem(count).unwrap_or(0);
-        let name = names.iter().filter(fits).nth(at);
-        if let (Some(name), true) = (name, self.line.starts_with(['@', '/'])) {
-            let rest = self.line.get(self.cursor..).unwrap_or_default().trim_start();
-            let mark = self.line.get(..1).unwrap_or_default();
-            let completed = format!("{mark}{name} ");
-            self.line = format!("{completed}{rest}");
-            self.cursor = completed.len();
-            self.completion = Some(completion);
+    /// Completes the name at the cursor, wherever in the line; again, with the next of `names`.
+    fn complete(&mut self, names: &[&str]) {
+        let completion = self.completion.take();
+        if self.line.is_empty() && !names.is_empty() {
+            self.insert("@");
         }
+        let before = self.line.get(..self.cursor).unwrap_or_default();
+        let Completion { start, stem, shown } = completion.unwrap_or_else(|| {
+            let word = before.trim_end_matches(|c: char| !c.is_whitespace()).len();
+            let start =
+                word + usize::from(before.get(word..).is_some_and(|it| it.starts_with(['@', '/'])));
+            let stem = plain_letters(before.get(start..).unwrap_or_default());
+            Completion { start, stem, shown: 0 }
+        });
+        let fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem));
+        let fits: Vec<_> = fits.collect();
+        let Some(name) = fits.get(shown.checked_rem(fits.len()).unwrap_or(0)) else { return };
+        // What stands behind the cursor may be the end of this very name.
+        let rest = self.line.get(self.cursor..).unwrap_or_default();
+        let word = rest.split(' ').next().unwrap_or_default();
+        let is_its_end = plain_letters(name).strip_prefix(&stem) == Some(&plain_letters(word));
+        let rest = if is_its_end { rest.get(word.len()..).unwrap_or_default() } else { rest };
+        // Behind the first word the text begins; behind another there may be a comma.
+        let (gap, rest) = if start <= 1 { (" ", rest.trim_start()) } else { ("", rest) };
+        let completed = format!("{}{name}{gap}", self.line.get(..start).unwrap_or_default());
+        (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
+        self.completion = Some(Completion { start, stem, shown: shown + 1 });
     }
 
     fn left_of(&self, at: usize) -> usize {
@@ -606,13 +1099,14 @@ impl Editor {
     }
 
     /// Whether the cursor may stand here: not within a character's bytes, nor before an accent or
-    /// within an emoji that is made of several.
+    /// within an emoji or a flag that is made of several.
     fn is_between_characters(&self, at: usize) -> bool {
-        let (Some(before), Some(after)) = (self.line.get(..at), self.line.get(at..)) else {
-            return false;
-        };
-        let is_joined = before.ends_with(JOINER) || after.starts_with(SKIN_TONES);
-        !is_joined && !after.starts_with(|c| width(c) == 0)
+        let Some((before, after)) = self.line.split_at_checked(at) else { return false };
+        let halves = before.chars().rev().take_while(|&c| FLAGS(c)).count();
+        let is_within_flag = halves % 2 == 1 && after.starts_with(FLAGS);
+        // ZERO WIDTH JOINER makes one emoji of those on both its sides.
+        let is_joined = before.ends_with('\u{200d}') || after.starts_with(SKIN_TONES);
+        !is_joined && !is_within_flag && !after.starts_with(|c| width(c) == 0)
     }
 
     /// What to show in so many columns: the parts before and after the cursor. A longer line is
@@ -631,67 +1125,37 @@ impl Editor {
     }
 }
 
-/// Joins the emoji on both its sides into one.
-const JOINER: char = '\u{200d}';
-const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
-
-fn width_of(text: &str) -> usize {
-    text.chars().map(width).sum()
-}
-
-/// How many columns a terminal gives to a character: none to accents and other marks, two to the
-/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Where a terminal thinks otherwise, the
-/// cursor is still right (see `Screen::draw`); only where a long line is cut is not.
-fn width(character: char) -> usize {
-    // The bounds of the blocks: where one begins, where it has ended, where the next begins, …
-    const NONE: &[u32] = &[
-        0x300, 0x370, 0x483, 0x48a, 0x591, 0x5be, 0x610, 0x61b, 0x64b, 0x660, 0x6d6, 0x6dd, 0x900,
-        0x903, 0x93c, 0x93d, 0x941, 0x949, 0x94d, 0x94e, 0xe31, 0xe32, 0xe34, 0xe3b, 0xe47, 0xe4f,
-        0x1ab0, 0x1b00, 0x1dc0, 0x1e00, 0x200b, 0x2010, 0x2060, 0x2065, 0x20d0, 0x2100, 0x302a,
-        0x302e, 0x3099, 0x309b, 0xfe00, 0xfe10, 0xfe20, 0xfe30, 0xfeff, 0xff00, 0xe0000, 0xe01f0,
-    ];
-    const TWO: &[u32] = &[
-        0x1100, 0x1160, 0x231a, 0x231c, 0x23e9, 0x23ed, 0x23f0, 0x23f1, 0x23f3, 0x23f4, 0x25fd,
-        0x25ff, 0x2614, 0x2616, 0x2648, 0x2654, 0x267f, 0x2680, 0x2693, 0x2694, 0x26a1, 0x26a2,
-        0x26aa, 0x26ac, 0x26bd, 0x26bf, 0x26c4, 0x26c6, 0x26ce, 0x26cf, 0x26d4, 0x26d5, 0x26ea,
-        0x26eb, 0x26f2, 0x26f4, 0x26f5, 0x26f6, 0x26fa, 0x26fb, 0x26fd, 0x26fe, 0x2705, 0x2706,
-        0x270a, 0x270c, 0x2728, 0x2729, 0x274c, 0x274d, 0x274e, 0x274f, 0x2753, 0x2756, 0x2757,
-        0x2758, 0x2795, 0x2798, 0x27b0, 0x27b1, 0x27bf, 0x27c0, 0x2b1b, 0x2b1d, 0x2b50, 0x2b51,
-        0x2b55, 0x2b56, 0x2e80, 0x303f, 0x3041, 0xa4d0, 0xa960, 0xa97d, 0xac00, 0xd7a4, 0xf900,
-        0xfb00, 0xfe30, 0xfe70, 0xff00, 0xff61, 0xffe0, 0xffe7, 0x1f004, 0x1f005, 0x1f0cf, 0x1f0d0,
-        0x1f18e, 0x1f18f, 0x1f191, 0x1f19b, 0x1f200, 0x1f321, 0x1f32d, 0x1f336, 0x1f337, 0x1f37d,
-        0x1f37e, 0x1f394, 0x1f3a0, 0x1f3cb, 0x1f3cf, 0x1f3d4, 0x1f3e0, 0x1f3f1, 0x1f3f4, 0x1f3f5,
-        0x1f3f8, 0x1f43f, 0x1f440, 0x1f441, 0x1f442, 0x1f4fd, 0x1f4ff, 0x1f53e, 0x1f54b, 0x1f54f,
-        0x1f550, 0x1f568, 0x1f57a, 0x1f57b, 0x1f595, 0x1f597, 0x1f5a4, 0x1f5a5, 0x1f5fb, 0x1f650,
-        0x1f680, 0x1f6c6, 0x1f6cc, 0x1f6cd, 0x1f6d0, 0x1f6d3, 0x1f6d5, 0x1f6e0, 0x1f6eb, 0x1f6ed,
-        0x1f6f4, 0x1f6fd, 0x1f7e0, 0x1f7f1, 0x1f90c, 0x1f93b, 0x1f93c, 0x1f946, 0x1f947, 0x1fa00,
-        0x1fa70, 0x1fb00, 0x20000, 0x3fffe,
-    ];
-    let is_within =
-        |bounds: &[u32]| bounds.partition_point(|&bound| bound <= u32::from(character)) % 2 == 1;
-    match character {
-        _ if is_within(NONE) => 0,
-        _ if is_within(TWO) => 2,
-        _ => 1,
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// The screen
-// ---------------------------------------------------------------------------------------------
+// ---- The screen --------------------------------------------------------------------------------
 
 /// How something that is shown stands apart, as ECMA-48 numbers it (SGR).
-const PRIVATE: &str = "1";
-const ERROR: &str = "31";
+const PLAIN: &str = "";
+const STANDS_OUT: &str = "1";
 const NOTICE: &str = "2";
-/// Colours that can be read on a dark and on a light background alike.
-const NAMES: [&str; 10] = ["31", "32", "33", "34", "35", "36", "91", "92", "94", "95"];
+const ERROR: &str = "38;5;196";
+/// Colours of names. They are of the 256 colours' cube, which is the same on every terminal (xterm's
+/// control sequences, "SGR"), and have a contrast of more than 3.6 with black and with white, as WCAG
+/// 2 computes it: (lighter + 0.05) / (darker + 0.05) of relative luminances.
+const NAMES: [u8; 10] = [26, 28, 30, 32, 63, 64, 100, 130, 161, 164];
+/// Spaces before every row of a line but the first.
+const INDENT: usize = 4;
+/// Times are shown in a window of so many columns.
+const ROOM_FOR_TIMES: usize = 60;
+/// Columns of the line being typed that a prompt leaves free.
+const ROOM_TO_TYPE: usize = 8;
+/// To the start of the row, and nothing from there on (ECMA-48: CR, ED).
+const ERASE: &str = "\r\x1b[J";
+/// To the first row and column, and nothing from there on (CUP, ED).
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Where the conversation is shown.
+#[derive(Default)]
 struct Screen {
     /// At a terminal, the line being typed, which stays below everything else.
     input: Option<Input>,
     has_colours: bool,
+    shows_time: bool,
+    /// The minute of the last time that was shown, since 1970, and the time as people read it.
+    clock: (u64, String),
     /// To be shown with the next `flush`.
     pending: String,
 }
@@ -699,45 +1163,54 @@ struct Screen {
 struct Input {
     editor: Editor,
     keys: Keys,
-    prompt: String,
     columns: usize,
-    /// What was last drawn, and how wide the part before the cursor was in it.
-    drawing: String,
-    drawn: usize,
     /// What takes back the last drawing.
-    erase: String,
+    erase: &'static str,
 }
 
 impl Screen {
-    fn new(is_terminal: bool, has_colours: bool) -> Self {
-        let input = is_terminal.then(|| Input {
-            editor: Editor::default(),
-            keys: Keys::default(),
-            prompt: String::new(),
-            columns: terminal::columns(),
-            drawing: String::new(),
-            drawn: 0,
-            erase: ERASE.to_owned(),
-        });
-        Screen { input, has_colours, pending: String::new() }
+    fn new(is_terminal: bool, has_colours: bool, shows_time: bool) -> Self {
+        let columns = terminal::columns;
+        let (editor, keys, erase) = (Editor::default(), Keys::default(), ERASE);
+        let input = is_terminal.then(|| Input { editor, keys, columns: columns(), erase });
+        Screen { input, has_colours, shows_time, ..Screen::default() }
     }
 
-    fn show(&mut self, text: &str) {
-        self.pending += text;
-        self.pending.push('\n');
-    }
-
-    /// Asks for something: beside the line being typed, or on a line of its own.
-    fn ask(&mut self, question: &str) {
-        match &mut self.input {
-            Some(input) => input.prompt = format!("{question} "),
-            None => self.show(question),
+    /// Shows a line, in as many rows as it takes. Only the first begins at the left edge, so that
+    /// what stands there is never somebody else's text.
+    fn show(&mut self, line: &str) {
+        match &self.input {
+            Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
+            None => self.pending += &format!("{line}\n"),
         }
     }
 
-    fn painted(&self, colour: &str, text: &str) -> String {
-        match self.has_colours {
-            true => format!("\x1b[{colour}m{text}\x1b[0m"),
+    /// Shows what somebody said or did, with the time if there is room for it.
+    fn show_event(&mut self, line: &str) {
+        if !self.has_times() {
+            return self.show(line);
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let minute = now.as_secs() / 60;
+        if self.clock.0 != minute {
+            self.clock = (minute, terminal::local_time().unwrap_or_default());
+        }
+        self.show(&format!("{} {line}", self.painted(NOTICE, &self.clock.1)));
+    }
+
+    fn has_times(&self) -> bool {
+        self.shows_time && self.input.as_ref().is_some_and(|it| it.columns >= ROOM_FOR_TIMES)
+    }
+
+    /// Columns for an event in one row. A pipe has no end of them.
+    fn room(&self) -> usize {
+        let columns = self.input.as_ref().map_or(usize::MAX, |input| input.columns);
+        columns - "00:00 ".len() * usize::from(self.has_times())
+    }
+
+    fn painted(&self, style: &str, text: &str) -> String {
+        match self.has_colours && style != PLAIN {
+            true => format!("\x1b[{style}m{text}\x1b[0m"),
             false => text.to_owned(),
         }
     }
@@ -746,38 +1219,23 @@ impl Screen {
     fn name(&self, name: &str) -> String {
         let mix = |sum: usize, byte: u8| sum.wrapping_mul(31).wrapping_add(byte.into());
         let colour = NAMES.get(name.to_lowercase().bytes().fold(0, mix) % NAMES.len());
-        self.painted(colour.copied().unwrap_or_default(), name)
+        self.painted(&format!("38;5;{}", colour.copied().unwrap_or_default()), name)
     }
 
-    /// The window has another size. Terminals that fold a line which no longer fits leave its
-    /// first rows above the cursor.
+    /// The window has another size. Where a terminal folds the line anew its first rows stay above
+    /// the cursor; others (xterm) have messages there, so nothing above is erased.
     fn resize(&mut self) {
         if let Some(input) = &mut self.input {
             input.columns = terminal::columns();
-            if let rows @ 1.. = input.drawn / input.columns {
-                input.erase = format!("\x1b[{rows}A{ERASE}");
-            }
         }
     }
 
-    fn clear(&mut self) {
-        self.pending.clear();
-        if let Some(input) = &mut self.input {
-            input.erase = CLEAR.to_owned();
-        }
-    }
-
-    /// Shows what is pending, with one write.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Shows what is pending, and the line being typed behind its prompt, with one write.
+    fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let mut shown = mem::take(&mut self.pending);
         if let Some(input) = &mut self.input {
-            let drawing = input.draw();
-            if shown.is_empty() && input.erase == ERASE && input.drawing == drawing {
-                return Ok(());
-            }
-            let erase = mem::replace(&mut input.erase, ERASE.to_owned());
-            shown = erase + &shown + &drawing;
-            input.drawing = drawing;
+            let erase = mem::replace(&mut input.erase, ERASE);
+            shown = format!("{erase}{shown}{}", input.draw(prompt));
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
@@ -785,743 +1243,403 @@ impl Screen {
     }
 }
 
-/// To the start of the row, and nothing from there on (ECMA-48: CR, ED).
-const ERASE: &str = "\r\x1b[J";
-/// To the first row and column, and nothing from there on (CUP, ED).
-const CLEAR: &str = "\x1b[H\x1b[J";
-
 impl Input {
     /// The prompt and the line. What stands before the cursor is printed, the cursor saved, the
     /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`): so it is right even where the
-    /// terminal gives a character another width than `width` does. Nothing wraps meanwhile.
-    fn draw(&mut self) -> String {
-        let prompt = match self.columns {
-            0..20 => "",
-            _ => &self.prompt,
+    /// terminal gives a character another width than `width` does. Nothing wraps meanwhile. A
+    /// prompt that leaves no room to type is shown only until something is typed.
+    fn draw(&self, prompt: &str) -> String {
+        let is_wide = width_of(prompt) + ROOM_TO_TYPE > self.columns;
+        let is_typing = self.editor.paste.is_none() && !self.editor.line.is_empty();
+        let prompt = if is_wide && is_typing { "" } else { prompt };
+        let (before, after) = match self.editor.paste {
+            None => self.editor.view(self.columns.saturating_sub(width_of(prompt) + 1)),
+            Some(_) => Default::default(),
         };
-        let room = self.columns.saturating_sub(width_of(prompt) + 1);
-        let (before, after) = self.editor.view(room);
-        self.drawn = width_of(prompt) + width_of(&before);
         format!("\x1b[?7l{prompt}{before}\x1b7{after}\x1b8\x1b[?7h")
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// The conversation
-// ---------------------------------------------------------------------------------------------
-
-/// What the main thread waits for.
-enum Event {
-    Arrived(String),
-    /// The server is gone, for this reason.
-    Lost(String),
-    /// Something was typed; it waits in a channel of its own.
-    Typed,
-    /// The window has another size.
-    Resized,
+/// Rows of so many columns, broken at spaces where there are some.
+fn wrap(line: &str, columns: usize) -> String {
+    let indent = INDENT.min(columns / 4);
+    let edge = format!("\n{:indent$}", "");
+    let (mut rows, mut column) = (String::new(), 0);
+    // The last space, where the row could be broken, and the column behind it.
+    let mut space = None;
+    let mut is_styling = false;
+    for character in line.chars() {
+        is_styling |= character == '\x1b';
+        let width = match character {
+            _ if is_styling => 0,
+            '\t' => 8 - column % 8,
+            _ => width(character),
+        };
+        if column + width > columns && character.is_whitespace() {
+            // What follows begins a row.
+            (column, space) = (columns, None);
+            continue;
+        }
+        if column + width > columns {
+            match space.take() {
+                Some((at, before)) if indent + column - before + width <= columns => {
+                    rows.replace_range(at..=at, &edge);
+                    column = indent + column - before;
+                }
+                _ => {
+                    rows += &edge;
+                    column = indent;
+                }
+            }
+        }
+        column += width;
+        match character {
+            '\t' => rows.extend(std::iter::repeat_n(' ', width)),
+            _ => rows.push(character),
+        }
+        if character == ' ' {
+            space = Some((rows.len() - 1, column));
+        }
+        is_styling &= character != 'm';
+    }
+    rows + "\n"
 }
 
-/// Where the conversation stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Nothing has come from the server yet.
-    Greeting,
-    /// A name is to be typed.
-    Asking,
-    /// A name was sent.
-    Naming,
-    Talking,
-    /// QUIT was sent; the server's BYE is awaited.
-    Leaving,
+// ---- The keys ----------------------------------------------------------------------------------
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key {
+    Character(char),
+    /// Pasted text, if the terminal tells where it begins and ends.
+    Paste(String),
+    Enter,
+    Tab,
+    Escape,
+    Up,
+    Down,
+    Move(Place),
+    Erase(Place),
+    Yank,
+    Transpose,
+    ClearScreen,
+    Suspend,
+    /// Ctrl-C.
+    Interrupt,
+    /// Ctrl-D.
+    EndOfInput,
+    NotUtf8,
+    Unknown,
 }
 
-/// How the conversation ended.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// The server said BYE to our QUIT.
+/// Where a key moves the cursor, or up to where it erases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
     Left,
-    /// For this reason.
-    Failed(String),
+    Right,
+    WordLeft,
+    WordRight,
+    /// The start of what has no space in it.
+    SpaceLeft,
+    Start,
+    End,
 }
 
-/// A request that the server has not confirmed. Each is followed by a PING, whose PONG tells that
-/// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
-/// first of them, and what is lost with a connection is known.
-struct Sent {
-    token: u64,
-    request: Request,
-    is_refused: bool,
+/// Finds the keys in what a terminal sends, however it is cut into pieces.
+#[derive(Default)]
+struct Keys {
+    pending: Vec<u8>,
+    /// When something was last added.
+    since: Option<Instant>,
 }
 
-struct Client {
-    address: String,
-    language: Language,
-    rings: bool,
-    screen: Screen,
-    /// To the thread that writes to the server.
-    out: Sender<String>,
-    stage: Stage,
-    /// The name that is tried, or was accepted.
-    name: Option<String>,
-    /// The name is a script's, which cannot choose another.
-    has_one_name: bool,
-    /// Typed, and not yet sent.
-    waiting: VecDeque<Request>,
-    unconfirmed: VecDeque<Sent>,
-    requests: u64,
-    /// Nothing more will be typed.
-    is_leaving: bool,
-    /// Something was not taken, which a script should know.
-    is_troubled: bool,
-    /// Who is in the room, as far as is known.
-    roster: Vec<String>,
-    /// Of a roster that takes several lines, some are still to come.
-    is_reading_roster: bool,
-    /// When the server last gave a sign of life, and whether it has been asked for one since.
-    quiet_since: Instant,
-    has_asked_for_life: bool,
-}
+impl Keys {
+    /// The longest escape sequence that is waited for.
+    const MAX_SEQUENCE: usize = 16;
+    /// What the terminal puts around pasted text.
+    const PASTE: [&[u8]; 2] = [b"\x1b[200~", b"\x1b[201~"];
 
-impl Client {
-    fn new(address: String, options: Options, screen: Screen, out: Sender<String>) -> Self {
-        Client {
-            address,
-            language: options.language,
-            rings: options.rings,
-            has_one_name: options.name.is_some() && screen.input.is_none(),
-            screen,
-            out,
-            stage: Stage::Greeting,
-            name: options.name,
-            waiting: VecDeque::new(),
-            unconfirmed: VecDeque::new(),
-            requests: 0,
-            is_leaving: false,
-            is_troubled: false,
-            roster: Vec::new(),
-            is_reading_roster: false,
-            quiet_since: Instant::now(),
-            has_asked_for_life: false,
-        }
+    fn add(&mut self, bytes: &[u8]) {
+        self.pending.extend(bytes);
+        self.since = Some(Instant::now());
     }
 
-    /// Talks until the end.
-    fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
-        loop {
-            if let Err(end) = self.turn(events, typed) {
-                // What came last is still to be seen.
-                return self.flush().err().unwrap_or(end);
-            }
-        }
+    /// The next whole key.
+    fn next(&mut self) -> Option<Key> {
+        let (key, length) = Self::first(&self.pending)?;
+        self.pending.drain(..length);
+        Some(key)
     }
 
-    /// Deals with whatever there is, then shows what came of it. An error is the end.
-    fn turn(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
-        let patience = self.deadline().saturating_duration_since(Instant::now());
-        match events.recv_timeout(patience) {
-            Ok(event) => self.happened(event)?,
-            Err(RecvTimeoutError::Timeout) => self.grow_impatient()?,
-            Err(RecvTimeoutError::Disconnected) => return Err(End::Left),
-        }
-        for event in events.try_iter().take(EVENTS_AHEAD) {
-            self.happened(event)?;
-        }
-        while self.can_take_more() {
-            match typed.try_recv() {
-                Ok(bytes) => self.typed(&bytes)?,
-                Err(_) => break,
-            }
-            self.send_waiting();
-        }
-        self.send_waiting();
-        self.flush()
+    /// Until when more may come of what could be the key Esc.
+    fn deadline(&self) -> Option<Instant> {
+        self.since.filter(|_| self.pending == b"\x1b").map(|since| since + ESCAPE_TIMEOUT)
     }
 
-    fn flush(&mut self) -> Result<(), End> {
-        let shown = self.screen.flush();
-        shown.map_err(|error| self.failed(text::NO_OUTPUT, &[&error.to_string()]))
+    /// The key Esc, if nothing has come behind it.
+    fn time_out(&mut self, now: Instant) -> Option<Key> {
+        self.deadline().filter(|&deadline| deadline <= now)?;
+        self.pending.clear();
+        Some(Key::Escape)
     }
 
-    fn happened(&mut self, event: Event) -> Result<(), End> {
-        match event {
-            Event::Arrived(line) => {
-                self.quiet_since = Instant::now();
-                self.has_asked_for_life = false;
-                self.arrived(&line)
-            }
-            Event::Lost(reason) => Err(self.failed(text::LOST, &[&self.address, &reason])),
-            Event::Resized => {
-                self.screen.resize();
-                Ok(())
-            }
-            Event::Typed => Ok(()),
-        }
-    }
-
-    fn failed(&self, text: Text, words: &[&str]) -> End {
-        End::Failed(self.language.say(text, words))
-    }
-
-    // Time
-
-    /// When patience with the server ends.
-    fn deadline(&self) -> Instant {
-        match self.stage {
-            Stage::Greeting | Stage::Leaving => self.quiet_since + PATIENCE,
-            _ if self.has_asked_for_life => self.quiet_since + SILENCE + PATIENCE,
-            _ => self.quiet_since + SILENCE,
-        }
-    }
-
-    /// The deadline has passed: the server is asked for a sign of life, or given up.
-    fn grow_impatient(&mut self) -> Result<(), End> {
-        if matches!(self.stage, Stage::Greeting | Stage::Leaving) || self.has_asked_for_life {
-            let reason = self.language.say(text::FELL_SILENT, &[]);
-            return Err(self.failed(text::LOST, &[&self.address, &reason]));
-        }
-        self.has_asked_for_life = true;
-        self.send(Request::Heartbeat);
-        Ok(())
-    }
-
-    // What arrives
-
-    /// A line of the server. One with an unknown keyword is ignored (PROTOCOL.md, "Versioning").
-    fn arrived(&mut self, line: &str) -> Result<(), End> {
-        let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
-        match (self.stage, keyword) {
-            (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(self.failed(text::CLOSED_BY, &[&self.address, rest])),
-            (Stage::Greeting, "ERR") => {
-                let reason = self.explain(first, text);
-                return Err(self.failed(text::CLOSED_BY, &[&self.address, &reason]));
-            }
-            (Stage::Greeting, "HELLO") if first == "linechat/1" => {
-                self.stage = Stage::Asking;
-                match self.name.clone() {
-                    Some(name) => self.try_name(name),
-                    None => self.ask_for_name(),
-                }
-            }
-            (Stage::Greeting, _) => return Err(self.failed(text::NOT_LINECHAT, &[&self.address])),
-            (Stage::Naming, "WELCOME") => self.welcomed(first, text),
-            (Stage::Naming, "ERR") => self.name_refused(first, text)?,
-            (_, "ERR") => self.refused(first, text),
-            (_, "PONG") => self.confirmed(first),
-            (_, "MSG") => {
-                self.show(text::MESSAGE, first, text);
-                let name = self.name.as_deref().unwrap_or_default().to_lowercase();
-                let mut words = text.split(|c: char| !is_part_of_name(c));
-                self.ring_if(words.any(|word| word.to_lowercase() == name));
-            }
-            (_, "PRIV") => {
-                self.show(text::PRIVATE, first, text);
-                self.ring_if(true);
-            }
-            (_, "SENT") => self.show(text::PRIVATE_TO, first, text),
-            (_, "JOINED") => {
-                self.show(text::JOINED, first, "");
-                if !first.is_empty() && self.roster.len() < MAX_ROSTER {
-                    self.roster.push(first.to_owned());
-                }
-            }
-            (_, "LEFT") => {
-                self.show(text::LEFT, first, "");
-                self.roster.retain(|name| name != first);
-            }
-            (_, "USERS") => self.list(first, text),
-            (_, "HELP") => self.screen.show(rest),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Shows what somebody said or did, if the line says who.
-    fn show(&mut self, text: Text, name: &str, said: &str) {
-        if name.is_empty() {
-            return;
-        }
-        let shown = match text {
-            text::PRIVATE | text::PRIVATE_TO => {
-                let shown = self.language.say(text, &[name, said]);
-                self.screen.painted(PRIVATE, &shown)
-            }
-            text::MESSAGE => self.language.say(text, &[&self.screen.name(name), said]),
-            _ => {
-                let shown = self.language.say(text, &[name]);
-                self.screen.painted(NOTICE, &shown)
-            }
+    /// The first key in `bytes` and how many bytes it takes, if it is all there.
+    fn first(bytes: &[u8]) -> Option<(Key, usize)> {
+        let key = match bytes.first()? {
+            0x1b => return Self::escape_sequence(bytes),
+            b'\r' | b'\n' => Key::Enter,
+            b'\t' => Key::Tab,
+            0x08 | 0x7f => Key::Erase(Place::Left),
+            0x01 => Key::Move(Place::Start),
+            0x02 => Key::Move(Place::Left),
+            0x03 => Key::Interrupt,
+            0x04 => Key::EndOfInput,
+            0x05 => Key::Move(Place::End),
+            0x06 => Key::Move(Place::Right),
+            0x0b => Key::Erase(Place::End),
+            0x0c => Key::ClearScreen,
+            0x0e => Key::Down,
+            0x10 => Key::Up,
+            0x14 => Key::Transpose,
+            0x15 => Key::Erase(Place::Start),
+            0x17 => Key::Erase(Place::SpaceLeft),
+            0x19 => Key::Yank,
+            0x1a => Key::Suspend,
+            0x00..=0x1f => Key::Unknown,
+            0x20..=0x7e => Key::Character(char::from(*bytes.first()?)),
+            0x80.. => return Self::wide_character(bytes),
         };
-        self.screen.show(&shown);
+        Some((key, 1))
     }
 
-    fn ring_if(&mut self, is_for_us: bool) {
-        if self.rings && is_for_us {
-            self.screen.pending.push('\x07');
+    /// A character of more than one byte.
+    fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
+        let start = bytes.get(..4).unwrap_or(bytes);
+        let chunk = start.utf8_chunks().next()?;
+        if let Some(character) = chunk.valid().chars().next() {
+            return Some((Key::Character(character), character.len_utf8()));
         }
+        // Cut off, so there may be more of it to come; or not UTF-8 at all.
+        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
+        (!is_cut).then_some((Key::NotUtf8, chunk.invalid().len()))
     }
 
-    /// What an ERR says, in words of the screen's language where there are some.
-    fn explain(&self, code: &str, text: &str) -> String {
-        match text_for_code(code) {
-            Some(text) => self.language.say(text, &[]),
-            None if text.is_empty() => code.to_owned(),
-            None => text.to_owned(),
+    /// ESC and what belongs to it: `ESC [ … final`, `ESC O final`, or one more key (ECMA-48; what
+    /// the keys send is in the "Special Keys" part of xterm's control sequences, in rxvt(7), and in
+    /// "The Keyboard panel" of PuTTY's manual).
+    fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
+        let kind = *bytes.get(1)?;
+        let rest = bytes.get(2..)?;
+        match kind {
+            b'[' | b'O' => {}
+            // ESC before another sequence stands for itself.
+            0x1b => return Some((Key::Escape, 1)),
+            b'b' => return Some((Key::Move(Place::WordLeft), 2)),
+            b'f' => return Some((Key::Move(Place::WordRight), 2)),
+            b'd' => return Some((Key::Erase(Place::WordRight), 2)),
+            0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
+            _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
         }
-    }
-
-    fn complain(&mut self, text: &str) {
-        self.is_troubled = true;
-        self.screen.show(&self.screen.painted(ERROR, text));
-    }
-
-    fn complain_of_error(&mut self, reason: &str) {
-        self.complain(&self.language.say(text::ERROR, &[reason]));
-    }
-
-    /// An ERR that answers the first request which is not confirmed.
-    fn refused(&mut self, code: &str, text: &str) {
-        let mut complaint = self.language.say(text::ERROR, &[&self.explain(code, text)]);
-        if let Some(first) = self.unconfirmed.front_mut() {
-            first.is_refused = true;
-            if let (Request::Whisper { to, .. }, "no-such-user") = (&first.request, code) {
-                complaint = self.language.say(text::NO_SUCH_USER, &[to]);
-            }
+        if let (true, [begin, end]) = (bytes.starts_with(Self::PASTE[0]), Self::PASTE) {
+            let pasted = bytes.get(begin.len()..)?;
+            let length = pasted.windows(end.len()).position(|window| window == end)?;
+            let text = String::from_utf8_lossy(pasted.get(..length)?).into_owned();
+            return Some((Key::Paste(text), begin.len() + length + end.len()));
         }
-        self.complain(&complaint);
-    }
-
-    /// A PONG: everything up to the request with this token has been carried out. Our own messages
-    /// are shown now, in their place among what others said.
-    fn confirmed(&mut self, token: &str) {
-        let Ok(token) = token.parse::<u64>() else { return };
-        while self.unconfirmed.front().is_some_and(|sent| sent.token <= token) {
-            let Some(sent) = self.unconfirmed.pop_front() else { return };
-            if let (Request::Say(text), false, true, Some(name)) =
-                (sent.request, sent.is_refused, self.screen.input.is_some(), self.name.clone())
-            {
-                self.show(text::MESSAGE, &name, &text);
-            }
-        }
-    }
-
-    /// A part of the roster (PROTOCOL.md, "Roster"); shown when the last part has come.
-    fn list(&mut self, count: &str, names: &str) {
-        if !mem::replace(&mut self.is_reading_roster, true) {
-            self.roster.clear();
-        }
-        let names = names.split(' ').filter(|name| !name.is_empty());
-        let room = MAX_ROSTER.saturating_sub(self.roster.len());
-        self.roster.extend(names.take(room).map(str::to_owned));
-        if count.parse().is_ok_and(|count: usize| self.roster.len() < count.min(MAX_ROSTER)) {
-            return;
-        }
-        self.is_reading_roster = false;
-        let is_for_completion =
-            self.unconfirmed.front().is_some_and(|sent| matches!(sent.request, Request::Roster));
-        if !is_for_completion {
-            let names: Vec<_> = self.roster.iter().map(|name| self.screen.name(name)).collect();
-            let shown = self.language.say(text::USERS, &[count, &names.join(", ")]);
-            self.screen.show(&shown);
-        }
-    }
-
-    // The name
-
-    fn ask_for_name(&mut self) {
-        self.screen.ask(&self.language.say(text::YOUR_NAME, &[]));
-    }
-
-    fn try_name(&mut self, name: String) {
-        self.stage = Stage::Naming;
-        let _ = self.out.send(format!("NAME {name}\n"));
-        self.name = Some(name);
-    }
-
-    fn name_refused(&mut self, code: &str, text: &str) -> Result<(), End> {
-        let reason = self.explain(code, text);
-        let name = self.name.take().unwrap_or_default();
-        if self.has_one_name {
-            return Err(self.failed(text::NAME_REFUSED, &[&name, &reason]));
-        }
-        self.stage = Stage::Asking;
-        self.complain_of_error(&reason);
-        self.ask_for_name();
-        Ok(())
-    }
-
-    fn welcomed(&mut self, name: &str, count: &str) {
-        self.stage = Stage::Talking;
-        self.name = Some(name.to_owned());
-        self.is_troubled = false;
-        if let Some(input) = &mut self.screen.input {
-            input.prompt = "> ".to_owned();
-            if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
-                self.send(Request::Roster);
-            }
-        }
-    }
-
-    // What is typed
-
-    /// Without a terminal, a line is taken only when it can be dealt with, since what is behind it
-    /// depends on that; at one, keys are always taken.
-    fn can_take_more(&self) -> bool {
-        match (&self.screen.input, self.stage) {
-            (Some(_), _) => self.waiting.len() < MAX_WAITING,
-            (None, Stage::Asking | Stage::Talking) => self.waiting.is_empty() && !self.is_leaving,
-            (None, _) => false,
-        }
-    }
-
-    /// Keys of the terminal, or one line of something else; nothing at all at the end of it.
-    fn typed(&mut self, bytes: &[u8]) -> Result<(), End> {
-        if bytes.is_empty() {
-            return self.leave();
-        }
-        let Some(input) = &mut self.screen.input else {
-            let line = String::from_utf8_lossy(bytes);
-            return self.entered(line.trim_end_matches(['\r', '\n']));
+        // The console's F1 is `ESC [ [ A`, and End of PuTTY that plays rxvt `ESC [ O w`; what Shift
+        // adds in rxvt ends with `$`.
+        let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
+        let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
+        let Some(end) = rest.iter().skip(begun).position(is_final) else {
+            return (rest.len() > Self::MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
         };
-        input.keys.add(bytes);
-        while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
-            let Some(input) = &mut self.screen.input else { break };
-            match input.editor.press(key, &self.roster) {
-                Pressed::Edited => {}
-                Pressed::ClearScreen => self.screen.clear(),
-                Pressed::Leave => self.leave()?,
-                Pressed::Entered(line) => {
-                    if !line.is_empty() && self.stage != Stage::Asking {
-                        input.editor.remember(&line);
-                    }
-                    self.entered(&line)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn entered(&mut self, line: &str) -> Result<(), End> {
-        let needs_name = self.name.is_none();
-        match understand(line) {
-            Typed::Nothing => {}
-            Typed::Help => self.screen.show(&self.language.say(text::HELP, &[])),
-            Typed::Quit => {
-                // Who asks to leave has seen what was refused; a script that just ends has not.
-                self.is_troubled = false;
-                return self.leave();
-            }
-            _ if needs_name && self.stage == Stage::Asking => self.try_name(line.trim().to_owned()),
-            _ if needs_name => self.name = Some(line.trim().to_owned()),
-            Typed::Request(request) => self.waiting.push_back(request),
-            Typed::Mistake(text, word) => {
-                let reason = self.language.say(text, &[&word, &word]);
-                self.complain_of_error(&reason);
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves once what was typed before is sent; asked a second time, at once.
-    fn leave(&mut self) -> Result<(), End> {
-        match mem::replace(&mut self.is_leaving, true) && self.screen.input.is_some() {
-            true => Err(self.failed(text::LEFT_AT_ONCE, &[])),
-            false => Ok(()),
-        }
-    }
-
-    // What is sent
-
-    /// Sends what has been typed, as far as the stage allows.
-    fn send_waiting(&mut self) {
-        while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
-            match self.waiting.pop_front() {
-                Some(request) => self.send(request),
-                None => break,
-            }
-        }
-        let has_said_all = self.waiting.is_empty() && self.stage == Stage::Talking;
-        let has_no_name = self.stage == Stage::Asking;
-        if self.is_leaving && (has_said_all || has_no_name) {
-            self.stage = Stage::Leaving;
-            self.quiet_since = Instant::now();
-            let _ = self.out.send("QUIT\n".to_owned());
-        }
-    }
-
-    fn send(&mut self, request: Request) {
-        self.requests += 1;
-        let token = self.requests;
-        // Nobody takes it when the server is lost, which another thread reports.
-        let _ = self.out.send(format!("{}PING {token}\n", request.wire()));
-        self.unconfirmed.push_back(Sent { token, request, is_refused: false });
-    }
-
-    /// What was typed and did not, or perhaps not, reach the server, as sentences.
-    fn unsent(&self, end: &End) -> Vec<String> {
-        // BYE comes after everything that was sent before QUIT has been carried out.
-        let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
-        let unconfirmed = unconfirmed.filter(|sent| !sent.is_refused);
-        let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
-        let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
-        let waiting = self.waiting.iter().filter_map(Request::text).chain(typed);
-        let waiting = waiting.filter(|text| !text.is_empty());
-        let report = |text| move |line: String| self.language.say(text, &[&line]);
-        let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
-        perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
-    }
-}
-
-/// Whether a character can stand in a name (PROTOCOL.md, "Requests").
-fn is_part_of_name(character: char) -> bool {
-    character.is_alphanumeric() || matches!(character, '_' | '-' | '.')
-}
-
-// The threads
-
-fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>, language: Language) {
-    let mut socket = BufReader::new(socket);
-    let reason = loop {
-        let mut line = Vec::new();
-        match (&mut socket).take(MAX_LINE).read_until(b'\n', &mut line) {
-            Err(error) => break language.explain(&error),
-            Ok(_) if line.ends_with(b"\n") => {
-                line.pop();
-                if line.last() == Some(&b'\r') {
-                    line.pop();
-                }
-                if events.send(Event::Arrived(printable(&line))).is_err() {
-                    return;
-                }
-            }
-            Ok(length) if length as u64 == MAX_LINE => {
-                break language.say(text::LINE_TOO_LONG, &[])
-            }
-            Ok(_) => break language.say(text::CLOSED_CONNECTION, &[]),
-        }
-    };
-    let _ = events.send(Event::Lost(reason));
-}
-
-fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
-    for line in lines {
-        if socket.write_all(line.as_bytes()).is_err() {
-            // Whoever reads from it learns why.
-            let _ = socket.shutdown(Shutdown::Both);
-            return;
-        }
-    }
-}
-
-/// Hands on what is typed: from a terminal as it comes, otherwise line by line. The end is empty.
-fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
-    let mut input = io::stdin().lock();
-    loop {
-        let read = if is_terminal { read_keys(&mut input) } else { read_line(&mut input) };
-        let bytes = match read {
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // A terminal that is gone gives an error.
-            read => read.unwrap_or_default(),
+        let key = match rest.get(..=begun + end)? {
+            b"A" => Key::Up,
+            b"B" => Key::Down,
+            b"C" => Key::Move(Place::Right),
+            b"D" => Key::Move(Place::Left),
+            // Ctrl, Alt; rxvt's Ctrl.
+            b"1;5C" | b"1;3C" | b"5C" | b"c" => Key::Move(Place::WordRight),
+            b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
+            b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
+            b"F" | b"4~" | b"8~" | b"Ow" => Key::Move(Place::End),
+            b"3~" => Key::Erase(Place::Right),
+            _ => Key::Unknown,
         };
-        let is_end = bytes.is_empty();
-        if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
-            return;
-        }
+        Some((key, 2 + begun + end + 1))
     }
 }
 
-fn read_keys(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let bytes = input.fill_buf()?.to_vec();
-    input.consume(bytes.len());
-    Ok(bytes)
-}
-
-/// A line with its ending. Of one that is far too long to be sent only the beginning is kept, which
-/// is too long as well.
-fn read_line(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    let mut rest = Vec::new();
-    input.take(2 * MAX_LINE).read_until(b'\n', &mut line)?;
-    let mut is_whole = line.ends_with(b"\n") || (line.len() as u64) < 2 * MAX_LINE;
-    while !is_whole {
-        rest.clear();
-        let length = input.take(MAX_LINE).read_until(b'\n', &mut rest)?;
-        is_whole = length == 0 || rest.ends_with(b"\n");
-    }
-    Ok(line)
-}
-
-// ---------------------------------------------------------------------------------------------
-// The command line
-// ---------------------------------------------------------------------------------------------
+// ---- The command line --------------------------------------------------------------------------
 
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
-    host: String,
+    /// HOST:PORT.
+    address: String,
     name: Option<String>,
     language: Language,
     has_colours: bool,
+    shows_time: bool,
     rings: bool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Run(Options),
-    Show(String),
-}
+impl Options {
+    fn new(language: Language) -> Options {
+        let (address, name) = (String::new(), None);
+        Options { address, name, language, has_colours: true, shows_time: true, rings: false }
+    }
 
-/// Reads the command line; an error is one sentence for standard error. `language` is what the
-/// locale asks for.
-fn parse_arguments(
-    mut arguments: impl Iterator<Item = String>,
-    language: Language,
-) -> Result<Command, String> {
-    let host = DEFAULT_HOST.to_owned();
-    let mut options = Options { host, name: None, language, has_colours: true, rings: false };
-    let mut words = 0;
-    while let Some(argument) = arguments.next() {
-        let value = argument.strip_prefix("--lang=").map(str::to_owned);
-        match argument.as_str() {
-            "--bell" => options.rings = true,
-            "--no-color" => options.has_colours = false,
-            _ if argument == "--lang" || value.is_some() => {
-                let value = value.or_else(|| arguments.next()).unwrap_or_default();
-                options.language = match value.as_str() {
-                    "en" => Language::English,
-                    "pt" => Language::Portuguese,
-                    _ => return Err(language.say(text::NO_SUCH_LANGUAGE, &[&value])),
-                };
+    /// Reads the command line, which may ask for nothing but a text. An error is what to say on
+    /// standard error, and about which word.
+    fn parse(
+        &mut self,
+        arguments: impl Iterator<Item = String>,
+    ) -> Result<Option<Text>, (Text, String)> {
+        let mut words = Vec::new();
+        let halves = |argument: String| match argument.strip_prefix("--lang=") {
+            Some(language) => vec!["--lang".to_owned(), language.to_owned()],
+            None => vec![argument],
+        };
+        let mut arguments = arguments.flat_map(halves);
+        while let Some(argument) = arguments.next() {
+            if argument.contains(is_unprintable) {
+                return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
             }
-            "--help" | "-h" => {
-                return Ok(Command::Show(options.language.say(text::USAGE, &[])));
-            }
-            "--version" | "-V" => {
-                return Ok(Command::Show(format!(
-                    "linechat-client {}\n",
-                    env!("CARGO_PKG_VERSION")
-                )));
-            }
-            _ if argument.starts_with('-') => {
-                return Err(language.say(text::NO_SUCH_OPTION, &[&argument]));
-            }
-            _ => {
-                words += 1;
-                match words {
-                    1 => options.host = argument,
-                    2 => options.name = Some(argument),
-                    _ => return Err(language.say(text::TOO_MANY_WORDS, &[&argument])),
+            match argument.as_str() {
+                "--bell" => self.rings = true,
+                "--no-color" => self.has_colours = false,
+                "--no-time" => self.shows_time = false,
+                "--help" | "-h" => return Ok(Some(text::USAGE)),
+                "--version" | "-V" => return Ok(Some(text::VERSION)),
+                "--lang" => {
+                    self.language = match arguments.next().unwrap_or_default().as_str() {
+                        "en" => Language::English,
+                        "pt" => Language::Portuguese,
+                        other => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
+                    }
                 }
+                _ if argument.starts_with('-') => return Err((text::NO_SUCH_OPTION, argument)),
+                _ => words.push(argument),
             }
         }
+        let mut words = words.into_iter().peekable();
+        let (host, port) = split_address(&words.next().unwrap_or(DEFAULT_HOST.to_owned()));
+        // A second word of digits is the port, as telnet and nc have it.
+        let is_port = |word: &String| port.is_none() && word.bytes().all(|b| b.is_ascii_digit());
+        let port = words.next_if(is_port).or(port).unwrap_or(DEFAULT_PORT.to_string());
+        self.address = match port.parse() {
+            Ok(1u16..) => format!("{host}:{port}"),
+            _ => return Err((text::BAD_PORT, port)),
+        };
+        self.name = words.next();
+        words.next().map_or(Ok(None), |word| Err((text::TOO_MANY_WORDS, word)))
     }
-    Ok(Command::Run(options))
 }
 
-/// `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address, completed by the default port.
-fn with_port(host: &str) -> String {
-    let is_bare_ipv6 = host.matches(':').count() > 1 && !host.starts_with('[');
-    match host.rsplit_once(':') {
-        _ if is_bare_ipv6 => format!("[{host}]:{DEFAULT_PORT}"),
-        Some((_, port)) if !port.ends_with(']') => host.to_owned(),
-        _ => format!("{host}:{DEFAULT_PORT}"),
+/// The host and the port of `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address.
+fn split_address(address: &str) -> (String, Option<String>) {
+    let is_bare_ipv6 = address.matches(':').count() > 1 && !address.starts_with('[');
+    match address.rsplit_once(':') {
+        _ if is_bare_ipv6 => (format!("[{address}]"), None),
+        Some((host, port)) if !port.ends_with(']') => (host.to_owned(), Some(port.to_owned())),
+        _ => (address.to_owned(), None),
     }
 }
 
-/// Connects to the first of the host's addresses that accepts. An error is the reason.
-fn connect(address: &str, language: Language) -> Result<TcpStream, String> {
-    let addresses = address.to_socket_addrs().map_err(|error| match error.kind() {
-        ErrorKind::InvalidInput => error.to_string(),
-        _ => language.say(text::NO_SUCH_HOST, &[]),
-    })?;
-    let mut reason = language.say(text::NO_SUCH_HOST, &[]);
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => reason = language.explain(&error),
-        }
-    }
-    Err(reason)
-}
-
-/// Connects and talks. An error is what to say on standard error, line by line.
-fn chat(options: Options) -> Result<(), Vec<String>> {
-    let language = options.language;
-    let address = with_port(&options.host);
-    let cannot = |reason: &str| vec![language.say(text::CANNOT_CONNECT, &[&address, reason])];
-    let refused = |error: io::Error| cannot(&error.to_string());
-    let socket = connect(&address, language).map_err(|reason| cannot(&reason))?;
-    socket.set_nodelay(true).map_err(refused)?;
-    let (listening, writing) =
-        (socket.try_clone().map_err(refused)?, socket.try_clone().map_err(refused)?);
-
+/// Connects and talks. Returns what there is to complain of.
+fn chat(options: Options) -> Vec<String> {
     let (events, happened) = mpsc::sync_channel(EVENTS_AHEAD);
     let (keyboard, typed) = mpsc::sync_channel(1);
     let (out, lines) = mpsc::channel();
     let is_at_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let is_terminal = is_at_terminal && !is_dumb() && terminal::take_over(events.clone()).is_ok();
-    let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let screen = Screen::new(is_terminal, is_terminal && options.has_colours && !no_colour);
-
-    let arrived = events.clone();
-    thread::spawn(move || listen_to_server(listening, &arrived, language));
-    thread::spawn(move || write_to_server(writing, &lines));
-    thread::spawn(move || listen_to_person(is_terminal, &keyboard, &events));
-    let mut client = Client::new(address, options, screen, out);
-    let end = client.run(&happened, &typed);
-    if is_terminal {
+    let is_raw = is_at_terminal && !is_dumb() && terminal::take_over(events.clone()).is_ok();
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
+        report(panic);
+    }));
+    let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
+    let screen = Screen::new(is_raw, has_colours, options.shows_time);
+
+    let (address, arrived) = (options.address.clone(), events.clone());
+    thread::spawn(move || talk_to_server(&address, lines, &arrived));
+    thread::spawn(move || listen_to_person(is_raw, &keyboard, &events));
+    let mut client = Client::new(options, screen, out);
+    if is_raw {
+        client.offer = login_name();
+        if !is_utf8(&locale("LC_CTYPE", variable)) {
+            client.warn_of_terminal();
+        }
     }
+    let end = client.run(&happened, &typed);
+    terminal::give_back();
     let mut complaints = client.unsent(&end);
     match end {
         End::Failed(reason) => complaints.insert(0, reason),
         End::Left if client.is_troubled && !is_at_terminal => {
-            complaints.insert(0, language.say(text::SOME_NOT_TAKEN, &[]));
+            complaints.insert(0, say(text::SOME_NOT_TAKEN, &[]));
         }
         End::Left => {}
     }
-    if complaints.is_empty() {
-        Ok(())
-    } else {
-        Err(complaints)
-    }
+    complaints
 }
 
 /// Whether the terminal understands no control sequences.
 fn is_dumb() -> bool {
-    match env::var("TERM") {
-        Ok(kind) => kind.is_empty() || kind == "dumb",
-        // Windows has no such variable.
-        Err(_) => cfg!(unix),
-    }
+    // Windows has no such variable.
+    variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb")
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Who is logged in, if that can be a name in the room.
+fn login_name() -> Option<String> {
+    let mut names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(variable);
+    names.next().filter(|name| {
+        let begins_well = name.starts_with(char::is_alphanumeric);
+        begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)
+    })
+}
+
+/// What the locale says of something, by the first of its variables that is set (locale(7)); one
+/// that is empty is not.
+fn locale(category: &str, variable: impl Fn(&str) -> Option<String>) -> String {
+    ["LC_ALL", category, "LANG"].into_iter().find_map(variable).unwrap_or_default()
+}
+
+/// Whether text is UTF-8 in this locale. The one of POSIX does not tell what a terminal sends.
+fn is_utf8(locale: &str) -> bool {
+    let locale = locale.to_lowercase();
+    let is_unknown = matches!(locale.as_str(), "" | "c" | "posix") || cfg!(windows);
+    is_unknown || locale.contains("utf-8") || locale.contains("utf8")
 }
 
 fn main() -> ExitCode {
-    let complain = |text: &str| drop(writeln!(io::stderr(), "linechat-client: {text}"));
-    let language = Language::of_the_locale(|variable| env::var(variable).ok());
+    let is_portuguese = locale("LC_MESSAGES", variable).starts_with("pt");
+    let language = if is_portuguese { Language::Portuguese } else { Language::English };
+    let mut options = Options::new(language);
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    match parse_arguments(arguments, language) {
-        Ok(Command::Show(text)) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
-        Ok(Command::Run(options)) => match chat(options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(complaints) => {
-                complaints.iter().for_each(|text| complain(text));
-                ExitCode::FAILURE
-            }
-        },
-        Err(text) => {
-            complain(&text);
-            ExitCode::from(2)
-        }
+    let command = options.parse(arguments);
+    let _ = LANGUAGE.set(options.language);
+    let (status, complaints) = match command {
+        Ok(None) => (1, chat(options)),
+        Ok(Some(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
+        Err((text, word)) => (2, vec![say(text, &[&word])]),
+    };
+    for complaint in &complaints {
+        let _ = writeln!(io::stderr(), "linechat-client: {complaint}");
     }
+    ExitCode::from(if complaints.is_empty() { 0 } else { status })
 }
 
-// ---------------------------------------------------------------------------------------------
-// The terminal: the little that std lacks, and the only `unsafe`
-// ---------------------------------------------------------------------------------------------
+/// Prints something. Returns what to complain of.
+fn print(text: &str) -> Vec<String> {
+    let printed = io::stdout().write_all(text.as_bytes());
+    printed.err().map(|error| say(text::NO_OUTPUT, &[&explain(&error)])).into_iter().collect()
+}
+
+// ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
 
 /// On Unix, what a terminal's settings look like in memory differs from system to system; stty(1)
 /// knows, and its operands are POSIX's.
@@ -1536,73 +1654,100 @@ mod terminal {
     use std::process::{Command, Stdio};
     use std::sync::atomic::{AtomicI32, Ordering};
     use std::sync::mpsc::SyncSender;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::OnceLock;
     use std::thread;
 
     extern "C" {
         fn signal(number: c_int, handler: usize) -> usize;
+        fn kill(process: c_int, number: c_int) -> c_int;
+        fn raise(number: c_int) -> c_int;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
     }
 
     /// The settings to give the terminal back with.
-    static SETTINGS: Mutex<Option<String>> = Mutex::new(None);
+    static SETTINGS: OnceLock<String> = OnceLock::new();
 
-    /// Takes the terminal over until `give_back`, which also happens when a signal ends the process
-    /// or a thread panics. An event is sent when the window has another size.
+    /// Takes the terminal over until `give_back`, which also happens when a signal ends the process.
+    /// An event is sent when the line being typed is to be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
-        let settings = stty(&["-g"])?;
-        *SETTINGS.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            give_back();
-            report(panic);
-        }));
+        let _ = SETTINGS.set(run("stty", &["-g"])?);
         watch_signals(events)?;
+        enter_raw_mode().inspect_err(|_| give_back())
+    }
+
+    fn enter_raw_mode() -> io::Result<()> {
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
         // like others; at least one byte, whenever it comes.
-        stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])
-            .inspect_err(|_| give_back())?;
-        // Pasted text comes between marks, so that its tabs are text.
+        run("stty", &["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
+        // Pasted text comes between marks (xterm's control sequences, "Bracketed Paste Mode").
         io::stdout().write_all(b"\x1b[?2004h")
     }
 
     /// Gives the terminal back as it was, without the line being typed.
     pub fn give_back() {
-        let settings = SETTINGS.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(settings) = settings {
-            let _ = stty(&[&settings]);
-            let _ = io::stdout().write_all(b"\r\x1b[J\x1b[?7h\x1b[?2004l");
-            let _ = io::stdout().flush();
+        if let Some(settings) = SETTINGS.get() {
+            let _ = run("stty", &[settings]);
+            let mut out = io::stdout();
+            let _ = out.write_all(b"\r\x1b[J\x1b[?7h\x1b[?2004l").and_then(|()| out.flush());
         }
+    }
+
+    /// Stops this program and those that it was started with, as Ctrl-Z does elsewhere, until the
+    /// shell goes on with them. Where no shell could, nothing happens.
+    pub fn suspend() {
+        give_back();
+        // SAFETY: these take no pointer but the handler's, which does what signal-safety(7) allows.
+        unsafe {
+            signal(SIGTSTP, SIG_IGN);
+            kill(0, SIGTSTP);
+            signal(SIGTSTP, SIG_DFL);
+            raise(SIGTSTP);
+            signal(SIGTSTP, on_signal as *const () as usize);
+        }
+        let _ = enter_raw_mode();
     }
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let size = stty(&["size"]).unwrap_or_default();
+        let size = run("stty", &["size"]).unwrap_or_default();
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
         // A terminal that nobody told its size says 0.
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 
-    /// Runs stty(1) on standard input. Returns what it prints.
-    fn stty(arguments: &[&str]) -> io::Result<String> {
-        let mut command = Command::new("stty");
+    /// HH:MM here and now. std knows no local time; date(1) does.
+    pub fn local_time() -> Option<String> {
+        run("date", &["+%H:%M"]).ok()
+    }
+
+    /// Text that is not UTF-8 has no other encoding that is known here.
+    pub fn decode(_: &[u8]) -> Option<String> {
+        None
+    }
+
+    /// Runs a program at the terminal. Returns what it prints.
+    fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
+        let mut command = Command::new(program);
         let command = command.args(arguments).stdin(Stdio::inherit()).stderr(Stdio::null());
         let output = command.output()?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-            false => Err(io::Error::other("stty failed")),
+            false => Err(io::Error::other(format!("{program} failed"))),
         }
     }
 
-    // signal(7); these numbers are the same on Linux, macOS and the BSDs.
+    // signal(7); these numbers are the same on Linux (but for MIPS), macOS and the BSDs, two of them
+    // exchanged.
     const SIGHUP: c_int = 1;
     const SIGINT: c_int = 2;
     const SIGQUIT: c_int = 3;
     const SIGTERM: c_int = 15;
+    const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
+    const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
     const SIGWINCH: c_int = 28;
     const SIG_DFL: usize = 0;
+    const SIG_IGN: usize = 1;
 
     /// Where the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
@@ -1611,7 +1756,7 @@ mod terminal {
         let (mut reader, writer) = UnixStream::pair()?;
         SIGNALS.store(writer.as_raw_fd(), Ordering::SeqCst);
         std::mem::forget(writer);
-        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH] {
+        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGCONT, SIGWINCH] {
             // SAFETY: the handler only does what signal-safety(7) allows.
             unsafe { signal(number, on_signal as *const () as usize) };
         }
@@ -1619,13 +1764,18 @@ mod terminal {
             let mut number = [0];
             while reader.read_exact(&mut number).is_ok() {
                 let [number] = number;
-                if c_int::from(number) == SIGWINCH {
-                    let _ = events.send(Event::Resized);
-                } else {
-                    give_back();
-                    // What a shell reports of a program that a signal has ended.
-                    std::process::exit(128 + c_int::from(number));
+                match c_int::from(number) {
+                    SIGTSTP => suspend(),
+                    // Whoever had the terminal meanwhile has changed its settings.
+                    SIGCONT => drop(enter_raw_mode()),
+                    SIGWINCH => {}
+                    number => {
+                        give_back();
+                        // What a shell reports of a program that a signal has ended.
+                        std::process::exit(128 + number);
+                    }
                 }
+                let _ = events.send(Event::Redraw);
             }
         });
         Ok(())
@@ -1636,7 +1786,7 @@ mod terminal {
         // SAFETY: the descriptor stays open for ever; one byte is there to be written. A second
         // signal of those that end the process does so even if the terminal cannot be given back.
         unsafe {
-            if number != SIGWINCH {
+            if !matches!(number, SIGTSTP | SIGCONT | SIGWINCH) {
                 signal(number, SIG_DFL);
             }
             write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
@@ -1653,7 +1803,7 @@ mod terminal {
     use std::io::{self, Write};
     use std::os::windows::io::{AsRawHandle, RawHandle};
     use std::sync::mpsc::SyncSender;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::OnceLock;
     use std::thread;
     use std::time::Duration;
 
@@ -1662,19 +1812,21 @@ mod terminal {
         fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
         fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
         fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut ScreenBuffer) -> i32;
+        fn GetConsoleOutputCP() -> u32;
+        fn GetLocalTime(time: *mut [u16; 8]);
+        fn MultiByteToWideChar(
+            code_page: u32,
+            flags: u32,
+            bytes: *const u8,
+            length: i32,
+            wide: *mut u16,
+            capacity: i32,
+        ) -> i32;
     }
 
-    /// `CONSOLE_SCREEN_BUFFER_INFO`: three pairs and a rectangle of SHORTs, with a WORD between.
-    #[repr(C)]
-    #[derive(Default)]
-    struct ScreenBuffer {
-        size: [i16; 2],
-        cursor: [i16; 2],
-        attributes: u16,
-        /// Left, top, right, bottom.
-        window: [i16; 4],
-        largest: [i16; 2],
-    }
+    /// `CONSOLE_SCREEN_BUFFER_INFO`, which is eleven SHORTs and WORDs; from the sixth on, where the
+    /// window's left, top, right and bottom are.
+    type ScreenBuffer = [i16; 11];
 
     // Of the input: keys one by one, not shown, Ctrl-C among them, and as control sequences.
     const ENABLE_PROCESSED_INPUT: u32 = 0x1;
@@ -1684,35 +1836,30 @@ mod terminal {
     // Of the output: control sequences are obeyed.
     const ENABLE_PROCESSED_OUTPUT: u32 = 0x1;
     const ENABLE_VIRTUAL_TERMINAL_PROCESSING: u32 = 0x4;
+    const MB_ERR_INVALID_CHARS: u32 = 0x8;
 
     /// How often the width is looked at, since no signal tells of its change.
     const GLANCE: Duration = Duration::from_millis(250);
 
     /// The modes of input and output to give the console back with.
-    static MODES: Mutex<Option<(u32, u32)>> = Mutex::new(None);
+    static MODES: OnceLock<(u32, u32)> = OnceLock::new();
 
-    /// Takes the console over until `give_back`, which also happens when a thread panics. An event
-    /// is sent when the window has another size.
+    /// Takes the console over until `give_back`. An event is sent when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
-        let (keys, screen) = (mode_of(input)?, mode_of(output)?);
-        *MODES.lock().unwrap_or_else(PoisonError::into_inner) = Some((keys, screen));
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            give_back();
-            report(panic);
-        }));
         let without = ENABLE_PROCESSED_INPUT | ENABLE_LINE_INPUT | ENABLE_ECHO_INPUT;
         let obeys = ENABLE_PROCESSED_OUTPUT | ENABLE_VIRTUAL_TERMINAL_PROCESSING;
-        set_mode(input, keys & !without | ENABLE_VIRTUAL_TERMINAL_INPUT)
-            .and_then(|()| set_mode(output, screen | obeys))
-            .inspect_err(|_| give_back())?;
+        let raw = |mode| mode & !without | ENABLE_VIRTUAL_TERMINAL_INPUT;
+        let keys = change_mode(input, raw)?;
+        let screen = change_mode(output, |mode| mode | obeys)
+            .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
+        let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
             loop {
                 thread::sleep(GLANCE);
                 if std::mem::replace(&mut last, columns()) != last
-                    && events.send(Event::Resized).is_err()
+                    && events.send(Event::Redraw).is_err()
                 {
                     return;
                 }
@@ -1723,14 +1870,16 @@ mod terminal {
 
     /// Gives the console back as it was, without the line being typed.
     pub fn give_back() {
-        let modes = MODES.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((keys, screen)) = modes {
+        if let Some((keys, screen)) = MODES.get() {
             let mut out = io::stdout();
             let _ = out.write_all(b"\r\x1b[J\x1b[?7h").and_then(|()| out.flush());
-            let _ = set_mode(io::stdin().as_raw_handle(), keys);
-            let _ = set_mode(out.as_raw_handle(), screen);
+            let _ = change_mode(io::stdin().as_raw_handle(), |_| *keys);
+            let _ = change_mode(out.as_raw_handle(), |_| *screen);
         }
     }
+
+    /// Windows knows no such thing.
+    pub fn suspend() {}
 
     /// How many columns the window has.
     pub fn columns() -> usize {
@@ -1738,26 +1887,261 @@ mod terminal {
         // SAFETY: `info` is the structure that the call fills, and outlives it.
         let is_known =
             unsafe { GetConsoleScreenBufferInfo(io::stdout().as_raw_handle(), &mut info) } != 0;
-        let [left, _, right, _] = info.window;
+        let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
         columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
     }
 
-    fn mode_of(console: RawHandle) -> io::Result<u32> {
-        let mut mode = 0;
-        // SAFETY: `mode` outlives the call, which fills it.
-        match unsafe { GetConsoleMode(console, &mut mode) } {
-            0 => Err(io::Error::last_os_error()),
-            _ => Ok(mode),
-        }
+    /// HH:MM here and now.
+    pub fn local_time() -> Option<String> {
+        // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, …
+        let mut time = [0; 8];
+        // SAFETY: `time` has the size of what the call fills, and outlives it.
+        unsafe { GetLocalTime(&mut time) };
+        let [.., hour, minute, _, _] = time;
+        Some(format!("{hour:02}:{minute:02}"))
     }
 
-    fn set_mode(console: RawHandle, mode: u32) -> io::Result<()> {
-        // SAFETY: takes no pointer but the handle, which is the process's own.
-        match unsafe { SetConsoleMode(console, mode) } {
-            0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+    /// Text in the console's encoding, which is what cmd.exe writes into a pipe.
+    pub fn decode(bytes: &[u8]) -> Option<String> {
+        let length = i32::try_from(bytes.len()).ok()?;
+        // No encoding has a byte that stands for more than one unit of UTF-16.
+        let mut wide = vec![0; bytes.len()];
+        let (from, to) = (bytes.as_ptr(), wide.as_mut_ptr());
+        // SAFETY: both pointers are good for `length` units, and nothing is kept.
+        let units = unsafe {
+            let code_page = GetConsoleOutputCP();
+            MultiByteToWideChar(code_page, MB_ERR_INVALID_CHARS, from, length, to, length)
+        };
+        let units = usize::try_from(units).ok().filter(|&units| units > 0)?;
+        String::from_utf16(wide.get(..units)?).ok()
+    }
+
+    /// Changes a console's mode. Returns the one that it had.
+    fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
+        let mut mode = 0;
+        // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
+        let is_changed = unsafe {
+            GetConsoleMode(console, &mut mode) != 0 && SetConsoleMode(console, change(mode)) != 0
+        };
+        is_changed.then_some(mode).ok_or_else(io::Error::last_os_error)
+    }
+}
+
+// ---- The texts ---------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    English,
+    Portuguese,
+}
+
+/// What everything is said in. It is set once, before anything is said.
+static LANGUAGE: OnceLock<Language> = OnceLock::new();
+
+/// Something that the client says, in English and in Portuguese. Each `{}` is filled in, in order.
+type Text = [&'static str; 2];
+
+fn say(text: Text, words: &[&str]) -> String {
+    let [english, portuguese] = text;
+    let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
+    let mut pieces = if is_portuguese { portuguese } else { english }.split("{}");
+    let mut said = pieces.next().unwrap_or_default().to_owned();
+    for (piece, word) in pieces.zip(words) {
+        said += word;
+        said += piece;
+    }
+    said
+}
+
+/// Somebody else's words, which are in their own language.
+fn quoted(words: &str) -> String {
+    format!("\"{words}\"")
+}
+
+/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text.
+fn explain_code(code: &str, text: &str) -> String {
+    let ours = match code {
+        "bad-name" => text::BAD_NAME,
+        "name-taken" => text::NAME_TAKEN,
+        "no-such-user" => text::NOBODY,
+        "bad-text" => text::CONTROL_CHARACTERS,
+        "line-too-long" => text::LINE_REFUSED,
+        "full" => text::FULL,
+        "timeout" => text::NO_NAME_IN_TIME,
+        "usage" | "unknown-command" | "not-named" | "already-named" => text::NOT_UNDERSTOOD,
+        _ => return quoted(if text.is_empty() { code } else { text }),
+    };
+    say(ours, &[])
+}
+
+/// Why the operating system let something fail, in our words as far as there are some.
+fn explain(error: &io::Error) -> String {
+    let ours = match error.kind() {
+        ErrorKind::ConnectionRefused => text::REFUSED,
+        ErrorKind::TimedOut => text::NO_ANSWER,
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => text::CLOSED_CONNECTION,
+        _ => return quoted(&error.to_string()),
+    };
+    say(ours, &[])
+}
+
+/// Everything that the client says.
+mod text {
+    macro_rules! texts {
+        ($($name:ident $english:literal $portuguese:literal)*) => {
+            $(pub const $name: super::Text = [$english, $portuguese];)*
+        };
+    }
+    texts! {
+    YOUR_NAME "Your name:" "Seu nome:"
+    YOUR_NAME_OR "Your name [{}]: " "Seu nome [{}]: "
+    CONNECTING "connecting to {} … " "conectando a {} … "
+    LEAVING "leaving … " "saindo … "
+    UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
+    NO_ANSWER_YET "(no answer yet) > " "(ainda sem resposta) > "
+    PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
+    WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
+        "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
+    PRIVATE "[private] {}: {}" "[privado] {}: {}"
+    PRIVATE_TO "[private to {}] {}" "[privado para {}] {}"
+    JOINED "{} joined the chat." "{} entrou no chat."
+    LEFT "{} left the chat." "{} saiu do chat."
+    ONLINE " Online ({}): {}" " Conectados ({}): {}"
+    HEADCOUNT " ({} online)" " ({} conectados)"
+    USERS "Users online ({}): {}" "Usuários conectados ({}): {}"
+    ERROR "Error: {}" "Erro: {}"
+    NO_SUCH_USER "User {} not found." "Usuário {} não encontrado."
+    NO_SUCH_COMMAND "User {} not found, nor a command /{}; see /help"
+        "Usuário {} não encontrado, nem existe o comando /{}; veja /ajuda"
+    FOREIGN_COMMAND "there is no command /{}; to write to somebody of that name: @{} text"
+        "não existe o comando /{}; para escrever para alguém com esse nome: @{} texto"
+    TAKES_NOTHING "/{} stands alone; to write to somebody of that name: @{} text"
+        "/{} não leva texto; para escrever para alguém com esse nome: @{} texto"
+    NOTHING_SAID "a text is missing behind '{}'; see /help" "falta o texto depois de '{}'; veja /ajuda"
+    NAME_REFUSED "the name '{}' was refused: {}" "o nome '{}' foi recusado: {}"
+    BAD_NAME "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a \
+        letter or digit"
+        "um nome tem de 1 a 50 bytes: letras, números, _ - . e nenhum espaço; \
+        começa com letra ou número"
+    NAME_TAKEN "somebody here has that name; choose another"
+        "alguém aqui já tem esse nome; escolha outro"
+    NOBODY "nobody here has that name" "não tem ninguém aqui com esse nome"
+    CONTROL_CHARACTERS "control characters cannot be sent; the line was not"
+        "caracteres de controle não podem ser enviados; a linha não foi enviada"
+    LINE_REFUSED "that line is too long and was not sent"
+        "essa linha é longa demais e não foi enviada"
+    TOO_LONG "that line is {} bytes too long and was not sent"
+        "essa linha passa do limite em {} bytes e não foi enviada"
+    LINE_NOT_UTF8 "a line that is not UTF-8 was not sent: {}"
+        "uma linha que não está em UTF-8 não foi enviada: {}"
+    TERMINAL_NOT_UTF8
+        "This terminal does not use UTF-8: accented letters get lost; set it to UTF-8."
+        "Este terminal não usa UTF-8: letras com acento se perdem; mude-o para UTF-8."
+    FULL "no more connections can be taken now; try again later"
+        "o servidor está lotado; tente mais tarde"
+    NO_NAME_IN_TIME "no name was given in time" "você demorou demais para escolher um nome"
+    NOT_UNDERSTOOD "the server did not understand that" "o servidor não entendeu isso"
+    HELP "\
+Type a line and press Enter to say it to everybody.
+@name text  says it to one person alone; so does /name text
+/list       shows who is here
+/help       shows this
+/quit       leaves
+//text      says a line that begins with a slash
+Tab completes names, Ctrl-C forgets the line, Up brings back the one before."
+    "\
+Digite um texto e tecle Enter para enviar a todos.
+@nome texto  envia só a uma pessoa; /nome texto também
+/clientes    mostra quem está no chat
+/ajuda       mostra esta ajuda
+/sair        sai do chat
+//texto      envia uma linha que começa com barra
+Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
+    CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
+    REFUSED "connection refused; is the server running?"
+        "conexão recusada; o servidor está no ar?"
+    NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"
+    NO_ANSWER "no answer" "sem resposta"
+    LOST "lost the server at {}: {}" "a conexão com {} caiu: {}"
+    NOT_LINECHAT "what answers at {} is not linechat/1" "quem responde em {} não é linechat/1"
+    CLOSED_BY "{} closed the connection: {}" "{} fechou a conexão: {}"
+    CLOSED_CONNECTION "it closed the connection" "o servidor fechou a conexão"
+    LINE_TOO_LONG "it sent a line too long" "o servidor mandou uma linha longa demais"
+    STOPPED_ANSWERING "it stopped answering" "o servidor parou de responder"
+    NOT_SENT "not sent: {}" "não enviado: {}"
+    PERHAPS_NOT_SENT "perhaps not sent: {}" "talvez não enviado: {}"
+    SOME_NOT_TAKEN "not all that was typed was taken" "nem tudo que foi digitado foi aceito"
+    LEFT_AT_ONCE "did not wait for the server's BYE" "saiu sem esperar o BYE do servidor"
+    NO_OUTPUT "cannot write to standard output: {}"
+        "não foi possível escrever na saída padrão: {}"
+    NO_SUCH_OPTION "there is no option {}; try --help" "não existe a opção {}; veja --help"
+    NO_SUCH_LANGUAGE "--lang is en or pt, not '{}'" "--lang é en ou pt, e não '{}'"
+    BAD_PORT "a port is a number from 1 to 65535, not '{}'"
+        "a porta é um número de 1 a 65535, e não '{}'"
+    CONTROL_IN_ARGUMENT "'{}' holds a control character; leave it out"
+        "'{}' contém um caractere de controle; tire-o"
+    TOO_MANY_WORDS "'{}' is too much: a host, a port and a name, nothing more; try --help"
+        "'{}' sobra: um servidor, uma porta e um nome, nada mais; veja --help"
+    VERSION "linechat-client {}\n" "linechat-client {}\n"
+    USAGE "\
+Usage: linechat-client [OPTIONS] [HOST[:PORT] | HOST PORT] [NAME]
+
+Joins the linechat room at HOST (default: localhost, port 9999) as NAME.
+/help tells what can be typed there.
+
+Options:
+ --bell        ring on a private message or one with your name
+ --no-color    no colours (nor with NO_COLOR or TERM=dumb set)
+ --no-time     no times of messages (nor in a narrow window)
+ --lang en|pt  English or Portuguese (default: what the locale says)
+ --help        show this
+ --version     show the version
+"
+    "\
+Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA] | SERVIDOR PORTA] [NOME]
+
+Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.
+/ajuda mostra, lá dentro, os comandos.
+
+Opções:
+ --bell        toca numa mensagem privada ou com o seu nome
+ --no-color    sem cores (nem com NO_COLOR ou TERM=dumb)
+ --no-time     sem a hora das mensagens (nem em janela estreita)
+ --lang en|pt  inglês ou português (se nada for dito: o que diz o locale)
+ --help        mostra isto
+ --version     mostra a versão
+"
+    }
+}
+
+// ---- The widths of characters ------------------------------------------------------------------
+
+const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
+/// Two of these are one flag.
+const FLAGS: fn(char) -> bool = |c| matches!(c, '\u{1f1e6}'..='\u{1f1ff}');
+
+/// Columns of a text in which nothing is painted.
+fn width_of(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+/// How many columns a terminal gives to a character: none to accents and other marks, two to the
+/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Among symbols whole blocks count as
+/// wide, since a row that ends early does no harm, and one that a terminal breaks itself does. The
+/// cursor is right in any case (see `Input::draw`).
+fn width(character: char) -> usize {
+    match u32::from(character) {
+        0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x610..=0x61a | 0x64b..=0x65f => 0,
+        0x6d6..=0x6dc | 0x900..=0x902 | 0x93c | 0x941..=0x948 | 0x94d | 0xe31 => 0,
+        0xe34..=0xe3a | 0xe47..=0xe4e | 0x1ab0..=0x1aff | 0x1dc0..=0x1dff | 0x200b..=0x200f => 0,
+        0x2060..=0x2064 | 0x20d0..=0x20ff | 0x302a..=0x302d | 0x3099..=0x309a => 0,
+        0xfe00..=0xfe0f | 0xfe20..=0xfe2f | 0xfeff | 0xe0000..=0xe01ef => 0,
+        0x1100..=0x115f | 0x231a..=0x23ff | 0x25fd..=0x27bf | 0x2b00..=0x2bff => 2,
+        0x2e80..=0xa4cf | 0xa960..=0xa97c | 0xac00..=0xd7a3 | 0xf900..=0xfaff => 2,
+        0xfe30..=0xfe6f | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f000..=0x1faff => 2,
+        0x20000..=0x3fffd => 2,
+        _ => 1,
     }
 }
 

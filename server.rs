@@ -7,30 +7,55 @@
 //!     NAME ana
 //!     MSG hello, everyone
 //!
-//! PROTOCOL.md says what goes over the wire; `--help` lists the options. This file is one thread
-//! around one event loop, in layers, each knowing nothing of those below it:
+//! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
+//! in turns; another only prints what the console shows. The parts, each of which knows nothing of
+//! those below it:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
-//! 2. the room: who is here, and what each request does;
-//! 3. the connections and the loop: sockets, readiness, time-outs, slow readers;
-//! 4. the console: what the person running the server sees;
-//! 5. the command line;
-//! 6. the operating system: the few calls that std lacks, and the only `unsafe`.
+//! 2. delivery: what each client is owed, and how much of that others have caused;
+//! 3. the room: who is here, and what each request does;
+//! 4. flow control: whose request goes on, and when, while somebody cannot keep up;
+//! 5. a connection: its socket and its states;
+//! 6. the loop: wait, dispatch, write, time-outs, arriving and leaving;
+//! 7. the console, and 8. the command line;
+//! 9. the operating system: the few calls that std lacks, and the only `unsafe`.
 //!
-//! A turn of the loop is: wait until something is ready, read it, apply every complete line to the
-//! room, then write to each person once, however many lines they are owed.
+//! A turn, from top to bottom (`Server::turn`):
+//!
+//!     Poller::wait
+//!     accept ──────────── greet with HELLO, or turn_away
+//!     depart ──────────── of those whose connection was given up in the last turn
+//!     Flow::next ──────── carry_out the requests that have waited for the budget
+//!     serve ───────────── of each connection with something to read, longest unserved first:
+//!       read              at most 16 KiB
+//!       digest            Decoder::next, until the turn is full or the connection must wait
+//!         request         parse, Flow::admit, carry_out: Room::carry_out fills Delivery
+//!     expire ──────────── time-outs
+//!     flush ───────────── one write to each client that is owed something, then after_write
+//!     free ────────────── of those that are done with
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::ExitCode;
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+#[cfg(not(test))]
+use std::{
+    process::ExitCode,
+    sync::mpsc::{sync_channel, Receiver},
+    thread,
+};
+
+#[cfg(not(test))]
+use system as os;
+#[cfg(test)]
+#[path = "conformance/linechat/simulation.rs"]
+mod os;
 
 // ---------------------------------------------------------------------------------------------
 // The limits (PROTOCOL.md, "Limits")
@@ -44,41 +69,27 @@ const MAX_LINE: usize = 4096;
 const MAX_NAME: usize = 50;
 /// Up to this many people the whole roster is pushed to everybody after each join and leave.
 const MAX_PUSHED_ROSTER: usize = 100;
-/// Undelivered bytes beyond which a client is removed as slow.
-const MAX_BACKLOG: usize = 1024 * 1024;
-/// Undelivered bytes beyond which a client is behind: everybody's requests are then read at
-/// `PACE`, so that a flood does not push the client over `MAX_BACKLOG`.
-const BEHIND: usize = 256 * 1024;
-/// While somebody is behind, each connection is read at this many bytes a `PACE_WINDOW`: 64 KiB/s.
-const PACE: usize = 16 * 1024;
-const PACE_WINDOW: Duration = Duration::from_millis(250);
-/// Undelivered bytes of replies to a client beyond which its further requests wait.
-const MAX_WAITING_REPLIES: usize = 64 * 1024;
-/// How long one who is behind, or whose connection is closing, may go without taking a byte.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of backlog beyond which a client makes the budget apply to everybody.
+const SOFT_LIMIT: usize = 256 * 1024;
+/// Bytes of backlog beyond which a client is removed: the soft limit and a minute of the budget.
+const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
+/// Bytes a second that all requests together may cause for others while the budget applies, and
+/// the bytes of its bucket.
+const BUDGET: usize = 64 * 1024;
+/// Bytes of replies that a client has not taken beyond which its further requests wait.
+const REPLY_LIMIT: usize = 64 * 1024;
+/// How long one over the soft limit may take nothing.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a closing connection may last, and how long it may take nothing or, once everything is
+/// delivered, not end its side.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last lines may take to be delivered when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to leave the listener alone after an accept failed for lack of memory or descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long to wait before lines are shown again that the console did not take.
-const CONSOLE_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes read from one connection in one turn, so that nobody's flood keeps others waiting.
-const READ_SHARE: usize = 64 * 1024;
-/// Connections accepted in one turn.
-const ACCEPT_SHARE: usize = 512;
-/// Connections that the kernel holds ready to be accepted. A turn in a large room takes a while,
-/// and whoever then finds no place tries again only after a second (tcp(7), tcp_syn_retries).
-const ACCEPT_QUEUE: i32 = 4096;
-/// Bytes for everybody after which a turn ends early: a socket should be able to take a turn's
-/// lines, else many people speaking at once would make a healthy reader look slow.
-const MAX_TURN: usize = 256 * 1024;
-/// Bytes put into single outboxes after which a turn ends early, which bounds their memory.
-const MAX_TURN_COPIES: usize = 1024 * 1024;
-/// Descriptors that are not for clients: the standard three, the poller, the listener, the reserve
-/// one, and some for connections that are being closed.
-const RESERVED_DESCRIPTORS: usize = 32;
+/// Connections from one address, if `--max-per-ip` does not say otherwise.
+const MAX_PER_IP: usize = 200;
 
 // ---------------------------------------------------------------------------------------------
 // 1. The wire: bytes into lines, lines into requests, replies into lines
@@ -86,8 +97,16 @@ const RESERVED_DESCRIPTORS: usize = 32;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// What does not simply belong to a line of text.
-const SPECIAL: [u8; 4] = [b'\n', BACKSPACE, DELETE, telnet::COMMAND];
+/// Whether a byte does more than belong to a line of text. NUL may end it (`Decoder::ends_line`).
+const IS_SPECIAL: [bool; 256] = {
+    let mut is_special = [false; 256];
+    is_special[0] = true;
+    is_special[b'\n' as usize] = true;
+    is_special[BACKSPACE as usize] = true;
+    is_special[DELETE as usize] = true;
+    is_special[telnet::COMMAND as usize] = true;
+    is_special
+};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -121,9 +140,10 @@ struct Decoder {
     /// How many bytes of the current line have been received.
     received: u16,
     telnet: Telnet,
-    /// The rest of the current line is thrown away, because it is too long.
-    skipping: bool,
-    /// `line` has been handed out and is to be cleared.
+    /// The current line is too long, and the rest of it is thrown away; this is the last byte of
+    /// text that was.
+    skipped: Option<u8>,
+    /// `line` has been handed out, and is cleared by the next call.
     handed_out: bool,
 }
 
@@ -134,7 +154,7 @@ enum Decoded<'a> {
     Line(&'a [u8]),
     /// The beginning of a line that has just passed `MAX_REQUEST`.
     TooLong(&'a [u8]),
-    /// A telnet command that is due to the client.
+    /// The answer to a telnet command.
     TelnetAnswer([u8; 3]),
 }
 
@@ -144,80 +164,92 @@ impl Decoder {
         if mem::take(&mut self.handed_out) {
             self.line.clear();
         }
-        while let Some((&byte, rest)) = input.split_first() {
-            let in_text = self.telnet == Telnet::Text;
-            if in_text && !self.skipping {
-                // Nearly everything is plain text, and is taken in runs.
-                let room = MAX_REQUEST.saturating_sub(self.received.into()).min(input.len());
-                let run = input.iter().take(room).position(|byte| SPECIAL.contains(byte));
-                let (text, rest) = input.split_at(run.unwrap_or(room));
-                if !text.is_empty() {
-                    self.line.extend(text);
-                    self.received += text.len() as u16;
-                    *input = rest;
-                    continue;
-                }
-            }
-            let ends = in_text && byte == b'\n';
-            if !ends && !self.skipping && self.has_no_room_for(byte, in_text) {
-                self.skipping = true;
-                self.handed_out = true;
-                return Some(Decoded::TooLong(&self.line));
-            }
-            *input = rest;
-            if ends {
-                self.received = 0;
-                if self.line.last() == Some(&b'\r') {
-                    self.line.pop();
-                }
-                self.skipping = false;
-                if !self.line.is_empty() {
-                    self.handed_out = true;
+        loop {
+            self.take_run(input);
+            let (&byte, rest) = input.split_first()?;
+            if self.ends_line(byte) {
+                *input = rest;
+                if self.end_line() {
                     return Some(Decoded::Line(&self.line));
                 }
-                continue;
+            } else if self.skipped.is_none() && self.has_no_room_for(byte) {
+                self.skipped = Some(b' ');
+                self.handed_out = true;
+                return Some(Decoded::TooLong(&self.line));
+            } else {
+                *input = rest;
+                self.received = self.received.saturating_add(1);
+                if let Some(answer) = self.take(byte) {
+                    return Some(Decoded::TelnetAnswer(answer));
+                }
             }
-            self.received = self.received.saturating_add(1);
-            self.telnet = match (self.telnet, byte) {
-                (Telnet::Text, telnet::COMMAND) => Telnet::Command,
-                (Telnet::Text, BACKSPACE | DELETE) => {
-                    self.erase();
-                    Telnet::Text
-                }
-                (Telnet::Text, _) | (Telnet::Command, telnet::COMMAND) => {
-                    if !self.skipping {
-                        self.line.push(byte);
-                    }
-                    Telnet::Text
-                }
-                (Telnet::Command, telnet::WILL) => Telnet::Option(Some(telnet::DONT)),
-                (Telnet::Command, telnet::DO) => Telnet::Option(Some(telnet::WONT)),
-                (Telnet::Command, telnet::WONT | telnet::DONT) => Telnet::Option(None),
-                (Telnet::Command, telnet::SUBNEGOTIATION) => Telnet::Subnegotiation,
-                (Telnet::Command, _) => Telnet::Text,
-                (Telnet::Option(answer), option) => {
-                    self.telnet = Telnet::Text;
-                    match answer {
-                        Some(answer) => {
-                            return Some(Decoded::TelnetAnswer([telnet::COMMAND, answer, option]))
-                        }
-                        None => continue,
-                    }
-                }
-                (Telnet::Subnegotiation, telnet::COMMAND) => Telnet::SubnegotiationCommand,
-                (Telnet::SubnegotiationCommand, telnet::SUBNEGOTIATION_END) => Telnet::Text,
-                (Telnet::Subnegotiation | Telnet::SubnegotiationCommand, _) => {
-                    Telnet::Subnegotiation
-                }
-            };
         }
+    }
+
+    /// Nearly everything is plain text, and is taken in runs.
+    fn take_run(&mut self, input: &mut &[u8]) {
+        if self.telnet == Telnet::Text && self.skipped.is_none() {
+            let room = MAX_REQUEST.saturating_sub(self.received.into()).min(input.len());
+            let run = input.iter().take(room).position(|&byte| IS_SPECIAL[usize::from(byte)]);
+            let (text, rest) = input.split_at(run.unwrap_or(room));
+            self.line.extend(text);
+            self.received += text.len() as u16;
+            *input = rest;
+        }
+    }
+
+    /// Takes a byte that does not end the line; returns the answer to a telnet command.
+    fn take(&mut self, byte: u8) -> Option<[u8; 3]> {
+        self.telnet = match (self.telnet, byte) {
+            (Telnet::Text, telnet::COMMAND) => Telnet::Command,
+            (Telnet::Text, BACKSPACE | DELETE) => {
+                self.erase();
+                Telnet::Text
+            }
+            (Telnet::Text, _) | (Telnet::Command, telnet::COMMAND) => {
+                match &mut self.skipped {
+                    Some(skipped) => *skipped = byte,
+                    None => self.line.push(byte),
+                }
+                Telnet::Text
+            }
+            (Telnet::Command, telnet::WILL) => Telnet::Option(Some(telnet::DONT)),
+            (Telnet::Command, telnet::DO) => Telnet::Option(Some(telnet::WONT)),
+            (Telnet::Command, telnet::WONT | telnet::DONT) => Telnet::Option(None),
+            (Telnet::Command, telnet::SUBNEGOTIATION) => Telnet::Subnegotiation,
+            (Telnet::Command, _) => Telnet::Text,
+            (Telnet::Option(answer), option) => {
+                self.telnet = Telnet::Text;
+                return answer.map(|answer| [telnet::COMMAND, answer, option]);
+            }
+            (Telnet::Subnegotiation, telnet::COMMAND) => Telnet::SubnegotiationCommand,
+            (Telnet::SubnegotiationCommand, telnet::SUBNEGOTIATION_END) => Telnet::Text,
+            (Telnet::Subnegotiation | Telnet::SubnegotiationCommand, _) => Telnet::Subnegotiation,
+        };
         None
     }
 
+    /// LF ends a line, and so does CR NUL, which is telnet's Enter in character mode (RFC 854).
+    fn ends_line(&self, byte: u8) -> bool {
+        let last = self.skipped.or(self.line.last().copied());
+        self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && last == Some(b'\r'))
+    }
+
+    /// Ends the current line. Returns whether there is one to be handed out.
+    fn end_line(&mut self) -> bool {
+        self.received = 0;
+        if self.line.last() == Some(&b'\r') {
+            self.line.pop();
+        }
+        self.handed_out = self.skipped.take().is_none() && !self.line.is_empty();
+        self.handed_out
+    }
+
     /// Whether `byte` would make the line too long. A CR may be the start of the line's ending.
-    fn has_no_room_for(&self, byte: u8, in_text: bool) -> bool {
+    fn has_no_room_for(&self, byte: u8) -> bool {
         let received = usize::from(self.received);
-        received > MAX_REQUEST || (received == MAX_REQUEST && !(in_text && byte == b'\r'))
+        let may_end = self.telnet == Telnet::Text && byte == b'\r';
+        received > MAX_REQUEST || (received == MAX_REQUEST && !may_end)
     }
 
     /// Takes back the last character: a byte, and before it those that UTF-8 continues with it.
@@ -229,57 +261,39 @@ impl Decoder {
         }
     }
 
-    /// Whether nothing of a line is held, so that its buffer may serve another connection.
+    /// Whether nothing of a line is held.
     fn is_between_lines(&self) -> bool {
         self.handed_out || self.line.is_empty()
     }
 }
 
-/// Why a request is refused (PROTOCOL.md, "Errors").
+/// Why a request is refused: a code, which is for programs, and a text, which is for people
+/// (PROTOCOL.md, "Errors").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    Usage(&'static str),
-    UnknownCommand,
-    NotNamed,
-    AlreadyNamed,
-    BadName,
-    NameTaken,
-    NoSuchUser,
-    BadText,
-    LineTooLong,
-    Full,
-    Timeout,
-}
+struct Refusal(&'static str, &'static str);
 
-impl Refusal {
-    /// The code, which is for programs, and the text, which is for people.
-    fn code_and_text(self) -> (&'static str, &'static str) {
-        match self {
-            Refusal::Usage(usage) => ("usage", usage),
-            Refusal::UnknownCommand => ("unknown-command", "no such command; HELP lists them"),
-            Refusal::NotNamed => ("not-named", "choose a name first: NAME <name>"),
-            Refusal::AlreadyNamed => ("already-named", "you have a name, and it cannot be changed"),
-            Refusal::BadName => (
-                "bad-name",
-                "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; \
-                 the first is a letter or digit",
-            ),
-            Refusal::NameTaken => ("name-taken", "somebody here has that name; choose another"),
-            Refusal::NoSuchUser => ("no-such-user", "nobody here has that name; LIST tells who is"),
-            Refusal::BadText => (
-                "bad-text",
-                "lines are UTF-8 without control characters (TAB is fine) \
-                 or characters that turn the writing direction",
-            ),
-            Refusal::LineTooLong => ("line-too-long", "a line has at most 4000 bytes"),
-            Refusal::Full => ("full", "no more connections can be taken now; try again later"),
-            Refusal::Timeout => ("timeout", "no name was given in time"),
-        }
-    }
-}
+const BAD_NAME: Refusal = Refusal(
+    "bad-name",
+    "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a letter or digit",
+);
+const BAD_TEXT: Refusal = Refusal(
+    "bad-text",
+    "lines are UTF-8 without control characters (TAB is fine) or characters that turn the direction",
+);
+const UNKNOWN_COMMAND: Refusal = Refusal("unknown-command", "no such command; HELP lists them");
+const NOT_NAMED: Refusal = Refusal("not-named", "choose a name first: NAME <name>");
+const ALREADY_NAMED: Refusal =
+    Refusal("already-named", "you have a name, and it cannot be changed");
+const NAME_TAKEN: Refusal = Refusal("name-taken", "somebody here has that name; choose another");
+const NO_SUCH_USER: Refusal =
+    Refusal("no-such-user", "nobody here has that name; LIST tells who is");
+const LINE_TOO_LONG: Refusal = Refusal("line-too-long", "a line has at most 4000 bytes");
+const NOT_A_PERSON: Refusal = Refusal("usage", "this is linechat, not a web server");
+const FULL: Refusal = Refusal("full", "no more connections can be taken now; try again later");
+const TIMED_OUT: Refusal = Refusal("timeout", "no name was given in time");
 
 /// A well-formed request, its texts as the client wrote them (PROTOCOL.md, "Requests").
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request<'a> {
     Name(&'a str),
     Msg(&'a str),
@@ -290,75 +304,85 @@ enum Request<'a> {
     Quit,
 }
 
+/// Who may make a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verb {
-    Name,
-    Msg,
-    Priv,
-    List,
-    Ping,
-    Help,
-    Quit,
+enum Asker {
+    Anybody,
+    Unnamed,
+    Named,
 }
 
-/// Every verb with the line that explains it, in HELP and where it is used wrongly.
-const VERBS: [(&str, Verb, &str); 7] = [
-    ("NAME", Verb::Name, "NAME <name> takes a name and enters the room"),
-    ("MSG", Verb::Msg, "MSG <text> says something to everybody else"),
-    ("PRIV", Verb::Priv, "PRIV @<name> <text> says something to one person alone"),
-    ("LIST", Verb::List, "LIST tells who is here"),
-    ("PING", Verb::Ping, "PING [token] is answered with PONG and the same token"),
-    ("HELP", Verb::Help, "HELP shows these lines"),
-    ("QUIT", Verb::Quit, "QUIT leaves"),
+/// A verb: its word, who may use it, how its argument is understood (nothing if it is used
+/// wrongly), and the line that explains it, in HELP and in `ERR usage`.
+type Verb = (&'static str, Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
+
+const VERBS: [Verb; 7] = [
+    (
+        "NAME",
+        Asker::Unnamed,
+        |it| some(it, Request::Name),
+        "NAME <name> takes a name and enters the room",
+    ),
+    (
+        "MSG",
+        Asker::Named,
+        |it| some(it, Request::Msg),
+        "MSG <text> says something to everybody else",
+    ),
+    ("PRIV", Asker::Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
+    ("LIST", Asker::Named, |it| none(it, Request::List), "LIST tells who is here"),
+    (
+        "PING",
+        Asker::Anybody,
+        |it| Some(Request::Ping(it)),
+        "PING [token] is answered with PONG and the same token",
+    ),
+    ("HELP", Asker::Anybody, |it| none(it, Request::Help), "HELP shows these lines"),
+    ("QUIT", Asker::Anybody, |it| none(it, Request::Quit), "QUIT leaves"),
 ];
 
-/// How an HTTP request begins; see `Room::request`.
-const HTTP_METHODS: [&[u8]; 10] = [
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"PATCH ",
-    b"DELETE ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"CONNECT ",
-    b"PRI ",
-];
+fn parse_priv(argument: &str) -> Option<Request<'_>> {
+    let (to, text) = argument.strip_prefix('@')?.split_once(' ')?;
+    (!to.is_empty() && !text.is_empty()).then_some(Request::Priv { to, text })
+}
+
+/// A request that needs an argument.
+fn some<'a>(argument: &'a str, request: fn(&'a str) -> Request<'a>) -> Option<Request<'a>> {
+    (!argument.is_empty()).then(|| request(argument))
+}
+
+/// A request that has no argument other than spaces.
+fn none<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
+    argument.bytes().all(|byte| byte == b' ').then_some(request)
+}
 
 /// Understands a line, checked in the order that PROTOCOL.md gives under "Requests".
-fn parse(line: &[u8], named: bool) -> Result<Request<'_>, Refusal> {
-    let line = std::str::from_utf8(line).map_err(|_| Refusal::BadText)?;
+fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
+    let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if !is_plain && line.chars().any(is_forbidden) {
-        return Err(Refusal::BadText);
+        return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let &(_, verb, usage) = VERBS
-        .iter()
-        .find(|(name, ..)| name.eq_ignore_ascii_case(word))
-        .ok_or(Refusal::UnknownCommand)?;
-    match verb {
-        Verb::Name if named => return Err(Refusal::AlreadyNamed),
-        Verb::Msg | Verb::Priv | Verb::List if !named => return Err(Refusal::NotNamed),
-        _ => {}
+    let verb = VERBS.iter().find(|(verb, ..)| verb.eq_ignore_ascii_case(word));
+    let &(_, asker, understand, usage) = verb.ok_or(UNKNOWN_COMMAND)?;
+    match asker {
+        Asker::Unnamed if is_named => Err(ALREADY_NAMED),
+        Asker::Named if !is_named => Err(NOT_NAMED),
+        _ => understand(argument).ok_or(Refusal("usage", usage)),
     }
-    let no_argument = argument.bytes().all(|byte| byte == b' ');
-    match verb {
-        Verb::Name if !argument.is_empty() => Some(Request::Name(argument)),
-        Verb::Msg if !argument.is_empty() => Some(Request::Msg(argument)),
-        Verb::Priv => argument
-            .strip_prefix('@')
-            .and_then(|argument| argument.split_once(' '))
-            .filter(|(to, text)| !to.is_empty() && !text.is_empty())
-            .map(|(to, text)| Request::Priv { to, text }),
-        Verb::List if no_argument => Some(Request::List),
-        Verb::Ping => Some(Request::Ping(argument)),
-        Verb::Help if no_argument => Some(Request::Help),
-        Verb::Quit if no_argument => Some(Request::Quit),
-        _ => None,
-    }
-    .ok_or(Refusal::Usage(usage))
+}
+
+/// Whether a connection's first line is not a person's: an HTTP request, which a web page can have
+/// a browser send anywhere with lines of its own behind it, or a TLS ClientHello, whose first byte
+/// is 22 (RFC 8446, section 5.1), and which can hold such lines too.
+fn is_foreign(line: &[u8]) -> bool {
+    let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
+    let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
+    let is_method = |method: &str| method.as_bytes().eq_ignore_ascii_case(word);
+    line.first() == Some(&22)
+        || line.windows(6).any(|bytes| bytes == b" HTTP/")
+        || (word.len() < line.len() && methods.split(' ').any(is_method))
 }
 
 /// Characters that could move somebody else's cursor, forge a line or reorder what is shown
@@ -371,11 +395,41 @@ fn is_forbidden(character: char) -> bool {
     }
 }
 
+/// Whether this can be a name (PROTOCOL.md, "Names").
 fn is_good_name(name: &str) -> bool {
-    let is_letter_or_digit = |c: char| c.is_alphabetic() || c.is_numeric();
+    let is_first = |c: char| is_letter_or_number(c) && !is_mark(c);
+    let is_further = |c: char| is_letter_or_number(c) || is_mark(c) || matches!(c, '_' | '-' | '.');
     name.len() <= MAX_NAME
-        && name.starts_with(is_letter_or_digit)
-        && name.chars().all(|c| is_letter_or_digit(c) || matches!(c, '_' | '-' | '.'))
+        && name.starts_with(is_first)
+        && name.chars().all(|c| is_further(c) && !is_invisible(c))
+}
+
+/// Unicode's categories L and N, and most of Mc; circled and squared letters are symbols, though
+/// Alphabetic.
+fn is_letter_or_number(character: char) -> bool {
+    let is_symbol = matches!(character,
+        '\u{24b6}'..='\u{24e9}' | '\u{1f130}'..='\u{1f149}' | '\u{1f150}'..='\u{1f169}'
+        | '\u{1f170}'..='\u{1f189}');
+    (character.is_alphabetic() || character.is_numeric()) && !is_symbol
+}
+
+/// Unicode's categories Mn and Me, and those of Mc that are not Alphabetic. The standard library
+/// tells them by how it shows them: a character that extends the one before it (Grapheme_Extend) is
+/// escaped at the beginning of a text, and not behind a letter (`str::escape_debug`).
+fn is_mark(character: char) -> bool {
+    let is_escaped = |text: &str| text.escape_debug().any(|shown| shown == '\\');
+    let mut utf8 = [0; 4];
+    let alone: &str = character.encode_utf8(&mut utf8);
+    let extends = || is_escaped(alone) && !is_escaped(&format!("a{alone}"));
+    matches!(character, '\u{f3e}' | '\u{f3f}' | '\u{1ce1}' | '\u{1cf7}' | '\u{abec}')
+        || (!character.is_ascii() && extends())
+}
+
+/// The letters and marks that show nothing (Default_Ignorable_Code_Point).
+fn is_invisible(character: char) -> bool {
+    matches!(character,
+        '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
 }
 
 /// Appends one line to `out`: the words, a space between each two, CRLF.
@@ -389,13 +443,12 @@ fn put_line<'a>(out: &mut impl Extend<&'a u8>, words: &[&'a str]) {
     out.extend(b"\r\n");
 }
 
-/// Appends one line to an outbox, which is mostly empty and grows just once for it.
-fn put_own_line(outbox: &mut VecDeque<u8>, words: &[&str]) {
-    outbox.reserve(words.iter().map(|word| word.len() + 1).sum::<usize>() + 1);
-    put_line(outbox, words);
+/// The bytes of that line.
+fn line_length(words: &[&str]) -> usize {
+    words.iter().map(|word| word.len() + 1).sum::<usize>() + 1
 }
 
-/// Appends the roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Roster").
+/// Appends a roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Roster").
 fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &'a str>) {
     let head = format!("USERS {count}");
     let room = MAX_LINE - b"\r\n".len();
@@ -416,46 +469,276 @@ fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &
 }
 
 // ---------------------------------------------------------------------------------------------
-// 2. The room: who is here, and what each request does
+// 2. Delivery: what each client is owed
 // ---------------------------------------------------------------------------------------------
 
-/// A connection's place in the room's and in the loop's tables. Used again once it is free.
+/// A connection's place in every table. Used again once it is free.
 type Id = usize;
 
-/// Everybody connected, with what they are owed.
+/// What everybody is owed (PROTOCOL.md, "Delivery").
 ///
-/// A line for everybody is stored once, in `turn`; each person's mark says how far into it their
-/// own outbox already reaches, so they are owed their outbox and then `turn[mark..]`. What must
-/// reach one person at its own place among those lines first copies the lines before it into that
-/// person's outbox. So a message costs the same whatever the size of the room, and only those who
-/// do not keep up hold copies.
+/// A line for everybody is stored once, in `broadcast`; each person's cursor says how far into it
+/// their own outbox already reaches, so they are owed their outbox and then `broadcast[cursor..]`.
+/// What must reach one person at its own place among those lines first copies the lines before it
+/// into that person's outbox. So a message costs the same whatever the size of the room, and only
+/// those who do not keep up hold copies.
 #[derive(Default)]
-struct Room {
-    peers: Vec<Option<Peer>>,
-    /// Who has a name, by that name in lower case.
-    by_name: HashMap<Box<str>, Id>,
-    /// Who has a name, in the order of joining.
-    by_arrival: BTreeMap<u64, Id>,
-    arrivals: u64,
-    /// The lines of this turn that are for everybody.
-    turn: Vec<u8>,
-    /// Bytes put into single outboxes in this turn.
-    copies: usize,
+struct Delivery {
+    /// By `Id`; nothing where nobody can be delivered to.
+    outboxes: Vec<Option<Outbox>>,
+    /// The lines of this turn that are for everybody in the room.
+    broadcast: Vec<u8>,
+    /// Bytes put into single outboxes in this turn, and `MIN_EFFORT` for each time.
+    direct: usize,
     /// Whose outbox has grown in this turn.
-    touched: Vec<Id>,
+    pending_writes: Vec<Id>,
+    /// A line for a single client has brought its backlog over the soft limit in this turn.
+    passed_soft_limit: bool,
+    /// The last turn was full, or somebody had sent more than is read in one.
+    is_flooded: bool,
+    has_more: bool,
 }
 
-/// One connection as the room sees it.
 #[derive(Default)]
-struct Peer {
-    outbox: VecDeque<u8>,
-    /// How much of the outbox answers this peer's own requests, at the most.
+struct Outbox {
+    /// Nothing while it is empty, so that one who keeps up costs no memory.
+    kept: Option<Box<Kept>>,
+    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
+    cursor: Option<usize>,
+    is_pending: bool,
+}
+
+/// Bytes that are kept for one client.
+#[derive(Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    /// The lengths of what stands there, by kind and in order.
+    runs: VecDeque<(Kind, usize)>,
+    /// How many of the bytes are replies.
     replies: usize,
-    /// How much of `Room::turn` need not be sent from there.
-    mark: usize,
-    person: Option<Person>,
-    has_spoken: bool,
-    is_touched: bool,
+}
+
+/// Replies answer the client's own requests; what others cause for it are events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Event,
+    Reply,
+}
+
+impl Kept {
+    /// Notes that so many bytes of a kind have been appended.
+    fn count(&mut self, kind: Kind, length: usize) {
+        match self.runs.back_mut() {
+            Some((last, total)) if *last == kind => *total += length,
+            _ => self.runs.push_back((kind, length)),
+        }
+        if kind == Kind::Reply {
+            self.replies += length;
+        }
+    }
+
+    /// Takes so many bytes off the front, which have been delivered.
+    fn take(&mut self, mut length: usize) {
+        self.bytes.drain(..length);
+        while let Some((kind, total)) = self.runs.front_mut() {
+            let taken = length.min(*total);
+            *total -= taken;
+            length -= taken;
+            if *kind == Kind::Reply {
+                self.replies -= taken;
+            }
+            if *total > 0 {
+                return;
+            }
+            self.runs.pop_front();
+        }
+    }
+}
+
+impl Outbox {
+    fn append(&mut self, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
+        let kept = self.kept.get_or_insert_with(Box::default);
+        kept.bytes.reserve(length);
+        put(&mut kept.bytes);
+        kept.count(kind, length);
+    }
+
+    fn replies(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.replies)
+    }
+
+    fn backlog(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.len() - kept.replies)
+    }
+}
+
+impl Delivery {
+    /// Bytes for everybody after which a turn is full.
+    const MAX_BROADCAST: usize = 64 * 1024;
+    /// The same while `is_flooded`. To write so much costs the kernel about twice what a write costs
+    /// in any case, so whoever asks for something else does not wait for long.
+    const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
+    /// Bytes for single clients after which a turn is full.
+    const MAX_DIRECT: usize = 256 * 1024;
+    /// What carrying out the smallest request costs, as bytes for single clients.
+    const MIN_EFFORT: usize = 64;
+
+    /// A client can be delivered to from now on.
+    fn open(&mut self, id: Id) {
+        if self.outboxes.len() <= id {
+            self.outboxes.resize_with(id + 1, || None);
+        }
+        if let Some(place) = self.outboxes.get_mut(id) {
+            *place = Some(Outbox::default());
+        }
+    }
+
+    /// It cannot any more; what it was owed is forgotten.
+    fn close(&mut self, id: Id) {
+        if let Some(place) = self.outboxes.get_mut(id) {
+            *place = None;
+        }
+    }
+
+    fn outbox(&self, id: Id) -> Option<&Outbox> {
+        self.outboxes.get(id)?.as_ref()
+    }
+
+    /// Bytes that others have caused for a client and it has not taken.
+    fn backlog(&self, id: Id) -> usize {
+        self.outbox(id).map_or(0, Outbox::backlog)
+    }
+
+    /// Whether so many replies wait for a client that its further requests are to wait too.
+    fn is_over_reply_limit(&self, id: Id) -> bool {
+        self.outbox(id).is_some_and(|outbox| outbox.replies() > REPLY_LIMIT)
+    }
+
+    /// Whether the turn is to end, so that everybody else does not wait for long.
+    fn is_full(&self) -> bool {
+        let max_broadcast = match self.is_flooded {
+            true => Self::MAX_BROADCAST_IN_FLOOD,
+            false => Self::MAX_BROADCAST,
+        };
+        self.broadcast.len() >= max_broadcast
+            || self.direct >= Self::MAX_DIRECT
+            || self.passed_soft_limit
+    }
+
+    /// A client receives, or does not receive any more, what is broadcast from now on.
+    fn set_in_room(&mut self, id: Id, is_in_room: bool) {
+        self.catch_up(id);
+        let end = self.broadcast.len();
+        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+            outbox.cursor = is_in_room.then_some(end);
+        }
+    }
+
+    /// A line that answers a client's request.
+    fn reply(&mut self, id: Id, words: &[&str]) {
+        self.put(id, Kind::Reply, line_length(words), |bytes| put_line(bytes, words));
+    }
+
+    /// A line that somebody else has caused for a client.
+    fn tell(&mut self, id: Id, words: &[&str]) {
+        let was_over = self.backlog(id) > SOFT_LIMIT;
+        self.put(id, Kind::Event, line_length(words), |bytes| put_line(bytes, words));
+        self.passed_soft_limit |= !was_over && self.backlog(id) > SOFT_LIMIT;
+    }
+
+    /// A line for everybody in the room but one.
+    fn broadcast_to_others(&mut self, id: Id, words: &[&str]) {
+        self.catch_up(id);
+        put_line(&mut self.broadcast, words);
+        let end = self.broadcast.len();
+        if let Some(Some(Outbox { cursor: Some(cursor), .. })) = self.outboxes.get_mut(id) {
+            *cursor = end;
+        }
+    }
+
+    /// Appends to one client's outbox, behind what everybody was told before.
+    fn put(&mut self, id: Id, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
+        self.catch_up(id);
+        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+            outbox.append(kind, length, put);
+            self.direct += length.max(Self::MIN_EFFORT);
+        }
+    }
+
+    /// Copies what everybody was told before into one client's outbox, and has that be written at
+    /// the end of the turn.
+    fn catch_up(&mut self, id: Id) {
+        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return };
+        if let Some(cursor) = &mut outbox.cursor {
+            let fresh = self.broadcast.get(*cursor..).unwrap_or_default();
+            *cursor = self.broadcast.len();
+            if !fresh.is_empty() {
+                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
+                self.direct += fresh.len();
+            }
+        }
+        if !mem::replace(&mut outbox.is_pending, true) {
+            self.pending_writes.push(id);
+        }
+    }
+
+    /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
+    fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
+        let Outbox { kept, cursor, .. } = self.outbox(id)?;
+        let (first, second) = kept.as_ref().map_or((&[][..], &[][..]), |it| it.bytes.as_slices());
+        let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor..));
+        Some([first, second, fresh.unwrap_or_default()])
+    }
+
+    /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
+    /// empty.
+    fn settle(&mut self, id: Id, mut taken: usize) -> bool {
+        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return true };
+        outbox.is_pending = false;
+        if let Some(kept) = &mut outbox.kept {
+            let from_outbox = taken.min(kept.bytes.len());
+            taken -= from_outbox;
+            kept.take(from_outbox);
+        }
+        outbox.kept.take_if(|kept| kept.bytes.is_empty());
+        if let Some(cursor) = &mut outbox.cursor {
+            let start = mem::take(cursor) + taken;
+            let fresh = self.broadcast.get(start..).unwrap_or_default();
+            if !fresh.is_empty() {
+                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
+            }
+        }
+        outbox.kept.is_none()
+    }
+
+    /// What this turn has cost so far.
+    fn effort(&self) -> u64 {
+        (self.broadcast.len() + self.direct) as u64
+    }
+
+    /// Everything of this turn has been written or kept in outboxes.
+    fn end_turn(&mut self) {
+        self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
+        self.broadcast.clear();
+        self.direct = 0;
+        self.passed_soft_limit = false;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// 3. The room: who is here, and what each request does
+// ---------------------------------------------------------------------------------------------
+
+#[derive(Default)]
+struct Room {
+    /// By `Id`.
+    people: Vec<Option<Person>>,
+    /// By name, in lower case.
+    by_name: HashMap<Box<str>, Id>,
+    /// In the order of joining.
+    by_arrival: BTreeMap<u64, Id>,
+    arrivals: u64,
+    delivery: Delivery,
 }
 
 struct Person {
@@ -481,25 +764,33 @@ impl Reason {
     }
 }
 
-/// What a line did that the loop or the console must know of.
+/// What a request did that the loop or the console must know of.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome<'a> {
     Nothing,
     Joined,
     /// A public message, for `--verbose`.
     Said(&'a str),
-    /// The connection is to be closed once its outbox is delivered. With a name: who left by QUIT.
-    Ended(Option<Rc<str>>),
+    Quit,
 }
 
 impl Room {
-    fn peer(&mut self, id: Id) -> Option<&mut Peer> {
-        self.peers.get_mut(id)?.as_mut()
+    /// A new connection, which is greeted.
+    fn connect(&mut self, id: Id) {
+        self.delivery.open(id);
+        if self.people.len() <= id {
+            self.people.resize_with(id + 1, || None);
+        }
+        let greeting = "HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest";
+        self.delivery.reply(id, &[greeting]);
     }
 
     fn name(&self, id: Id) -> Option<Rc<str>> {
-        let person = self.peers.get(id)?.as_ref()?.person.as_ref()?;
-        Some(person.name.clone())
+        Some(self.people.get(id)?.as_ref()?.name.clone())
+    }
+
+    fn is_named(&self, id: Id) -> bool {
+        matches!(self.people.get(id), Some(Some(_)))
     }
 
     /// How many people have a name.
@@ -507,269 +798,354 @@ impl Room {
         self.by_arrival.len()
     }
 
-    /// A new connection, which is greeted.
-    fn connect(&mut self, id: Id) {
-        if self.peers.len() <= id {
-            self.peers.resize_with(id + 1, || None);
-        }
-        if let Some(place) = self.peers.get_mut(id) {
-            *place = Some(Peer::default());
-        }
-        self.tell(id, &["HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest"]);
+    fn find(&self, name: &str) -> Option<Id> {
+        self.by_name.get(name.to_lowercase().as_str()).copied()
     }
 
-    /// One line from a connection: whole, or the beginning of one that is too long.
-    fn request<'a>(&mut self, id: Id, line: &'a [u8], is_whole: bool) -> Outcome<'a> {
-        let Some(peer) = self.peer(id) else {
-            return Outcome::Nothing;
-        };
-        let named = peer.person.is_some();
-        // A web page can make a browser send a form of lines anywhere; it cannot hide that the
-        // first of them is an HTTP request.
-        let is_first = !mem::replace(&mut peer.has_spoken, true);
-        if is_first && HTTP_METHODS.iter().any(|method| line.starts_with(method)) {
-            self.refuse(id, Refusal::Usage("this is linechat, not a web server"));
-            return Outcome::Ended(None);
+    /// The names in the order of joining.
+    fn names(&self) -> impl Iterator<Item = (Id, &str)> {
+        let people = self.by_arrival.values();
+        people.filter_map(|&id| Some((id, &*self.people.get(id)?.as_ref()?.name)))
+    }
+
+    /// The bytes of the lines that a request would cause for others, each line counted once: what
+    /// it takes from the budget.
+    fn cost(&self, id: Id, request: Request) -> usize {
+        let Some(from) = self.people.get(id) else { return 0 };
+        match (request, from) {
+            (Request::Name(name), None) if self.check_name(name).is_ok() => {
+                let count = self.count() + 1;
+                let names = self.names().map(|(_, name)| name).chain([name]);
+                line_length(&["JOINED", name, &count.to_string()]) + roster_length(count, names)
+            }
+            (Request::Msg(text), Some(from)) => line_length(&["MSG", &from.name, text]),
+            (Request::Priv { to, text }, Some(from)) => match self.find(to) {
+                Some(to) if to != id => line_length(&["PRIV", &from.name, text]),
+                _ => 0,
+            },
+            (Request::Quit, Some(_)) => self.cost_of_leaving(id, Reason::Quit),
+            _ => 0,
         }
-        let request = if is_whole { parse(line, named) } else { Err(Refusal::LineTooLong) };
+    }
+
+    /// The same for a leave; nothing for one who has no name.
+    fn cost_of_leaving(&self, id: Id, reason: Reason) -> usize {
+        let Some(name) = self.name(id) else { return 0 };
+        let count = self.count() - 1;
+        let names = self.names().filter(|&(other, _)| other != id).map(|(_, name)| name);
+        line_length(&["LEFT", &name, &count.to_string(), reason.word()])
+            + roster_length(count, names)
+    }
+
+    /// Does what a client asks for.
+    fn carry_out<'a>(&mut self, id: Id, request: Request<'a>) -> Outcome<'a> {
         match request {
-            Ok(Request::Name(name)) => match self.join(id, name) {
-                Ok(()) => return Outcome::Joined,
+            Request::Name(name) => match self.check_name(name) {
+                Ok(()) => {
+                    self.join(id, name);
+                    return Outcome::Joined;
+                }
                 Err(refusal) => self.refuse(id, refusal),
             },
-            Ok(Request::Msg(text)) => {
+            Request::Msg(text) => {
                 if let Some(from) = self.name(id) {
-                    self.tell_others(id, &["MSG", &from, text]);
+                    self.delivery.broadcast_to_others(id, &["MSG", &from, text]);
                     return Outcome::Said(text);
                 }
             }
-            Ok(Request::Priv { to, text }) => self.whisper(id, to, text),
-            Ok(Request::List) => {
+            Request::Priv { to, text } => self.whisper(id, to, text),
+            Request::List => {
                 let mut lines = Vec::new();
-                self.put_roster(&mut lines);
-                self.reply(id, |outbox| outbox.extend(&lines));
+                put_roster(&mut lines, self.count(), self.names().map(|(_, name)| name));
+                let put = |bytes: &mut VecDeque<u8>| bytes.extend(&lines);
+                self.delivery.put(id, Kind::Reply, lines.len(), put);
             }
-            Ok(Request::Ping("")) => self.tell(id, &["PONG"]),
-            Ok(Request::Ping(token)) => self.tell(id, &["PONG", token]),
-            Ok(Request::Help) => {
-                for (.., help) in VERBS {
-                    self.tell(id, &["HELP", help]);
-                }
+            Request::Ping("") => self.delivery.reply(id, &["PONG"]),
+            Request::Ping(token) => self.delivery.reply(id, &["PONG", token]),
+            Request::Help => {
+                VERBS.iter().for_each(|(.., help)| self.delivery.reply(id, &["HELP", help]))
             }
-            Ok(Request::Quit) => {
-                self.tell(id, &["BYE see you"]);
-                return Outcome::Ended(self.leave(id, Reason::Quit));
+            Request::Quit => {
+                self.delivery.reply(id, &["BYE see you"]);
+                return Outcome::Quit;
             }
-            Err(refusal) => self.refuse(id, refusal),
         }
         Outcome::Nothing
     }
 
-    fn join(&mut self, id: Id, name: &str) -> Result<(), Refusal> {
-        if !is_good_name(name) {
-            return Err(Refusal::BadName);
+    fn refuse(&mut self, id: Id, Refusal(code, text): Refusal) {
+        self.delivery.reply(id, &["ERR", code, text]);
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), Refusal> {
+        match is_good_name(name) {
+            false => Err(BAD_NAME),
+            true if self.find(name).is_some() => Err(NAME_TAKEN),
+            true => Ok(()),
         }
-        let key = name.to_lowercase().into_boxed_str();
-        if self.by_name.contains_key(&key) {
-            return Err(Refusal::NameTaken);
-        }
+    }
+
+    fn join(&mut self, id: Id, name: &str) {
         let arrival = self.arrivals;
         self.arrivals += 1;
-        self.by_name.insert(key, id);
+        self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
         self.by_arrival.insert(arrival, id);
-        let mark = self.turn.len();
-        if let Some(peer) = self.peer(id) {
-            peer.person = Some(Person { name: name.into(), arrival });
-            peer.mark = mark;
+        if let Some(place) = self.people.get_mut(id) {
+            *place = Some(Person { name: name.into(), arrival });
         }
         let count = self.count().to_string();
-        self.tell(id, &["WELCOME", name, &count]);
-        self.tell_others(id, &["JOINED", name, &count]);
+        self.delivery.set_in_room(id, true);
+        self.delivery.reply(id, &["WELCOME", name, &count]);
+        self.delivery.broadcast_to_others(id, &["JOINED", name, &count]);
         self.push_roster();
-        Ok(())
     }
 
     fn whisper(&mut self, id: Id, to: &str, text: &str) {
-        let recipient = self.by_name.get(to.to_lowercase().as_str()).copied();
-        let recipient = recipient.and_then(|to| Some((to, self.name(to)?)));
-        match (recipient, self.name(id)) {
-            (Some((to, to_name)), Some(from)) => {
-                self.put(to, |outbox| put_own_line(outbox, &["PRIV", &from, text]));
-                self.tell(id, &["SENT", &to_name, text]);
-            }
-            _ => self.refuse(id, Refusal::NoSuchUser),
+        let recipient = self.find(to).and_then(|to| Some((to, self.name(to)?)));
+        let (Some((to, to_name)), Some(from)) = (recipient, self.name(id)) else {
+            return self.refuse(id, NO_SUCH_USER);
+        };
+        match to == id {
+            true => self.delivery.reply(id, &["PRIV", &from, text]),
+            false => self.delivery.tell(to, &["PRIV", &from, text]),
         }
+        self.delivery.reply(id, &["SENT", &to_name, text]);
     }
 
     /// Takes a person out of the room and says so to the others. Returns the name, if there was
-    /// one; what the connection is owed stays in its outbox.
+    /// one; what the client is owed stays in its outbox.
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
-        self.touch(id);
-        let Person { name, arrival } = self.peer(id)?.person.take()?;
+        let Person { name, arrival } = self.people.get_mut(id)?.take()?;
+        self.delivery.set_in_room(id, false);
         self.by_name.remove(name.to_lowercase().as_str());
         self.by_arrival.remove(&arrival);
         let count = self.count().to_string();
-        put_line(&mut self.turn, &["LEFT", &name, &count, reason.word()]);
+        put_line(&mut self.delivery.broadcast, &["LEFT", &name, &count, reason.word()]);
         self.push_roster();
         Some(name)
-    }
-
-    /// Forgets a connection and what it was owed.
-    fn forget(&mut self, id: Id) {
-        if let Some(place) = self.peers.get_mut(id) {
-            *place = None;
-        }
-    }
-
-    fn refuse(&mut self, id: Id, refusal: Refusal) {
-        let (code, text) = refusal.code_and_text();
-        self.tell(id, &["ERR", code, text]);
-    }
-
-    /// A line that answers a connection's request.
-    fn tell(&mut self, id: Id, words: &[&str]) {
-        self.reply(id, |outbox| put_own_line(outbox, words));
-    }
-
-    /// Appends what answers a connection's request.
-    fn reply(&mut self, id: Id, append: impl FnOnce(&mut VecDeque<u8>)) {
-        let length = self.put(id, append);
-        if let Some(peer) = self.peer(id) {
-            peer.replies += length;
-        }
-    }
-
-    /// Appends to one connection's outbox, behind what everybody was told before. Returns how much.
-    fn put(&mut self, id: Id, append: impl FnOnce(&mut VecDeque<u8>)) -> usize {
-        let Some(Some(peer)) = self.peers.get_mut(id) else {
-            return 0;
-        };
-        let before = peer.outbox.len();
-        if peer.person.is_some() {
-            peer.outbox.extend(self.turn.get(peer.mark..).unwrap_or_default());
-            peer.mark = self.turn.len();
-        }
-        let caught_up = peer.outbox.len();
-        append(&mut peer.outbox);
-        let length = peer.outbox.len() - caught_up;
-        self.copies += peer.outbox.len() - before;
-        if !mem::replace(&mut peer.is_touched, true) {
-            self.touched.push(id);
-        }
-        length
-    }
-
-    /// Puts everything that everybody was told before into one connection's outbox, and has that
-    /// be seen to at the end of the turn.
-    fn touch(&mut self, id: Id) {
-        self.put(id, |_| ());
-    }
-
-    /// A line for everybody in the room but one.
-    fn tell_others(&mut self, id: Id, words: &[&str]) {
-        self.touch(id);
-        put_line(&mut self.turn, words);
-        let mark = self.turn.len();
-        if let Some(peer) = self.peer(id) {
-            peer.mark = mark;
-        }
     }
 
     /// The roster for everybody, unless the room is too large for that. An empty room has nobody
     /// to be told.
     fn push_roster(&mut self) {
         if (1..=MAX_PUSHED_ROSTER).contains(&self.count()) {
-            let mut turn = mem::take(&mut self.turn);
-            self.put_roster(&mut turn);
-            self.turn = turn;
+            let mut lines = mem::take(&mut self.delivery.broadcast);
+            put_roster(&mut lines, self.count(), self.names().map(|(_, name)| name));
+            self.delivery.broadcast = lines;
+        }
+    }
+}
+
+/// The bytes of the roster that is pushed to a room of `count`.
+fn roster_length<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> usize {
+    let mut lines = Vec::new();
+    if (1..=MAX_PUSHED_ROSTER).contains(&count) {
+        put_roster(&mut lines, count, names);
+    }
+    lines.len()
+}
+
+// ---------------------------------------------------------------------------------------------
+// 4. Flow control: whose request goes on, and when, while somebody cannot keep up
+// ---------------------------------------------------------------------------------------------
+
+/// The budget for what requests cause for others, and who waits for it (PROTOCOL.md, "Delivery").
+///
+/// The budget applies while somebody is over the soft limit. It is a token bucket, kept as one
+/// point in time: `paid_until`, to which spending adds and which may lie one full bucket ahead.
+/// Who waits is served by fair queueing, smallest finish first. A request finishes its cost behind
+/// where its client's last one did or where the queue stands, whichever is later; the queue moves
+/// on by what is carried out, divided among those who wait. So who causes little is served before
+/// who causes much, whoever is new starts level with the others, and nobody is passed for ever
+/// (WF2Q+ by Bennett and Zhang, with equal weights and without its test of eligibility).
+struct Flow {
+    over_soft_limit: BTreeSet<Id>,
+    paid_until: Instant,
+    /// By finish, in units of `1 / SCALE` bytes; with the cost. Each client waits with one request.
+    waiting: BTreeMap<(u64, Id), usize>,
+    /// The last finish of each client, as long as anybody waits.
+    finishes: HashMap<Id, u64>,
+    /// Where the queue stands.
+    position: u64,
+    /// Once the bucket was empty: nobody goes on before.
+    next_batch: Instant,
+}
+
+impl Flow {
+    const SCALE: u64 = 1 << 16;
+    /// Requests go on in batches so far apart, because each batch costs a write to everybody.
+    const BATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+    fn new(now: Instant) -> Self {
+        Flow {
+            over_soft_limit: BTreeSet::new(),
+            paid_until: now,
+            waiting: BTreeMap::new(),
+            finishes: HashMap::new(),
+            position: 0,
+            next_batch: now,
         }
     }
 
-    fn put_roster(&self, out: &mut Vec<u8>) {
-        let people = self.by_arrival.values().filter_map(|&id| self.peers.get(id)?.as_ref());
-        let names = people.filter_map(|peer| Some(&*peer.person.as_ref()?.name));
-        put_roster(out, self.count(), names);
+    /// Whether requests that cause something for others are limited now.
+    fn applies(&self) -> bool {
+        !self.over_soft_limit.is_empty()
     }
 
-    /// What a connection is owed: its outbox, and behind it the part of the turn that is not in
-    /// the outbox. The caller sends the one or keeps it in the other: both count as settled.
-    fn owed(&mut self, id: Id) -> Option<(&mut VecDeque<u8>, &[u8])> {
-        let peer = self.peers.get_mut(id)?.as_mut()?;
-        let mark = mem::take(&mut peer.mark);
-        peer.is_touched = false;
-        peer.replies = peer.replies.min(peer.outbox.len());
-        let fresh = match peer.person {
-            Some(_) => self.turn.get(mark..).unwrap_or_default(),
-            None => &[],
+    fn set_over_soft_limit(&mut self, id: Id, is_over: bool) {
+        match is_over {
+            true => self.over_soft_limit.insert(id),
+            false => self.over_soft_limit.remove(&id),
         };
-        Some((&mut peer.outbox, fresh))
     }
 
-    /// Whether so many replies wait for a connection that its further requests are to wait too.
-    fn is_backed_up(&self, id: Id) -> bool {
-        let peer = self.peers.get(id).and_then(Option::as_ref);
-        peer.is_some_and(|peer| peer.replies.min(peer.outbox.len()) > MAX_WAITING_REPLIES)
+    /// Whether a request that causes so many bytes for others may go on now. If not, its client
+    /// waits until `next` returns it.
+    fn admit(&mut self, id: Id, cost: usize, now: Instant) -> bool {
+        if !self.applies() || cost == 0 {
+            return true;
+        }
+        self.wait(id, cost);
+        let first = self.waiting.first_key_value().map(|(&(_, first), _)| first);
+        first == Some(id) && self.next(now).is_some()
     }
 
-    /// Everything of this turn has been sent or kept in outboxes.
-    fn end_turn(&mut self) {
-        self.turn.clear();
-        self.copies = 0;
+    /// A client waits with a request that causes so many bytes for others.
+    fn wait(&mut self, id: Id, cost: usize) {
+        let start = self.finishes.get(&id).map_or(self.position, |&last| last.max(self.position));
+        let finish = start + cost as u64 * Self::SCALE;
+        self.waiting.insert((finish, id), cost);
+        self.finishes.insert(id, finish);
     }
 
-    fn turn_is_full(&self) -> bool {
-        self.turn.len() >= MAX_TURN || self.copies >= MAX_TURN_COPIES
+    /// Takes the next client out of the queue whose request may go on now.
+    fn next(&mut self, now: Instant) -> Option<Id> {
+        let (&(_, id), &cost) = self.waiting.first_key_value()?;
+        if self.applies() {
+            if now < self.next_batch {
+                return None;
+            }
+            let paid_until = self.paid_until.max(now) + time_for(cost);
+            let excess = paid_until.saturating_duration_since(now + time_for(BUDGET));
+            if !excess.is_zero() {
+                self.next_batch = now + excess.max(Self::BATCH_INTERVAL);
+                return None;
+            }
+            self.paid_until = paid_until;
+        }
+        self.position += cost as u64 * Self::SCALE / self.waiting.len() as u64;
+        self.waiting.pop_first();
+        if self.waiting.is_empty() {
+            self.finishes.clear();
+        }
+        Some(id)
+    }
+
+    /// When `next` is to be asked again.
+    fn next_time(&self, now: Instant) -> Option<Instant> {
+        let next = if self.applies() { self.next_batch } else { now };
+        (!self.waiting.is_empty()).then_some(next)
+    }
+
+    /// A client waits no more, and is not over the soft limit.
+    fn forget(&mut self, id: Id) {
+        self.over_soft_limit.remove(&id);
+        if let Some(finish) = self.finishes.remove(&id) {
+            self.waiting.remove(&(finish, id));
+        }
     }
 }
 
+/// The time in which the budget allows so many bytes.
+fn time_for(bytes: usize) -> Duration {
+    Duration::from_secs(1) * bytes as u32 / BUDGET as u32
+}
+
 // ---------------------------------------------------------------------------------------------
-// 3. The connections and the loop
+// 5. A connection: its socket and its states
 // ---------------------------------------------------------------------------------------------
 
-/// The loop's side of a connection; the room's side is a `Peer`.
 struct Connection {
-    socket: TcpStream,
+    /// Nothing once nothing more is to be read or written (`Phase::Gone`).
+    socket: Option<os::Socket>,
     address: SocketAddr,
-    state: State,
+    phase: Phase,
+    input: Input,
+    waiting: Waiting,
     decoder: Decoder,
-    /// Received, but to be looked at only once the client has taken its earlier replies.
-    unread: Vec<u8>,
-    /// When patience ends: with one who has no name, is behind, or is closing.
-    deadline: Option<Instant>,
+    /// Read, but not looked at: the turn was full, or a request of this connection waits.
+    unread: Box<[u8]>,
+    /// What the poller has been asked to report.
     interest: Interest,
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
-    is_behind: bool,
-    /// Not read until the next `PACE_WINDOW`.
-    is_paced: bool,
-    /// The `PACE_WINDOW` in which it was last read while somebody was behind, and how much.
-    window: u32,
-    read_in_window: u32,
+    has_spoken: bool,
+    /// It stands in `Server::to_serve`.
+    is_listed: bool,
+    /// What it cost to serve it last, and its place in the queue for being served again.
+    last_effort: u64,
+    finish: u64,
 }
 
-/// States of a connection (PROTOCOL.md, "States of a connection").
+/// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
+/// patience ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Connected, or in the room.
-    Open,
+enum Phase {
+    /// Connected, or in the room. `name_by` while it has no name; `stalled_by` while it is over the
+    /// soft limit.
+    Open { name_by: Option<Instant>, stalled_by: Option<Instant> },
     /// What it is owed is being delivered; nothing that it sends counts any more.
-    Closing { input_has_ended: bool },
+    Closing { stalled_by: Instant, closed_by: Instant },
     /// Everything is delivered and the stream ended on our side. Closing the socket now could
     /// reset the connection, and so destroy the last lines, if the peer still sends something
     /// (RFC 1122, section 4.2.2.13); so the peer's end is awaited.
-    Finished,
-    /// Failed, or given up; to be removed at the end of the turn. With a reason if it was open.
-    Lost(Option<Reason>),
+    Finished { closed_by: Instant },
+    /// The socket is closed. Its leaving is still to be announced, or it is about to be freed.
+    Gone,
+}
+
+impl Phase {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Phase::Open { name_by, stalled_by } => name_by.into_iter().chain(stalled_by).min(),
+            Phase::Closing { stalled_by, closed_by } => Some(stalled_by.min(closed_by)),
+            Phase::Finished { closed_by } => Some(closed_by),
+            Phase::Gone => None,
+        }
+    }
+}
+
+/// What there still is to be read from a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// What the poller reports.
+    Flowing,
+    /// The connection has failed, but what the peer had sent before can be read. The poller, which
+    /// would report the failure for ever, has been told to forget it.
+    Failed,
+    Ended,
+}
+
+/// What a connection waits with for the budget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    /// The line that its decoder handed out last.
+    Request,
+    Leave(Reason),
 }
 
 /// Which readiness the poller is asked to report.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Interest {
     read: bool,
     write: bool,
 }
 
+const READ: Interest = Interest { read: true, write: false };
+
 /// One socket's readiness. A failure counts as both of the others: the next call tells which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Readiness {
     token: usize,
     readable: bool,
@@ -777,619 +1153,65 @@ struct Readiness {
     failed: bool,
 }
 
-/// Tokens that are not a connection's.
-const LISTENER: usize = usize::MAX;
-const STOP_SIGNAL: usize = usize::MAX - 1;
-
-struct Server {
-    options: Options,
-    poller: os::Poller,
-    listener: TcpListener,
-    room: Room,
-    connections: Vec<Option<Connection>>,
-    /// Places in `connections` to be used again.
-    free: Vec<Id>,
-    /// How many connections are `State::Open`, in all and from one address.
-    open: usize,
-    open_from: HashMap<IpAddr, usize>,
-    /// Every connection's deadline, the next first.
-    deadlines: BTreeSet<(Instant, Id)>,
-    /// How many are behind.
-    behind: usize,
-    /// Who waits for the next `PACE_WINDOW`.
-    paced: Vec<Id>,
-    /// Whose `unread` can be looked at in the next turn.
-    resumed: Vec<Id>,
-    /// Who has become `State::Lost` in this turn.
-    lost: Vec<Id>,
-    /// What has just been read, of whichever connection.
-    scratch: Vec<u8>,
-    /// A line buffer for whichever connection is being read, so that none is kept while idle.
-    spare_line: Vec<u8>,
-    /// Given up to accept and refuse one more when descriptors have run out.
-    reserve: Option<File>,
-    /// The listener is left alone until then.
-    accept_again: Option<Instant>,
-    /// The server is stopping, and waits until then for the last lines to be delivered.
-    stop_by: Option<Instant>,
-    started: Instant,
-    /// The time of this turn.
-    now: Instant,
-    console: Console,
-}
-
-impl Server {
-    fn new(options: Options, listener: TcpListener, console: Console) -> io::Result<Self> {
-        let mut poller = os::Poller::new()?;
-        listener.set_nonblocking(true)?;
-        os::set_accept_queue(&listener, ACCEPT_QUEUE);
-        poller.add(&listener, LISTENER, Interest { read: true, write: false })?;
-        let now = Instant::now();
-        Ok(Server {
-            options,
-            poller,
-            listener,
-            room: Room::default(),
-            connections: Vec::new(),
-            free: Vec::new(),
-            open: 0,
-            open_from: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            behind: 0,
-            paced: Vec::new(),
-            resumed: Vec::new(),
-            lost: Vec::new(),
-            scratch: vec![0; READ_SHARE],
-            spare_line: Vec::new(),
-            reserve: os::reserve_descriptor(),
-            accept_again: None,
-            stop_by: None,
-            started: now,
-            now,
-            console,
-        })
-    }
-
-    /// The loop. Returns when a signal has stopped the server, or when the poller fails.
-    fn run(&mut self, stop_signal: &impl os::Pollable) -> io::Result<()> {
-        self.poller.add(stop_signal, STOP_SIGNAL, Interest { read: true, write: false })?;
-        let mut ready = Vec::new();
-        while !self.has_stopped() {
-            self.poller.wait(&mut ready, self.time_until_next_deadline())?;
-            self.now = Instant::now();
-            for readiness in ready.drain(..) {
-                match readiness.token {
-                    LISTENER => self.accept(),
-                    STOP_SIGNAL => {
-                        // It stays readable, and is obeyed once.
-                        let _ = self.poller.remove(stop_signal, STOP_SIGNAL);
-                        self.stop();
-                    }
-                    _ => self.serve(&readiness),
-                }
-                self.end_full_turn();
-            }
-            self.resume();
-            self.expire();
-            self.end_turn();
-            self.console.flush();
-        }
-        Ok(())
-    }
-
-    fn connection(&mut self, id: Id) -> Option<&mut Connection> {
-        self.connections.get_mut(id)?.as_mut()
-    }
-
-    // Arriving
-
-    fn accept(&mut self) {
-        for _ in 0..ACCEPT_SHARE {
-            match self.listener.accept() {
-                // A failure to set the socket up means that the peer is gone already.
-                Ok((socket, address)) => drop(self.admit(socket, address)),
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => return,
-                    ErrorKind::ConnectionAborted
-                    | ErrorKind::ConnectionReset
-                    | ErrorKind::Interrupted => {}
-                    _ if os::is_out_of_descriptors(&error) && self.reserve.take().is_some() => {
-                        if let Ok((socket, address)) = self.listener.accept() {
-                            self.turn_away(socket, address);
-                        }
-                        self.reserve = os::reserve_descriptor();
-                    }
-                    _ => return self.pause_accepting(),
-                },
-            }
-        }
-    }
-
-    fn admit(&mut self, socket: TcpStream, address: SocketAddr) -> io::Result<()> {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let from_there = self.open_from.get(&address.ip()).copied().unwrap_or(0);
-        if self.open >= self.options.max_clients || from_there >= self.options.max_per_ip {
-            self.turn_away(socket, address);
-            return Ok(());
-        }
-        socket.set_nonblocking(true)?;
-        // Each turn's lines are written at once, so there is nothing to wait for and combine.
-        socket.set_nodelay(true)?;
-        os::prepare(&socket);
-        let interest = Interest { read: true, write: false };
-        let id = self.free.pop().unwrap_or(self.connections.len());
-        if let Err(error) = self.poller.add(&socket, id, interest) {
-            self.free.push(id);
-            return Err(error);
-        }
-        let connection = Connection {
-            socket,
+impl Connection {
+    fn new(socket: os::Socket, address: SocketAddr, name_by: Instant) -> Self {
+        Connection {
+            socket: Some(socket),
             address,
-            state: State::Open,
+            phase: Phase::Open { name_by: Some(name_by), stalled_by: None },
+            input: Input::Flowing,
+            waiting: Waiting::Nothing,
             decoder: Decoder::default(),
-            unread: Vec::new(),
-            deadline: None,
-            interest,
+            unread: Box::default(),
+            interest: READ,
             is_blocked: false,
-            is_behind: false,
-            is_paced: false,
-            window: 0,
-            read_in_window: 0,
+            has_spoken: false,
+            is_listed: false,
+            last_effort: 0,
+            finish: 0,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open { .. })
+    }
+
+    /// Whether its requests are carried out now.
+    fn takes_requests(&self, is_over_reply_limit: bool) -> bool {
+        self.is_open() && self.waiting == Waiting::Nothing && !is_over_reply_limit
+    }
+
+    /// The readiness that its state can make use of.
+    fn wanted_interest(&self, is_over_reply_limit: bool) -> Interest {
+        let is_wanted = !self.is_open() || self.takes_requests(is_over_reply_limit);
+        Interest { read: self.input == Input::Flowing && is_wanted, write: self.is_blocked }
+    }
+
+    /// Reads once. The end of the stream is `Ok(Some(0))`; nothing now is `Ok(None)`.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(socket) = &mut self.socket else { return Ok(None) };
+        match socket.read(into) {
+            Err(error) if is_not_ready(&error) && self.input == Input::Flowing => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Writes once what is pending. Returns how much was taken.
+    fn write(&mut self, pending: [&[u8]; 3]) -> io::Result<usize> {
+        let length = pending.iter().map(|piece| piece.len()).sum();
+        let Some(socket) = self.socket.as_mut().filter(|_| length > 0 && !self.is_blocked) else {
+            return Ok(0);
         };
-        match self.connections.get_mut(id) {
-            Some(place) => *place = Some(connection),
-            None => self.connections.push(Some(connection)),
-        }
-        self.open += 1;
-        *self.open_from.entry(address.ip()).or_default() += 1;
-        self.room.connect(id);
-        self.set_deadline(id, Some(self.options.name_timeout));
-        self.console.log(format_args!("{address} connected"));
-        Ok(())
-    }
-
-    /// Tells one too many so, and closes. What it has sent is read first, for the reason given at
-    /// `State::Finished`; but nothing is awaited, because this must not use up descriptors.
-    fn turn_away(&mut self, mut socket: TcpStream, address: SocketAddr) {
-        let (code, text) = Refusal::Full.code_and_text();
-        let mut line = Vec::new();
-        put_line(&mut line, &["ERR", code, text]);
-        if socket.set_nonblocking(true).is_ok() && socket.write(&line).is_ok() {
-            let _ = socket.shutdown(Shutdown::Write);
-            let _ = socket.read(&mut self.scratch);
-        }
-        self.console.log(format_args!("{address} refused (full)"));
-    }
-
-    /// Leaves the listener alone for a while, so that a lasting failure does not spin.
-    fn pause_accepting(&mut self) {
-        self.accept_again = Some(self.now + ACCEPT_PAUSE);
-        let _ = self.poller.remove(&self.listener, LISTENER);
-    }
-
-    // Reading
-
-    fn serve(&mut self, readiness: &Readiness) {
-        let id = readiness.token;
-        let Some(connection) = self.connection(id) else {
-            return;
+        let written = match pending {
+            [one, [], []] | [[], [], one] => socket.write(one),
+            pending => socket.write_vectored(&pending.map(IoSlice::new)),
         };
-        let is_read = connection.interest.read;
-        if readiness.writable && mem::take(&mut connection.is_blocked) {
-            self.room.touch(id);
-        }
-        if readiness.readable && is_read {
-            self.read(id);
-        } else if readiness.failed {
-            self.lose(id, Reason::Disconnected);
-        }
-    }
-
-    fn read(&mut self, id: Id) {
-        let window = self.window();
-        let somebody_is_behind = self.behind > 0;
-        let Some(connection) = self.connections.get_mut(id).and_then(Option::as_mut) else {
-            return;
+        let taken = match written {
+            Err(error) if is_not_ready(&error) => 0,
+            written => written?,
         };
-        let mut share = READ_SHARE;
-        if somebody_is_behind && connection.state == State::Open {
-            if connection.window != window {
-                connection.window = window;
-                connection.read_in_window = 0;
-            }
-            share = PACE.saturating_sub(connection.read_in_window as usize);
-            if share == 0 {
-                connection.is_paced = true;
-                self.paced.push(id);
-                return self.update_interest(id);
-            }
-        }
-        let mut scratch = mem::take(&mut self.scratch);
-        let read = connection.socket.read(scratch.get_mut(..share).unwrap_or_default());
-        match read {
-            Ok(0) => self.end_of_input(id),
-            Ok(length) => {
-                connection.read_in_window = connection.read_in_window.saturating_add(length as u32);
-                self.digest(id, scratch.get(..length).unwrap_or_default());
-            }
-            Err(error) if is_not_ready(&error) => {}
-            Err(_) => self.lose(id, Reason::Disconnected),
-        }
-        self.scratch = scratch;
-    }
-
-    /// Applies what a connection has sent to the room, line by line, until its own replies are
-    /// backed up.
-    fn digest(&mut self, id: Id, mut input: &[u8]) {
-        let Some(connection) = self.connections.get_mut(id).and_then(Option::as_mut) else {
-            return;
-        };
-        let mut decoder = mem::take(&mut connection.decoder);
-        if decoder.is_between_lines() {
-            decoder.line = mem::take(&mut self.spare_line);
-            decoder.handed_out = true;
-        }
-        while self.is_open(id) && !self.room.is_backed_up(id) {
-            match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.request(id, line, true),
-                Some(Decoded::TooLong(line)) => self.request(id, line, false),
-                Some(Decoded::TelnetAnswer(answer)) => {
-                    self.room.reply(id, |outbox| outbox.extend(answer))
-                }
-                None => break,
-            }
-            self.end_full_turn();
-        }
-        if decoder.is_between_lines() {
-            self.spare_line = mem::take(&mut decoder.line);
-        }
-        if let Some(connection) = self.connection(id) {
-            connection.decoder = decoder;
-            if connection.state == State::Open && !input.is_empty() {
-                connection.unread = input.to_vec();
-                self.update_interest(id);
-            }
-        }
-    }
-
-    fn is_open(&mut self, id: Id) -> bool {
-        self.connection(id).is_some_and(|connection| connection.state == State::Open)
-    }
-
-    fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
-        let Some(address) = self.connection(id).map(|connection| connection.address) else {
-            return;
-        };
-        match self.room.request(id, line, is_whole) {
-            Outcome::Nothing => {}
-            Outcome::Joined => {
-                self.set_deadline(id, None);
-                if let Some(name) = self.room.name(id) {
-                    let count = self.room.count();
-                    self.console.log(format_args!("{address} joined as {name}, {count} online"));
-                }
-            }
-            Outcome::Said(text) if self.options.verbose => {
-                if let Some(name) = self.room.name(id) {
-                    self.console.log(format_args!("{address} {name}: {text}"));
-                }
-            }
-            Outcome::Said(_) => {}
-            Outcome::Ended(name) => {
-                self.sign_off(id, name, Reason::Quit);
-                self.close(id, false);
-            }
-        }
-    }
-
-    fn end_of_input(&mut self, id: Id) {
-        match self.connection(id).map(|connection| connection.state) {
-            Some(State::Open) => {
-                let name = self.room.leave(id, Reason::Disconnected);
-                self.sign_off(id, name, Reason::Disconnected);
-                self.close(id, true);
-            }
-            Some(State::Closing { .. }) => self.close(id, true),
-            Some(State::Finished) => self.remove(id),
-            Some(State::Lost(_)) | None => {}
-        }
-    }
-
-    /// Looks again at those who had to wait and need not any more.
-    fn resume(&mut self) {
-        for id in mem::take(&mut self.resumed) {
-            if let Some(connection) = self.connection(id) {
-                let unread = mem::take(&mut connection.unread);
-                self.digest(id, &unread);
-                self.update_interest(id);
-                self.end_full_turn();
-            }
-        }
-        let window = self.window();
-        let nobody_is_behind = self.behind == 0;
-        for id in mem::take(&mut self.paced) {
-            match self.connection(id) {
-                Some(connection) if nobody_is_behind || connection.window != window => {
-                    connection.is_paced = false;
-                    self.update_interest(id);
-                }
-                Some(_) => self.paced.push(id),
-                None => {}
-            }
-        }
-    }
-
-    /// The number of the present `PACE_WINDOW`.
-    fn window(&self) -> u32 {
-        ((self.now - self.started).as_millis() / PACE_WINDOW.as_millis()) as u32
-    }
-
-    // Writing
-
-    fn end_full_turn(&mut self) {
-        if self.room.turn_is_full() {
-            self.end_turn();
-        }
-    }
-
-    /// Writes to everybody what they are owed, once, and takes leave of those who are lost, which
-    /// the others are told in a further turn.
-    fn end_turn(&mut self) {
-        loop {
-            let touched = mem::take(&mut self.room.touched);
-            if self.room.turn.is_empty() {
-                touched.into_iter().for_each(|id| self.flush(id));
-            } else {
-                (0..self.connections.len()).for_each(|id| self.flush(id));
-            }
-            self.room.end_turn();
-            if self.lost.is_empty() {
-                return;
-            }
-            while let Some(id) = self.lost.pop() {
-                self.part(id);
-                if self.room.turn_is_full() {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// Writes to one connection what it is owed, as far as its socket takes it.
-    fn flush(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id).and_then(Option::as_mut) else {
-            return;
-        };
-        let Some((outbox, fresh)) = self.room.owed(id) else {
-            return;
-        };
-        let is_open = connection.state == State::Open;
-        let is_closing = matches!(connection.state, State::Closing { .. });
-        if !is_closing && (!is_open || (outbox.is_empty() && fresh.is_empty())) {
-            return;
-        }
-        let mut taken = 0;
-        if !connection.is_blocked {
-            match write_owed(&mut connection.socket, outbox, fresh) {
-                Ok(length) => taken = length,
-                Err(error) if is_not_ready(&error) => {}
-                Err(_) => return self.lose(id, Reason::Disconnected),
-            }
-        }
-        let from_outbox = taken.min(outbox.len());
-        outbox.drain(..from_outbox);
-        outbox.extend(fresh.get(taken - from_outbox..).unwrap_or_default());
-        let left = outbox.len();
-        if left == 0 && outbox.capacity() > 0 {
-            *outbox = VecDeque::new();
-        }
-        connection.is_blocked = left > 0;
-
-        let is_behind = is_open && left > BEHIND;
-        let was_behind = mem::replace(&mut connection.is_behind, is_behind);
-        self.behind = self.behind + usize::from(is_behind) - usize::from(was_behind);
-        let is_delivered = is_closing && left == 0;
-        let has_unread = !connection.unread.is_empty();
-        if is_open && left > MAX_BACKLOG {
-            return self.lose(id, Reason::Slow);
-        }
-        if is_delivered && connection.state == (State::Closing { input_has_ended: true }) {
-            return self.remove(id);
-        }
-        if is_delivered {
-            let _ = connection.socket.shutdown(Shutdown::Write);
-            connection.state = State::Finished;
-        }
-        if has_unread && !self.room.is_backed_up(id) {
-            self.resumed.push(id);
-        }
-        if is_delivered || ((is_closing || is_behind) && taken > 0) || (is_behind && !was_behind) {
-            self.set_deadline(id, Some(PATIENCE));
-        } else if was_behind && !is_behind {
-            self.set_deadline(id, None);
-        }
-        self.update_interest(id);
-    }
-
-    /// Asks the poller for just what the connection's state can make use of.
-    fn update_interest(&mut self, id: Id) {
-        let is_backed_up = self.room.is_backed_up(id);
-        let Some(connection) = self.connections.get_mut(id).and_then(Option::as_mut) else {
-            return;
-        };
-        let waits = is_backed_up || connection.is_paced || !connection.unread.is_empty();
-        let read = match connection.state {
-            State::Open => !waits,
-            State::Closing { input_has_ended } => !input_has_ended,
-            State::Finished => true,
-            State::Lost(_) => return,
-        };
-        let interest = Interest { read, write: connection.is_blocked };
-        if mem::replace(&mut connection.interest, interest) != interest
-            && self.poller.change(&connection.socket, id, interest).is_err()
-        {
-            self.lose(id, Reason::Disconnected);
-        }
-    }
-
-    // Leaving
-
-    /// An open connection takes no further part; `name` has left the room, if it had one.
-    fn sign_off(&mut self, id: Id, name: Option<Rc<str>>, reason: Reason) {
-        let Some(address) = self.connection(id).map(|connection| connection.address) else {
-            return;
-        };
-        self.open -= 1;
-        if let Some(open) = self.open_from.get_mut(&address.ip()) {
-            *open -= 1;
-            if *open == 0 {
-                self.open_from.remove(&address.ip());
-            }
-        }
-        match name {
-            Some(name) => {
-                let (reason, count) = (reason.word(), self.room.count());
-                self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
-            }
-            None => self.console.log(format_args!("{address} disconnected")),
-        }
-    }
-
-    /// Ends a connection as soon as it has been delivered what it is owed.
-    fn close(&mut self, id: Id, input_has_ended: bool) {
-        let Some(connection) = self.connection(id) else {
-            return;
-        };
-        connection.state = State::Closing { input_has_ended };
-        connection.unread = Vec::new();
-        self.room.touch(id);
-        self.set_deadline(id, Some(PATIENCE));
-        self.update_interest(id);
-    }
-
-    /// Gives a connection up. It is removed, and its leaving announced, at the end of the turn.
-    fn lose(&mut self, id: Id, reason: Reason) {
-        if let Some(connection) = self.connection(id) {
-            let was_open = match connection.state {
-                State::Lost(_) => return,
-                state => state == State::Open,
-            };
-            connection.state = State::Lost(was_open.then_some(reason));
-            self.lost.push(id);
-        }
-    }
-
-    /// Removes one that is lost, and tells the others.
-    fn part(&mut self, id: Id) {
-        if let Some(State::Lost(Some(reason))) = self.connection(id).map(|lost| lost.state) {
-            let name = self.room.leave(id, reason);
-            self.sign_off(id, name, reason);
-        }
-        self.remove(id);
-    }
-
-    /// Closes the socket and forgets the connection.
-    fn remove(&mut self, id: Id) {
-        self.set_deadline(id, None);
-        if let Some(connection) = self.connections.get_mut(id).and_then(Option::take) {
-            let _ = self.poller.remove(&connection.socket, id);
-            self.behind -= usize::from(connection.is_behind);
-            self.room.forget(id);
-            self.free.push(id);
-        }
-    }
-
-    // Time
-
-    fn set_deadline(&mut self, id: Id, patience: Option<Duration>) {
-        let deadline = patience.map(|patience| self.now + patience);
-        let Some(connection) = self.connection(id) else {
-            return;
-        };
-        let previous = mem::replace(&mut connection.deadline, deadline);
-        if let Some(previous) = previous {
-            self.deadlines.remove(&(previous, id));
-        }
-        if let Some(deadline) = deadline {
-            self.deadlines.insert((deadline, id));
-        }
-    }
-
-    fn time_until_next_deadline(&self) -> Option<Duration> {
-        if !self.resumed.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let is_paced = !self.paced.is_empty();
-        let window = is_paced.then(|| self.started + PACE_WINDOW * (self.window() + 1));
-        let console = (!self.console.pending.is_empty()).then(|| self.now + CONSOLE_PAUSE);
-        let next = [deadline, window, console, self.accept_again, self.stop_by];
-        let next = next.into_iter().flatten().min()?;
-        Some(next.saturating_duration_since(Instant::now()))
-    }
-
-    /// Does what is due now.
-    fn expire(&mut self) {
-        while let Some(&(deadline, id)) = self.deadlines.first() {
-            if deadline > self.now {
-                break;
-            }
-            self.set_deadline(id, None);
-            match self.connection(id).map(|connection| connection.state) {
-                Some(State::Open) if self.room.name(id).is_none() => {
-                    self.room.refuse(id, Refusal::Timeout);
-                    self.sign_off(id, None, Reason::Disconnected);
-                    self.close(id, false);
-                }
-                Some(State::Open) => self.lose(id, Reason::Slow),
-                Some(State::Closing { .. } | State::Finished) => self.remove(id),
-                // Its leaving is still to be announced, at the end of this turn.
-                Some(State::Lost(_)) | None => {}
-            }
-        }
-        if self.accept_again.is_some_and(|again| again <= self.now) && self.stop_by.is_none() {
-            self.accept_again = None;
-            self.reserve = self.reserve.take().or_else(os::reserve_descriptor);
-            let interest = Interest { read: true, write: false };
-            if self.poller.add(&self.listener, LISTENER, interest).is_err() {
-                self.pause_accepting();
-            }
-        }
-    }
-
-    // Stopping
-
-    /// Takes leave of everybody; the loop goes on until that is delivered or `STOP_TIMEOUT` over.
-    fn stop(&mut self) {
-        self.console.log(format_args!("stopping"));
-        self.stop_by = Some(self.now + STOP_TIMEOUT);
-        self.accept_again = None;
-        let _ = self.poller.remove(&self.listener, LISTENER);
-        for id in 0..self.connections.len() {
-            if self.is_open(id) {
-                self.room.tell(id, &["BYE the server is stopping"]);
-                self.close(id, false);
-            }
-        }
-    }
-
-    fn has_stopped(&self) -> bool {
-        let mut connections = self.connections.iter().flatten();
-        self.stop_by.is_some_and(|by| {
-            by <= self.now || connections.all(|connection| connection.state == State::Finished)
-        })
-    }
-}
-
-/// Writes what is in the outbox and, behind it, what is fresh. Returns how much was taken.
-fn write_owed(socket: &mut TcpStream, outbox: &VecDeque<u8>, fresh: &[u8]) -> io::Result<usize> {
-    let (first, second) = outbox.as_slices();
-    if first.is_empty() {
-        socket.write(fresh)
-    } else if second.is_empty() && fresh.is_empty() {
-        socket.write(first)
-    } else {
-        socket.write_vectored(&[first, second, fresh].map(IoSlice::new))
+        self.is_blocked = taken < length;
+        Ok(taken)
     }
 }
 
@@ -1398,34 +1220,870 @@ fn is_not_ready(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
+/// Whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 network of 64
+/// bits, all of whose addresses one machine can use (RFC 7421).
+fn host(address: SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64))),
+        ip => ip,
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
-// 4. The console: what the person running the server sees
+// 6. The loop
 // ---------------------------------------------------------------------------------------------
 
-/// Writes lines to standard output and never waits for it: what nobody reads is dropped and
-/// counted. Names and texts come here only after `parse`, so they cannot forge a line.
+/// Tokens that are not a connection's.
+const LISTENER: usize = usize::MAX;
+const SIGNALS: usize = usize::MAX - 1;
+
+/// What the person running the server asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    Stop,
+    /// One line on the console about how things are.
+    Status,
+}
+
+struct Server {
+    options: Options,
+    poller: os::Poller,
+    listener: os::Listener,
+    signals: os::Signals,
+    room: Room,
+    flow: Flow,
+    connections: Slab<Connection>,
+    /// How many connections there are from each host.
+    hosts: HashMap<IpAddr, usize>,
+    /// Every connection's deadline, the next first.
+    deadlines: BTreeSet<(Instant, Id)>,
+    /// Who has something to read, or requests left over from the last turn.
+    to_serve: Vec<Id>,
+    /// Where the queue of those stands.
+    position: u64,
+    /// To be freed at the end of this turn, so that no `Id` changes its meaning within one.
+    to_free: Vec<Id>,
+    ready: Vec<Readiness>,
+    /// What has just been read, of whichever connection.
+    scratch: Vec<u8>,
+    /// Given up to accept and refuse one more when descriptors have run out.
+    reserve: Option<os::Reserve>,
+    /// The listener is left alone until then.
+    accept_again: Option<Instant>,
+    /// When the budget applied last, since the console was told that it does.
+    limited: Option<Instant>,
+    is_asked_to_stop: bool,
+    /// The server is stopping, and waits until then for the last lines to be delivered.
+    stop_by: Option<Instant>,
+    /// The time of this turn.
+    now: Instant,
+    console: Console,
+}
+
+impl Server {
+    /// Bytes read from one connection in one turn.
+    const READ_SHARE: usize = 16 * 1024;
+    /// Connections accepted in one turn.
+    const ACCEPT_SHARE: usize = 512;
+    /// How long the listener is left alone after an accept failed for lack of memory or descriptors.
+    const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+    /// After so long without anybody over the soft limit the console is told so.
+    const LIMIT_PAUSE: Duration = Duration::from_secs(10);
+
+    fn new(
+        options: Options,
+        listener: os::Listener,
+        signals: os::Signals,
+        console: Console,
+    ) -> io::Result<Self> {
+        let mut poller = os::Poller::new()?;
+        poller.add(&listener, LISTENER, READ)?;
+        poller.add(&signals, SIGNALS, READ)?;
+        let now = os::now();
+        Ok(Server {
+            options,
+            poller,
+            listener,
+            signals,
+            room: Room::default(),
+            flow: Flow::new(now),
+            connections: Slab::default(),
+            hosts: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            to_serve: Vec::new(),
+            position: 0,
+            to_free: Vec::new(),
+            ready: Vec::new(),
+            scratch: vec![0; Self::READ_SHARE],
+            reserve: os::reserve_descriptor(),
+            accept_again: None,
+            limited: None,
+            is_asked_to_stop: false,
+            stop_by: None,
+            now,
+            console,
+        })
+    }
+
+    /// One turn of the loop. Fails only if the poller does.
+    fn turn(&mut self) -> io::Result<()> {
+        let mut ready = mem::take(&mut self.ready);
+        self.poller.wait(&mut ready, self.time_until_next_deadline())?;
+        self.now = os::now();
+        let is_called = ready.iter().any(|readiness| readiness.token == LISTENER);
+        for readiness in ready.drain(..) {
+            match readiness.token {
+                LISTENER => {}
+                SIGNALS => self.obey(),
+                _ => self.note(readiness),
+            }
+        }
+        self.ready = ready;
+        if is_called {
+            self.accept();
+        }
+        self.carry_out_waiting();
+        self.serve_all();
+        self.expire();
+        self.flush();
+        if mem::take(&mut self.is_asked_to_stop) {
+            self.stop();
+        }
+        for id in mem::take(&mut self.to_free) {
+            self.free(id);
+        }
+        self.console.flush();
+        Ok(())
+    }
+
+    /// What the poller has reported of a connection.
+    fn note(&mut self, readiness: Readiness) {
+        let id = readiness.token;
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if readiness.writable && mem::take(&mut connection.is_blocked) {
+            self.room.delivery.catch_up(id);
+        }
+        if readiness.readable && connection.interest.read {
+            self.list(id);
+        } else if readiness.failed {
+            self.fail(id);
+        }
+    }
+
+    /// Has a connection be served in this turn, or in the next.
+    fn list(&mut self, id: Id) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            if !mem::replace(&mut connection.is_listed, true) {
+                self.to_serve.push(id);
+            }
+        }
+    }
+
+    // Arriving
+
+    fn accept(&mut self) {
+        for _ in 0..Self::ACCEPT_SHARE {
+            match self.listener.accept() {
+                // A failure to set the socket up means that the peer is gone already.
+                Ok((socket, address)) => {
+                    let _ = self.admit(socket, address);
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return,
+                    ErrorKind::ConnectionAborted
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::Interrupted => {}
+                    _ if os::is_out_of_descriptors(&error) => {
+                        return self.accept_without_descriptor()
+                    }
+                    _ => return self.pause_accepting(),
+                },
+            }
+        }
+    }
+
+    /// No descriptor is left: one that only awaits its peer's end gives up its own, else the
+    /// reserve serves to turn one newcomer away.
+    fn accept_without_descriptor(&mut self) {
+        if self.drop_finished(None) {
+            return;
+        }
+        if self.reserve.take().is_none() {
+            return self.pause_accepting();
+        }
+        if let Ok((socket, address)) = self.listener.accept() {
+            self.turn_away(socket, address, "no descriptors");
+        }
+        self.reserve = os::reserve_descriptor();
+    }
+
+    fn admit(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let host = host(address);
+        let is_own = || {
+            address.ip().is_loopback()
+                || socket.local_addr().is_ok_and(|own| own.ip().to_canonical() == address.ip())
+        };
+        let max_from_there = match self.options.max_per_ip {
+            Some(0) => usize::MAX,
+            Some(max) => max as usize,
+            None if is_own() => usize::MAX,
+            None => MAX_PER_IP,
+        };
+        let from_there = |server: &Self| server.hosts.get(&host).copied().unwrap_or(0);
+        if from_there(self) >= max_from_there && !self.drop_finished(Some(host)) {
+            self.turn_away(socket, address, "too many from there");
+            return Ok(());
+        }
+        if self.connections.len() >= self.options.max_clients && !self.drop_finished(None) {
+            self.turn_away(socket, address, "full");
+            return Ok(());
+        }
+        socket.set_nonblocking(true)?;
+        // Each turn's lines are written at once, so there is nothing to wait for and combine.
+        socket.set_nodelay(true)?;
+        os::prepare(&socket);
+        let id = self.connections.vacant();
+        self.poller.add(&socket, id, READ)?;
+        let connection = Connection::new(socket, address, self.now + self.options.name_timeout);
+        self.deadlines.extend(connection.phase.deadline().map(|deadline| (deadline, id)));
+        self.connections.insert(connection);
+        *self.hosts.entry(host).or_default() += 1;
+        self.room.connect(id);
+        self.console.log(format_args!("{address} connected"));
+        Ok(())
+    }
+
+    /// Tells one too many so, and closes. What it has sent is read first, for the reason given at
+    /// `Phase::Finished`; but nothing is awaited, because this must not use up descriptors.
+    fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, why: &str) {
+        let mut line = Vec::new();
+        put_line(&mut line, &["ERR", FULL.0, FULL.1]);
+        if socket.set_nonblocking(true).is_ok() && socket.write(&line).is_ok() {
+            let _ = socket.shutdown(Shutdown::Write);
+            let _ = socket.read(&mut self.scratch);
+        }
+        self.console.log(format_args!("{address} refused ({why})"));
+    }
+
+    /// Leaves the listener alone for a while, so that a lasting failure does not spin.
+    fn pause_accepting(&mut self) {
+        self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
+        let _ = self.poller.delete(&self.listener, LISTENER);
+    }
+
+    // Reading
+
+    /// Carries out the requests that have waited for the budget, as far as it goes.
+    fn carry_out_waiting(&mut self) {
+        while !self.room.delivery.is_full() {
+            let Some(id) = self.flow.next(self.now) else { return };
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            let decoder = mem::take(&mut connection.decoder);
+            match mem::replace(&mut connection.waiting, Waiting::Nothing) {
+                Waiting::Request => self.carry_out(id, &decoder.line),
+                Waiting::Leave(reason) => self.leave(id, reason),
+                Waiting::Nothing => {}
+            }
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.decoder = decoder;
+            }
+            // What it has sent behind that line takes its turn among the others.
+            self.list(id);
+        }
+    }
+
+    /// Serves by fair queueing as `Flow` does, smallest finish first, until the turn is full: so who
+    /// asks for little is not kept waiting by who asks for much. What a connection asks for is taken
+    /// to be what it asked for last.
+    fn serve_all(&mut self) {
+        let mut to_serve = mem::take(&mut self.to_serve);
+        let finish = |&id: &Id| {
+            let connection = self.connections.get(id);
+            connection.map_or(0, |it| it.finish.max(self.position) + it.last_effort)
+        };
+        to_serve.sort_unstable_by_key(finish);
+        let (count, before) = (to_serve.len() as u64, self.room.delivery.effort());
+        for id in to_serve {
+            match self.room.delivery.is_full() {
+                true => self.to_serve.push(id),
+                false => self.serve(id),
+            }
+        }
+        self.position += (self.room.delivery.effort() - before) / count.max(1);
+    }
+
+    /// Looks at what a connection has sent: first at what has been read, then at what can be.
+    fn serve(&mut self, id: Id) {
+        let can_go_on = self.takes_requests(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.is_listed = false;
+        let before = self.room.delivery.effort();
+        if can_go_on && !connection.unread.is_empty() {
+            let unread = mem::take(&mut connection.unread);
+            self.digest(id, &unread);
+        }
+        self.read(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.last_effort = self.room.delivery.effort() - before;
+        connection.finish = connection.finish.max(self.position) + connection.last_effort;
+        if connection.is_open() {
+            self.update_interest(id);
+        }
+    }
+
+    fn read(&mut self, id: Id) {
+        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let can_be_used = connection.takes_requests(is_over_reply_limit) || !connection.is_open();
+        if connection.input == Input::Ended || !can_be_used || !connection.unread.is_empty() {
+            return;
+        }
+        let mut scratch = mem::take(&mut self.scratch);
+        match connection.read(&mut scratch) {
+            Ok(None) => {}
+            Ok(Some(0)) => self.end_of_input(id),
+            Ok(Some(length)) => {
+                self.room.delivery.has_more |= length == Self::READ_SHARE;
+                if connection.input == Input::Failed {
+                    self.list(id);
+                }
+                self.digest(id, scratch.get(..length).unwrap_or_default());
+            }
+            Err(_) => self.give_up(id, Reason::Disconnected),
+        }
+        self.scratch = scratch;
+    }
+
+    /// Carries out what a connection has sent, line by line, until the turn is full or it must wait
+    /// for its replies or for the budget; the rest is kept.
+    fn digest(&mut self, id: Id, mut input: &[u8]) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let mut decoder = mem::take(&mut connection.decoder);
+        while self.takes_requests(id) {
+            if self.room.delivery.is_full() {
+                self.list(id);
+                break;
+            }
+            match decoder.next(&mut input) {
+                Some(Decoded::Line(line)) => self.request(id, line, true),
+                Some(Decoded::TooLong(line)) => self.request(id, line, false),
+                Some(Decoded::TelnetAnswer(answer)) => {
+                    let put = |bytes: &mut VecDeque<u8>| bytes.extend(answer);
+                    self.room.delivery.put(id, Kind::Reply, answer.len(), put);
+                }
+                None => break,
+            }
+        }
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
+            // Nothing is held for one who is idle.
+            decoder.line = Vec::new();
+        }
+        connection.decoder = decoder;
+        if connection.is_open() && !input.is_empty() {
+            connection.unread = input.into();
+        }
+    }
+
+    fn takes_requests(&self, id: Id) -> bool {
+        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let connection = self.connections.get(id);
+        connection.is_some_and(|connection| connection.takes_requests(is_over_reply_limit))
+    }
+
+    /// One line from a connection: whole, or the beginning of one that is too long. It is carried
+    /// out, or waits for the budget.
+    fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let is_first = !mem::replace(&mut connection.has_spoken, true);
+        if is_first && is_foreign(line) {
+            self.room.refuse(id, NOT_A_PERSON);
+            return self.leave(id, Reason::Quit);
+        }
+        if !is_whole {
+            return self.room.refuse(id, LINE_TOO_LONG);
+        }
+        if self.flow.applies() {
+            let request = parse(line, self.room.is_named(id));
+            let cost = request.map_or(0, |request| self.room.cost(id, request));
+            if !self.flow.admit(id, cost, self.now) {
+                return self.wait(id, Waiting::Request);
+            }
+        }
+        self.carry_out(id, line);
+    }
+
+    fn wait(&mut self, id: Id, waiting: Waiting) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.waiting = waiting;
+        }
+    }
+
+    fn carry_out(&mut self, id: Id, line: &[u8]) {
+        let Some(address) = self.connections.get(id).map(|connection| connection.address) else {
+            return;
+        };
+        let outcome = match parse(line, self.room.is_named(id)) {
+            Ok(request) => self.room.carry_out(id, request),
+            Err(refusal) => return self.room.refuse(id, refusal),
+        };
+        match outcome {
+            Outcome::Joined => {
+                self.set_phase(id, Phase::Open { name_by: None, stalled_by: None });
+                let name = self.room.name(id).unwrap_or_default();
+                let count = self.room.count();
+                self.console.log(format_args!("{address} joined as {name}, {count} online"));
+            }
+            Outcome::Said(text) if self.options.verbose => {
+                let name = self.room.name(id).unwrap_or_default();
+                self.console.log(format_args!("{address} {name}: {text}"));
+            }
+            Outcome::Quit => self.leave(id, Reason::Quit),
+            Outcome::Said(_) | Outcome::Nothing => {}
+        }
+    }
+
+    // Writing
+
+    /// Writes to everybody what they are owed, once.
+    fn flush(&mut self) {
+        let mut pending_writes = mem::take(&mut self.room.delivery.pending_writes);
+        if self.room.delivery.broadcast.is_empty() {
+            pending_writes.drain(..).for_each(|id| self.write(id));
+        } else {
+            pending_writes.clear();
+            (0..self.connections.places.len()).for_each(|id| self.write(id));
+        }
+        self.room.delivery.pending_writes = pending_writes;
+        self.room.delivery.end_turn();
+        match self.flow.applies() {
+            true => self.limited = Some(self.now),
+            false if self.limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
+                self.limited = None;
+                self.console.log(format_args!("the budget ceases to apply"));
+            }
+            false => {}
+        }
+    }
+
+    /// Writes to one connection what it is owed, as far as its socket takes it.
+    fn write(&mut self, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let delivery = &mut self.room.delivery;
+        let Some(pending) = delivery.pending(id) else { return };
+        let Ok(taken) = connection.write(pending) else { return self.end_output(id) };
+        let is_delivered = delivery.settle(id, taken);
+        self.after_write(id, taken > 0, is_delivered);
+        self.update_interest(id);
+    }
+
+    /// What follows from how much a client has taken.
+    fn after_write(&mut self, id: Id, has_taken: bool, is_delivered: bool) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        match connection.phase {
+            Phase::Open { name_by, stalled_by } => {
+                let backlog = self.room.delivery.backlog(id);
+                let is_over = backlog > SOFT_LIMIT;
+                if is_over || stalled_by.is_some() {
+                    let again = stalled_by.filter(|_| !has_taken);
+                    let stalled_by = again.unwrap_or(self.now + STALL_TIMEOUT);
+                    let stalled_by = is_over.then_some(stalled_by);
+                    self.set_phase(id, Phase::Open { name_by, stalled_by });
+                    self.note_backlog(id, backlog);
+                }
+                let has_unread = self.connections.get(id).is_some_and(|it| !it.unread.is_empty());
+                if has_unread && self.takes_requests(id) {
+                    self.list(id);
+                }
+            }
+            Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
+                self.free_later(id)
+            }
+            Phase::Closing { .. } if is_delivered => {
+                if let Some(socket) = &connection.socket {
+                    let _ = socket.shutdown(Shutdown::Write);
+                }
+                self.set_phase(id, Phase::Finished { closed_by: self.now + CLOSE_STALL_TIMEOUT });
+            }
+            Phase::Closing { closed_by, .. } if has_taken => {
+                let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
+                self.set_phase(id, Phase::Closing { stalled_by, closed_by });
+            }
+            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => {}
+        }
+    }
+
+    /// Somebody has a backlog about the soft limit.
+    fn note_backlog(&mut self, id: Id, backlog: usize) {
+        self.flow.set_over_soft_limit(id, backlog > SOFT_LIMIT);
+        if self.flow.applies() && self.limited.is_none() {
+            self.limited = Some(self.now);
+            let (name, backlog) = (self.room.name(id).unwrap_or_default(), backlog >> 10);
+            self.console.log(format_args!(
+                "the budget begins to apply: {name} has not taken {backlog} KiB"
+            ));
+        }
+        if backlog > HARD_LIMIT {
+            self.give_up(id, Reason::Slow);
+        }
+    }
+
+    /// Asks the poller for just what the connection's state can make use of.
+    fn update_interest(&mut self, id: Id) {
+        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let interest = connection.wanted_interest(is_over_reply_limit);
+        let Some(socket) = &connection.socket else { return };
+        if connection.input != Input::Failed
+            && mem::replace(&mut connection.interest, interest) != interest
+            && self.poller.modify(socket, id, interest).is_err()
+        {
+            self.fail(id);
+        }
+    }
+
+    // Leaving: depart (or wait for that), drain, free later, free
+
+    /// The client's stream has ended.
+    fn end_of_input(&mut self, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.input = Input::Ended;
+        match connection.phase {
+            Phase::Open { .. } => self.depart(id, Reason::Disconnected),
+            Phase::Closing { .. } => self.room.delivery.catch_up(id),
+            Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+        }
+    }
+
+    /// The connection has failed while nothing was being read from it. What its peer had sent
+    /// before is read in time.
+    fn fail(&mut self, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if !connection.is_open() || connection.input == Input::Ended {
+            return self.give_up(id, Reason::Disconnected);
+        }
+        connection.input = Input::Failed;
+        if let Some(socket) = &connection.socket {
+            let _ = self.poller.delete(socket, id);
+        }
+        self.end_output(id);
+        self.list(id);
+    }
+
+    /// Nothing can be written any more. That alone does not end a connection: what its peer had
+    /// sent before counts.
+    fn end_output(&mut self, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        match connection.phase {
+            Phase::Open { name_by, .. } => {
+                self.room.delivery.close(id);
+                self.flow.set_over_soft_limit(id, false);
+                self.set_phase(id, Phase::Open { name_by, stalled_by: None });
+            }
+            _ => self.free_later(id),
+        }
+    }
+
+    /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
+    fn depart(&mut self, id: Id, reason: Reason) {
+        let cost = if self.flow.applies() { self.room.cost_of_leaving(id, reason) } else { 0 };
+        match self.flow.admit(id, cost, self.now) {
+            true => self.leave(id, reason),
+            false => self.wait(id, Waiting::Leave(reason)),
+        }
+    }
+
+    /// Closes a connection at once, whatever it is owed and has sent. Its leaving waits until the
+    /// next turn in any case, because the lines of this one may be on their way.
+    fn give_up(&mut self, id: Id, reason: Reason) {
+        if !self.connections.get(id).is_some_and(Connection::is_open) {
+            return self.free_later(id);
+        }
+        self.close(id);
+        self.flow.wait(id, self.room.cost_of_leaving(id, reason));
+        self.wait(id, Waiting::Leave(reason));
+    }
+
+    /// Takes a client out of the room and says so; then it is only delivered what it is owed.
+    fn leave(&mut self, id: Id, reason: Reason) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let (address, is_open) = (connection.address, connection.is_open());
+        match self.room.leave(id, reason) {
+            Some(name) => {
+                let (reason, count) = (reason.word(), self.room.count());
+                self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
+            }
+            None => self.console.log(format_args!("{address} disconnected")),
+        }
+        match is_open {
+            true => self.drain(id),
+            false => self.to_free.push(id),
+        }
+    }
+
+    /// Ends a connection as soon as it has been delivered what it is owed.
+    fn drain(&mut self, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.unread = Box::default();
+        self.flow.forget(id);
+        if self.room.delivery.outbox(id).is_none() {
+            return self.free_later(id);
+        }
+        self.room.delivery.catch_up(id);
+        let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
+        self.set_phase(id, Phase::Closing { stalled_by, closed_by: self.now + CLOSE_TIMEOUT });
+    }
+
+    /// Closes the socket now, and frees the connection at the end of the turn.
+    fn free_later(&mut self, id: Id) {
+        if self.connections.get(id).is_some_and(|connection| connection.phase != Phase::Gone) {
+            self.close(id);
+            self.to_free.push(id);
+        }
+    }
+
+    /// Closes the socket, and forgets what was on its way in either direction.
+    fn close(&mut self, id: Id) {
+        self.set_phase(id, Phase::Gone);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if let Some(socket) = connection.socket.take() {
+            let _ = self.poller.delete(&socket, id);
+        }
+        connection.decoder = Decoder::default();
+        connection.unread = Box::default();
+        connection.waiting = Waiting::Nothing;
+        self.flow.forget(id);
+        self.room.delivery.close(id);
+    }
+
+    /// Frees the place of a connection that is closed and no longer in the room.
+    fn free(&mut self, id: Id) {
+        let Some(connection) = self.connections.remove(id) else { return };
+        self.flow.forget(id);
+        let host = host(connection.address);
+        if let Some(count) = self.hosts.get_mut(&host) {
+            *count -= 1;
+            if *count == 0 {
+                self.hosts.remove(&host);
+            }
+        }
+    }
+
+    /// Frees the connection that has waited longest only for its peer's end, of all or of a host's.
+    /// Returns whether there was one.
+    fn drop_finished(&mut self, of: Option<IpAddr>) -> bool {
+        let finished = self.connections.iter().filter_map(|(id, connection)| {
+            let is_counted = of.is_none_or(|of| of == host(connection.address));
+            match connection.phase {
+                Phase::Finished { closed_by } if is_counted => Some((closed_by, id)),
+                _ => None,
+            }
+        });
+        let Some((_, id)) = finished.min() else { return false };
+        self.close(id);
+        self.free(id);
+        true
+    }
+
+    // Time
+
+    /// The only way from one phase to another, so that `deadlines` always has the right one.
+    fn set_phase(&mut self, id: Id, phase: Phase) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let before = mem::replace(&mut connection.phase, phase).deadline();
+        let after = phase.deadline();
+        if before != after {
+            before.map(|deadline| self.deadlines.remove(&(deadline, id)));
+            after.map(|deadline| self.deadlines.insert((deadline, id)));
+        }
+    }
+
+    fn time_until_next_deadline(&self) -> Option<Duration> {
+        if !self.to_serve.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let now = os::now();
+        let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
+        let console = self.console.retry_time(now);
+        let limited = self.limited.filter(|_| !self.flow.applies());
+        let limited = limited.map(|last| last + Self::LIMIT_PAUSE);
+        let flow = self.flow.next_time(now);
+        let next = [deadline, flow, console, limited, self.accept_again, self.stop_by];
+        Some(next.into_iter().flatten().min()?.saturating_duration_since(now))
+    }
+
+    /// Does what is due now.
+    fn expire(&mut self) {
+        while let Some(&(deadline, id)) = self.deadlines.first() {
+            if deadline > self.now {
+                break;
+            }
+            self.time_out(id);
+        }
+        if self.accept_again.is_some_and(|again| again <= self.now) && self.stop_by.is_none() {
+            self.accept_again = None;
+            self.reserve = self.reserve.take().or_else(os::reserve_descriptor);
+            if self.poller.add(&self.listener, LISTENER, READ).is_err() {
+                self.pause_accepting();
+            }
+        }
+    }
+
+    fn time_out(&mut self, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        match connection.phase {
+            Phase::Open { name_by: Some(_), .. } if connection.waiting == Waiting::Nothing => {
+                self.room.refuse(id, TIMED_OUT);
+                self.leave(id, Reason::Disconnected);
+            }
+            // Its NAME came in time, and waits for the budget.
+            Phase::Open { name_by: Some(_), stalled_by } => {
+                let name_by = Some(self.now + self.options.name_timeout);
+                self.set_phase(id, Phase::Open { name_by, stalled_by });
+            }
+            Phase::Open { .. } => self.give_up(id, Reason::Slow),
+            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+        }
+    }
+
+    // Signals
+
+    fn obey(&mut self) {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::Stop => self.is_asked_to_stop = self.stop_by.is_none(),
+                Signal::Status => self.show_status(),
+            }
+        }
+    }
+
+    fn show_status(&mut self) {
+        let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
+        let closing = self.connections.len() - open;
+        let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
+        let (waiting, dropped) = (self.flow.waiting.len(), self.console.all_dropped);
+        let since = utc(self.console.started);
+        self.console.log(format_args!(
+            "status: {open} open, {named} named, {closing} closing, {over} over the soft limit, \
+             {waiting} waiting, {dropped} lines dropped, since {since}"
+        ));
+    }
+
+    /// Takes leave of everybody; the loop goes on until all have been delivered what they are owed
+    /// and have ended their side, or `STOP_TIMEOUT` is over.
+    fn stop(&mut self) {
+        self.console.log(format_args!("stopping"));
+        self.stop_by = Some(self.now + STOP_TIMEOUT);
+        self.accept_again = None;
+        let _ = self.poller.delete(&self.listener, LISTENER);
+        for id in 0..self.connections.places.len() {
+            match self.connections.get(id).map(|connection| connection.phase) {
+                Some(Phase::Open { .. }) => {
+                    self.room.delivery.reply(id, &["BYE the server is stopping"]);
+                    self.drain(id);
+                }
+                Some(Phase::Gone) => self.to_free.push(id),
+                _ => {}
+            }
+        }
+        self.flush();
+    }
+
+    fn has_stopped(&self) -> bool {
+        let is_over = |by| by <= self.now || self.connections.len() == 0;
+        self.stop_by.is_some_and(is_over)
+    }
+}
+
+/// Values by `Id`, which stays the same as long as the value is there.
+struct Slab<T> {
+    places: Vec<Option<T>>,
+    free: Vec<Id>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Slab { places: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    fn get(&self, id: Id) -> Option<&T> {
+        self.places.get(id)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+        self.places.get_mut(id)?.as_mut()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
+    }
+
+    /// Where the next value goes.
+    fn vacant(&self) -> Id {
+        self.free.last().copied().unwrap_or(self.places.len())
+    }
+
+    fn insert(&mut self, value: T) {
+        match self.free.pop().and_then(|id| self.places.get_mut(id)) {
+            Some(place) => *place = Some(value),
+            None => self.places.push(Some(value)),
+        }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<T> {
+        let value = self.places.get_mut(id)?.take()?;
+        self.free.push(id);
+        Some(value)
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// 7. The console: what the person running the server sees
+// ---------------------------------------------------------------------------------------------
+
+/// Hands lines to the thread that prints them, and never waits for it: what nobody reads is dropped
+/// and counted. Names and texts come here only after `parse`, so they cannot forge a line.
 struct Console {
-    /// Takes what it can without waiting, and says `WouldBlock` when that is nothing.
-    out: Box<dyn Write>,
+    printer: SyncSender<Vec<u8>>,
     pending: Vec<u8>,
+    /// Lines dropped since the last one that was not, and in all.
     dropped: u64,
+    all_dropped: u64,
+    started: SystemTime,
 }
 
 impl Console {
-    /// Bytes kept while standard output takes none.
-    const MAX_PENDING: usize = 64 * 1024;
+    /// Bytes kept while the printer takes none.
+    const MAX_PENDING: usize = 1024 * 1024;
+    /// How long to wait before lines are handed over again that the printer did not take.
+    const PAUSE: Duration = Duration::from_millis(100);
+    /// Pieces of text that the printer may be behind, so that a burst is not held up.
+    #[cfg(not(test))]
+    const PIECES_AHEAD: usize = 16;
 
-    fn new(out: Box<dyn Write>) -> Self {
-        Console { out, pending: Vec::new(), dropped: 0 }
+    fn new(printer: SyncSender<Vec<u8>>) -> Self {
+        let started = SystemTime::now();
+        Console { printer, pending: Vec::new(), dropped: 0, all_dropped: 0, started }
     }
 
     /// One line, with the time in front.
     fn log(&mut self, what: fmt::Arguments) {
-        let time = utc(SystemTime::now());
-        if self.pending.len() > Self::MAX_PENDING {
+        if self.pending.len() >= Self::MAX_PENDING {
+            self.flush();
+        }
+        if self.pending.len() >= Self::MAX_PENDING {
             self.dropped += 1;
+            self.all_dropped += 1;
             return;
         }
+        let time = utc(SystemTime::now());
         if self.dropped > 0 {
             let dropped = mem::take(&mut self.dropped);
             let _ = writeln!(self.pending, "{time} {dropped} lines dropped: nobody read them");
@@ -1433,17 +2091,41 @@ impl Console {
         let _ = writeln!(self.pending, "{time} {what}");
     }
 
-    /// Shows what has been logged, as far as standard output takes it without waiting.
+    /// Hands over what has been logged, if the printer takes it now.
     fn flush(&mut self) {
-        while !self.pending.is_empty() {
-            match self.out.write(&self.pending) {
-                Ok(length @ 1..) => drop(self.pending.drain(..length)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // Closed, or the disk is full: there is nobody to tell.
-                Ok(_) | Err(_) => self.pending.clear(),
+        if !self.pending.is_empty() {
+            if let Err(TrySendError::Full(text)) =
+                self.printer.try_send(mem::take(&mut self.pending))
+            {
+                self.pending = text;
             }
         }
     }
+
+    /// When `flush` is to be tried again.
+    fn retry_time(&self, now: Instant) -> Option<Instant> {
+        (!self.pending.is_empty()).then_some(now + Self::PAUSE)
+    }
+}
+
+/// Starts the thread that prints. A console that is paused (on Windows, in which something is
+/// selected) keeps whoever writes to it waiting, and that must not be the chat. The receiver hears
+/// when everything has been printed, once the sender is gone.
+#[cfg(not(test))]
+fn start_printer() -> io::Result<(SyncSender<Vec<u8>>, Receiver<()>)> {
+    let (printer, texts) = sync_channel::<Vec<u8>>(Console::PIECES_AHEAD);
+    let (done, is_done) = sync_channel(1);
+    thread::Builder::new().name("console".to_owned()).spawn(move || {
+        let mut out = io::stdout();
+        for text in texts {
+            // Closed, or the disk is full: there is nobody to tell.
+            if out.write_all(&text).and_then(|()| out.flush()).is_err() {
+                break;
+            }
+        }
+        let _ = done.send(());
+    })?;
+    Ok((printer, is_done))
 }
 
 /// A time as RFC 3339 writes it, in UTC, to the second.
@@ -1470,7 +2152,7 @@ fn utc(time: SystemTime) -> String {
 }
 
 // ---------------------------------------------------------------------------------------------
-// 5. The command line
+// 8. The command line
 // ---------------------------------------------------------------------------------------------
 
 const USAGE: &str = "Usage: linechat-server [OPTIONS] [ADDR]
@@ -1480,25 +2162,22 @@ ADDR is HOST:PORT; by default port 9999 on every address. Port 0 picks a free on
 
 Options:
   --max-clients N      connections at the same time (default: what the file limit allows)
-  --max-per-ip N       connections at the same time from one address (default: no limit)
+  --max-per-ip N       connections at the same time from one address, an IPv6 /64 being one;
+                       0 for no limit (default: 200, this machine's own not counted)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
   --version            show the version
-";
 
-/// Where a socket for IPv6 serves IPv4 too; on the other systems it would serve IPv6 alone.
-const DEFAULT_ADDRESS: &str = match cfg!(any(target_os = "linux", target_os = "macos")) {
-    true => "[::]:9999",
-    false => DEFAULT_ADDRESS_WITHOUT_IPV6,
-};
-const DEFAULT_ADDRESS_WITHOUT_IPV6: &str = "0.0.0.0:9999";
+SIGINT and SIGTERM stop the server; SIGUSR1 shows a line about how things are.
+";
 
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     address: Option<String>,
     max_clients: usize,
-    max_per_ip: usize,
+    /// Nothing: `MAX_PER_IP`, without this machine's own addresses. 0: no limit.
+    max_per_ip: Option<u32>,
     name_timeout: Duration,
     verbose: bool,
 }
@@ -1510,36 +2189,27 @@ enum Command {
 }
 
 /// Reads the command line; an error is one sentence for standard error.
-fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Command, String> {
+fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
     let mut options = Options {
         address: None,
         max_clients: usize::MAX,
-        max_per_ip: usize::MAX,
+        max_per_ip: None,
         name_timeout: NAME_TIMEOUT,
         verbose: false,
     };
-    let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
             _ => (&*argument, None),
         };
-        let mut number = || {
-            let value = value.clone().or_else(|| arguments.next());
-            let value = value.ok_or(format!("{name} needs a number after it"))?;
-            match value.parse::<u32>() {
-                Ok(number) if number > 0 => Ok(number),
-                _ => Err(format!(
-                    "{name} takes a whole number from 1 to {}, not '{value}'",
-                    u32::MAX
-                )),
-            }
-        };
+        let has_value = value.is_some();
+        let mut number =
+            |least| parse_number(name, value.clone().or_else(|| arguments.next()), least);
         match name {
-            "--max-clients" => options.max_clients = number()? as usize,
-            "--max-per-ip" => options.max_per_ip = number()? as usize,
-            "--name-timeout" => options.name_timeout = Duration::from_secs(number()?.into()),
-            _ if value.is_some() => return Err(format!("there is no option {argument}")),
+            "--max-clients" => options.max_clients = number(1)? as usize,
+            "--max-per-ip" => options.max_per_ip = Some(number(0)?),
+            "--name-timeout" => options.name_timeout = Duration::from_secs(number(1)?.into()),
+            _ if has_value => return Err(format!("there is no option {argument}")),
             "--verbose" => options.verbose = true,
             "--help" | "-h" => return Ok(Command::Show(USAGE.to_owned())),
             "--version" | "-V" => {
@@ -1550,19 +2220,25 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Command, S
             _ if options.address.is_some() => {
                 return Err(format!("'{name}' is one address too many"))
             }
-            _ => {
-                let port = name.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-                if port.is_none() {
-                    return Err(format!("'{name}' is not HOST:PORT, as in 127.0.0.1:9999"));
-                }
-                options.address = Some(name.to_owned());
+            _ if name.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) => {
+                return Err(format!("'{name}' is not HOST:PORT, as in 127.0.0.1:9999"))
             }
+            _ => options.address = Some(name.to_owned()),
         }
     }
     Ok(Command::Run(options))
 }
 
-fn bind(address: Option<&str>) -> Result<TcpListener, String> {
+fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, String> {
+    let value = value.ok_or(format!("{name} needs a number after it"))?;
+    let number = value.parse().ok().filter(|&number| number >= least);
+    let most = u32::MAX;
+    number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
+}
+
+/// Everything from here to `main` needs the real operating system, which unit tests do without.
+#[cfg(not(test))]
+fn bind(address: Option<&str>) -> Result<system::Listener, String> {
     let explain = |address: &str, error: io::Error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => "; is another server running? Give another port",
@@ -1571,32 +2247,62 @@ fn bind(address: Option<&str>) -> Result<TcpListener, String> {
         };
         format!("cannot listen on {address}: {error}{advice}")
     };
-    match address {
-        Some(address) => TcpListener::bind(address).map_err(|error| explain(address, error)),
-        None => TcpListener::bind(DEFAULT_ADDRESS).or_else(|error| match error.kind() {
-            ErrorKind::AddrInUse => Err(explain(DEFAULT_ADDRESS, error)),
-            _ => TcpListener::bind(DEFAULT_ADDRESS_WITHOUT_IPV6)
-                .map_err(|error| explain(DEFAULT_ADDRESS_WITHOUT_IPV6, error)),
-        }),
+    // Where a socket for IPv6 serves IPv4 too; on other systems it would serve IPv6 alone.
+    let serves_both = match cfg!(target_os = "linux") {
+        true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
+        false => cfg!(target_os = "macos"),
+    };
+    let defaults: &[&str] =
+        if serves_both { &["[::]:9999", "0.0.0.0:9999"] } else { &["0.0.0.0:9999"] };
+    let mut result = Err("there is no address to listen on".to_owned());
+    for address in address.as_slice().iter().chain(defaults.iter().filter(|_| address.is_none())) {
+        match system::Listener::bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => {
+                let is_in_use = error.kind() == ErrorKind::AddrInUse;
+                result = Err(explain(address, error));
+                if is_in_use {
+                    break;
+                }
+            }
+        }
     }
+    result
 }
 
+#[cfg(not(test))]
 fn serve(mut options: Options) -> Result<(), String> {
-    let allowed = os::raise_descriptor_limit().saturating_sub(RESERVED_DESCRIPTORS);
-    options.max_clients = options.max_clients.min(allowed);
+    /// Descriptors that are not for clients: the standard three, the poller, the listener, the
+    /// signals' two, the reserve, and some that are being closed.
+    const RESERVED: usize = 16;
+    let limit = system::raise_descriptor_limit();
+    options.max_clients = options.max_clients.min(limit.saturating_sub(RESERVED));
+    if options.max_clients == 0 {
+        return Err(format!(
+            "with {limit} open files nobody can be served; raise the limit above {RESERVED} (ulimit -n)"
+        ));
+    }
     let listener = bind(options.address.as_deref())?;
     let run = || -> io::Result<()> {
-        let stop_signal = os::stop_signal()?;
+        listener.set_nonblocking(true)?;
+        system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
-        let console = Console::new(Box::new(os::standard_output()?));
-        let mut server = Server::new(options, listener, console)?;
+        let (printer, is_printed) = start_printer()?;
+        let signals = system::Signals::new()?;
+        let mut server = Server::new(options, listener, signals, Console::new(printer))?;
         server.console.log(format_args!("listening on {address}"));
         server.console.flush();
-        server.run(&stop_signal)
+        while !server.has_stopped() {
+            server.turn()?;
+        }
+        drop(server);
+        let _ = is_printed.recv_timeout(STOP_TIMEOUT);
+        Ok(())
     };
     run().map_err(|error| format!("the operating system refused what the server needs: {error}"))
 }
 
+#[cfg(not(test))]
 fn main() -> ExitCode {
     let complain = |text: &str| drop(writeln!(io::stderr(), "linechat-server: {text}"));
     let arguments = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
@@ -1620,22 +2326,28 @@ fn main() -> ExitCode {
 }
 
 // ---------------------------------------------------------------------------------------------
-// 6. The operating system: the few calls that std lacks, and the only `unsafe`
+// 9. The operating system: the few calls that std lacks, and the only `unsafe`
 // ---------------------------------------------------------------------------------------------
 
 /// Every constant and structure is from the header or the manual page named beside it.
 #[allow(unsafe_code)]
-mod os {
-    use super::{Interest, Readiness};
+#[cfg_attr(test, allow(dead_code, unused_imports))]
+mod system {
+    use super::{Interest, Readiness, Signal};
     use std::ffi::c_int;
     use std::fs::File;
     use std::io;
-    use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    pub use console::standard_output;
     pub use readiness::Poller;
-    pub use stopping::stop_signal;
+    pub use signals::Signals;
+    pub use std::net::{TcpListener as Listener, TcpStream as Socket};
+    /// The spare descriptor.
+    pub type Reserve = File;
+
+    pub fn now() -> Instant {
+        Instant::now()
+    }
 
     /// What the poller can watch, and its number.
     #[cfg(unix)]
@@ -1649,6 +2361,8 @@ mod os {
         #[cfg(windows)]
         return socket.as_raw_socket();
     }
+
+    type Done = io::Result<()>;
 
     /// The result of a call, or the error that it left behind.
     fn check(result: c_int) -> io::Result<c_int> {
@@ -1668,7 +2382,7 @@ mod os {
     /// Readiness on Linux: epoll(7). `--cfg linechat_poll` builds what other systems have instead.
     #[cfg(all(target_os = "linux", not(linechat_poll)))]
     mod readiness {
-        use super::{check, milliseconds, number_of, Interest, Pollable, Readiness};
+        use super::{check, milliseconds, number_of, Done, Interest, Pollable, Readiness};
         use std::ffi::c_int;
         use std::io;
         use std::os::fd::{FromRawFd, OwnedFd};
@@ -1712,35 +2426,21 @@ mod os {
                 Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
             }
 
-            pub fn add(
-                &mut self,
-                socket: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
-                self.control(EPOLL_CTL_ADD, socket, token, interest)
+            pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+                self.control(EPOLL_CTL_ADD, it, token, interest)
             }
 
-            pub fn change(
-                &mut self,
-                socket: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
-                self.control(EPOLL_CTL_MOD, socket, token, interest)
+            pub fn modify(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+                self.control(EPOLL_CTL_MOD, it, token, interest)
             }
 
-            pub fn remove(&mut self, socket: &impl Pollable, token: usize) -> io::Result<()> {
+            pub fn delete(&mut self, it: &impl Pollable, token: usize) -> Done {
                 let interest = Interest { read: false, write: false };
-                self.control(EPOLL_CTL_DEL, socket, token, interest)
+                self.control(EPOLL_CTL_DEL, it, token, interest)
             }
 
             /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(
-                &mut self,
-                ready: &mut Vec<Readiness>,
-                timeout: Option<Duration>,
-            ) -> io::Result<()> {
+            pub fn wait(&mut self, ready: &mut Vec<Readiness>, timeout: Option<Duration>) -> Done {
                 ready.clear();
                 let timeout = milliseconds(timeout);
                 let room = self.events.len() as c_int;
@@ -1768,16 +2468,16 @@ mod os {
             fn control(
                 &self,
                 operation: c_int,
-                socket: &impl Pollable,
+                it: &impl Pollable,
                 token: usize,
                 interest: Interest,
-            ) -> io::Result<()> {
+            ) -> Done {
                 let read = if interest.read { EPOLLIN } else { 0 };
                 let write = if interest.write { EPOLLOUT } else { 0 };
                 let mut event = EpollEvent { events: read | write, token: token as u64 };
                 // SAFETY: `event` outlives the call; the kernel keeps a copy.
                 check(unsafe {
-                    epoll_ctl(self.epoll.as_raw_fd(), operation, number_of(socket), &mut event)
+                    epoll_ctl(self.epoll.as_raw_fd(), operation, number_of(it), &mut event)
                 })?;
                 Ok(())
             }
@@ -1788,7 +2488,7 @@ mod os {
     /// at every turn, so a large room costs more than with epoll.
     #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
     mod readiness {
-        use super::{check, milliseconds, number_of, Interest, Number, Pollable, Readiness};
+        use super::{check, milliseconds, number_of, Done, Interest, Number, Pollable, Readiness};
         use std::collections::{BTreeMap, BTreeSet};
         use std::io;
         use std::thread;
@@ -1860,38 +2560,24 @@ mod os {
                 Ok(Poller::default())
             }
 
-            pub fn add(
-                &mut self,
-                socket: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
-                self.watched.insert(token, (number_of(socket), interest));
+            pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+                self.watched.insert(token, (number_of(it), interest));
                 Ok(())
             }
 
-            pub fn change(
-                &mut self,
-                socket: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
+            pub fn modify(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
                 self.resting.remove(&token);
-                self.add(socket, token, interest)
+                self.add(it, token, interest)
             }
 
-            pub fn remove(&mut self, _socket: &impl Pollable, token: usize) -> io::Result<()> {
+            pub fn delete(&mut self, _: &impl Pollable, token: usize) -> Done {
                 self.resting.remove(&token);
                 self.watched.remove(&token);
                 Ok(())
             }
 
             /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(
-                &mut self,
-                ready: &mut Vec<Readiness>,
-                timeout: Option<Duration>,
-            ) -> io::Result<()> {
+            pub fn wait(&mut self, ready: &mut Vec<Readiness>, timeout: Option<Duration>) -> Done {
                 ready.clear();
                 self.entries.clear();
                 self.tokens.clear();
@@ -1990,7 +2676,7 @@ mod os {
     /// or not; telnet's urgent bytes be read in their place; and what a slow peer is owed wait
     /// here, where it is limited, and not in the megabytes that the kernel would take. What a
     /// system does not know is done without.
-    pub fn prepare(socket: &TcpStream) {
+    pub fn prepare(socket: &Socket) {
         let set = |level: c_int, name: c_int, value: c_int| {
             let size = size_of::<c_int>() as c_int;
             // SAFETY: `value` outlives the call, and its size is the one given.
@@ -2001,16 +2687,18 @@ mod os {
         TCP_OPTIONS.iter().for_each(|&(name, value)| set(IPPROTO_TCP, name, value));
     }
 
-    /// Sets how many connections wait to be accepted; std asks for 128. The kernel lowers it to its
-    /// own limit (listen(2)). Windows cannot be asked a second time.
-    pub fn set_accept_queue(listener: &TcpListener, queue: c_int) {
+    /// Sets how many connections wait to be accepted; std asks for 128. A turn in a large room takes a
+    /// while, and whoever then finds no place tries again only after a second (tcp(7),
+    /// tcp_syn_retries). The kernel lowers it to its own limit (listen(2)). Windows cannot be asked a
+    /// second time.
+    pub fn set_accept_queue(listener: &Listener) {
         #[cfg(unix)]
         // SAFETY: takes no pointer; a socket that listens already may be told again.
         unsafe {
-            listen(number_of(listener), queue);
+            listen(number_of(listener), 4096);
         }
         #[cfg(windows)]
-        let _ = (listener, queue);
+        let _ = listener;
     }
 
     // Descriptors: getrlimit(2), accept(2)
@@ -2022,7 +2710,7 @@ mod os {
     }
 
     /// `struct rlimit` (<sys/resource.h>), where `rlim_t` is 64 bits wide everywhere but in glibc
-    /// on 32-bit machines, where it is as wide as `unsigned long`.
+    /// on 32-bit machines, where it is as wide as `unsigned long`, x32 excepted.
     #[cfg(unix)]
     #[repr(C)]
     struct ResourceLimit {
@@ -2030,9 +2718,12 @@ mod os {
         hard: RlimT,
     }
 
-    #[cfg(all(unix, not(all(target_env = "gnu", target_pointer_width = "32"))))]
+    #[cfg(all(
+        unix,
+        not(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))
+    ))]
     type RlimT = u64;
-    #[cfg(all(target_env = "gnu", target_pointer_width = "32"))]
+    #[cfg(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
     type RlimT = u32;
 
     /// Raises the soft limit on open files to the hard one, or as far as the system lets it be
@@ -2063,7 +2754,7 @@ mod os {
     }
 
     /// A descriptor held only to be given up when there is no other.
-    pub fn reserve_descriptor() -> Option<File> {
+    pub fn reserve_descriptor() -> Option<Reserve> {
         File::open(if cfg!(windows) { "NUL" } else { "/dev/null" }).ok()
     }
 
@@ -2073,129 +2764,15 @@ mod os {
         error.raw_os_error().is_some_and(|code| codes.contains(&code))
     }
 
-    /// Standard output on Linux: poll(2), open(2).
-    #[cfg(all(target_os = "linux", not(linechat_poll)))]
-    mod console {
-        use std::ffi::{c_int, c_ulong};
-        use std::fs::{File, OpenOptions};
-        use std::io::{self, ErrorKind, Write};
-        use std::os::fd::{AsFd, AsRawFd};
-        use std::os::unix::fs::OpenOptionsExt;
-
-        extern "C" {
-            fn poll(entries: *mut PollFd, count: c_ulong, ms: c_int) -> c_int;
-        }
-
-        /// `struct pollfd` (<poll.h>).
-        #[repr(C)]
-        struct PollFd {
-            fd: c_int,
-            events: i16,
-            returned: i16,
-        }
-
-        const POLLOUT: i16 = 4;
-        const O_NONBLOCK: c_int = 0o4000;
-        /// A pipe that reports readiness takes at least this much without waiting (pipe(7),
-        /// PIPE_BUF).
-        const PIPE_SHARE: usize = 4096;
-
-        /// Writes to standard output without ever waiting for it.
-        pub struct Output(File);
-
-        /// Standard output, opened a second time so that it can be made not to wait without doing
-        /// the same to every other program on the terminal. What cannot be opened again, such as a
-        /// socket, is used as it is.
-        pub fn standard_output() -> io::Result<Output> {
-            let reopened =
-                OpenOptions::new().append(true).custom_flags(O_NONBLOCK).open("/proc/self/fd/1");
-            let file =
-                reopened.or_else(|_| io::stdout().as_fd().try_clone_to_owned().map(File::from));
-            file.map(Output)
-        }
-
-        impl Write for Output {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let mut entry = PollFd { fd: self.0.as_raw_fd(), events: POLLOUT, returned: 0 };
-                // SAFETY: `entry` is the one entry that the count announces, and outlives the call.
-                match unsafe { poll(&mut entry, 1, 0) } {
-                    0 => Err(ErrorKind::WouldBlock.into()),
-                    _ => self.0.write(bytes.get(..PIPE_SHARE).unwrap_or(bytes)),
-                }
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                self.0.flush()
-            }
-        }
-    }
-
-    /// Standard output everywhere else: a terminal that is paused (on Windows, in which something
-    /// is selected) keeps who writes to it waiting, so that is a thread of its own.
-    #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
-    mod console {
-        use std::io::{self, ErrorKind, Write};
-        use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
-        use std::thread;
-        use std::time::Duration;
-
-        /// Pieces handed over before they are written, so that a burst is not held up.
-        const LINES_AHEAD: usize = 16;
-        /// How long the last lines may take to be shown at the end.
-        const PATIENCE: Duration = Duration::from_secs(1);
-
-        /// Writes to standard output without ever waiting for it.
-        pub struct Output {
-            lines: Option<SyncSender<Vec<u8>>>,
-            is_done: Receiver<()>,
-        }
-
-        pub fn standard_output() -> io::Result<Output> {
-            let (sender, lines) = sync_channel::<Vec<u8>>(LINES_AHEAD);
-            let (done, is_done) = sync_channel(1);
-            thread::Builder::new().spawn(move || {
-                let mut out = io::stdout();
-                for bytes in lines {
-                    if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
-                        break;
-                    }
-                }
-                let _ = done.send(());
-            })?;
-            Ok(Output { lines: Some(sender), is_done })
-        }
-
-        impl Write for Output {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let Some(lines) = &self.lines else { return Err(ErrorKind::BrokenPipe.into()) };
-                match lines.try_send(bytes.to_vec()) {
-                    Ok(()) => Ok(bytes.len()),
-                    Err(TrySendError::Full(_)) => Err(ErrorKind::WouldBlock.into()),
-                    Err(TrySendError::Disconnected(_)) => Err(ErrorKind::BrokenPipe.into()),
-                }
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-
-        impl Drop for Output {
-            fn drop(&mut self) {
-                self.lines = None;
-                let _ = self.is_done.recv_timeout(PATIENCE);
-            }
-        }
-    }
-
-    /// What asks the server to stop on Unix: signal(7).
+    /// What asks the server to stop on Unix, or for its status: signal(7).
     #[cfg(unix)]
-    mod stopping {
+    mod signals {
+        use super::{Signal, IS_LINUX};
         use std::ffi::c_int;
-        use std::io;
-        use std::os::fd::AsRawFd;
+        use std::io::{self, Read};
+        use std::os::fd::{AsRawFd, RawFd};
         use std::os::unix::net::UnixStream;
-        use std::sync::atomic::{AtomicI32, Ordering};
+        use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
         extern "C" {
             fn signal(number: c_int, handler: usize) -> usize;
@@ -2203,40 +2780,62 @@ mod os {
             fn _exit(status: c_int) -> !;
         }
 
-        // <signal.h>: these are the same on every Unix.
+        // <signal.h>: the same on every Unix, but for SIGUSR1.
         const SIGHUP: c_int = 1;
         const SIGINT: c_int = 2;
         const SIGTERM: c_int = 15;
+        const SIGUSR1: c_int = if IS_LINUX { 10 } else { 30 };
         const SIG_IGN: usize = 1;
 
-        /// The writing end of the pair whose other end `stop_signal` returned; -1 once it was used.
-        static STOP: AtomicI32 = AtomicI32::new(-1);
+        static WRITER: AtomicI32 = AtomicI32::new(-1);
+        static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Returns a socket that becomes readable when SIGINT or SIGTERM asks the server to stop; a
-        /// second one ends the process at once. A terminal that goes away (SIGHUP) does not stop
-        /// it; std has SIGPIPE ignored already.
-        pub fn stop_signal() -> io::Result<UnixStream> {
-            let (reader, writer) = UnixStream::pair()?;
-            reader.set_nonblocking(true)?;
-            STOP.store(writer.as_raw_fd(), Ordering::SeqCst);
-            std::mem::forget(writer);
-            // SAFETY: the handler only does what signal-safety(7) allows.
-            unsafe {
-                signal(SIGHUP, SIG_IGN);
-                signal(SIGINT, on_stop_signal as *const () as usize);
-                signal(SIGTERM, on_stop_signal as *const () as usize);
+        /// Becomes readable when SIGINT or SIGTERM asks the server to stop, or SIGUSR1 for its
+        /// status. To be asked a second time to stop ends the process at once. A terminal that goes
+        /// away (SIGHUP) does not stop it; std has SIGPIPE ignored already.
+        pub struct Signals(UnixStream);
+
+        impl Signals {
+            pub fn new() -> io::Result<Self> {
+                let (reader, writer) = UnixStream::pair()?;
+                reader.set_nonblocking(true)?;
+                writer.set_nonblocking(true)?;
+                WRITER.store(writer.as_raw_fd(), Ordering::SeqCst);
+                std::mem::forget(writer);
+                // SAFETY: the handler only does what signal-safety(7) allows.
+                unsafe {
+                    signal(SIGHUP, SIG_IGN);
+                    for number in [SIGINT, SIGTERM, SIGUSR1] {
+                        signal(number, on_signal as *const () as usize);
+                    }
+                }
+                Ok(Signals(reader))
             }
-            Ok(reader)
+
+            pub fn next(&mut self) -> Option<Signal> {
+                let mut byte = [0];
+                match (self.0.read(&mut byte), byte) {
+                    (Ok(1), [b'?']) => Some(Signal::Status),
+                    (Ok(1), _) => Some(Signal::Stop),
+                    _ => None,
+                }
+            }
         }
 
-        extern "C" fn on_stop_signal(number: c_int) {
-            let writer = STOP.swap(-1, Ordering::SeqCst);
+        impl AsRawFd for Signals {
+            fn as_raw_fd(&self) -> RawFd {
+                self.0.as_raw_fd()
+            }
+        }
+
+        extern "C" fn on_signal(number: c_int) {
+            let byte = if number == SIGUSR1 { b"?" } else { b"!" };
             // SAFETY: the descriptor stays open for ever; one byte is there to be written.
             unsafe {
-                if writer == -1 {
+                if number != SIGUSR1 && IS_STOPPING.swap(true, Ordering::SeqCst) {
                     _exit(128 + number);
                 }
-                write(writer, b"!".as_ptr(), 1);
+                write(WRITER.load(Ordering::SeqCst), byte.as_ptr(), 1);
             }
         }
     }
@@ -2244,9 +2843,11 @@ mod os {
     /// What asks the server to stop on Windows: Ctrl-C, Ctrl-Break, and closing the window
     /// (SetConsoleCtrlHandler, <consoleapi.h>).
     #[cfg(windows)]
-    mod stopping {
+    mod signals {
+        use super::Signal;
         use std::io;
         use std::net::UdpSocket;
+        use std::os::windows::io::{AsRawSocket, RawSocket};
         use std::sync::atomic::{AtomicBool, Ordering};
         use std::sync::OnceLock;
         use std::thread;
@@ -2259,28 +2860,43 @@ mod os {
 
         const CTRL_CLOSE_EVENT: u32 = 2;
 
-        static STOP: OnceLock<UdpSocket> = OnceLock::new();
-        static HAS_STOPPED: AtomicBool = AtomicBool::new(false);
+        static WRITER: OnceLock<UdpSocket> = OnceLock::new();
+        static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Returns a socket that becomes readable when the server is to stop; a second Ctrl-C ends
-        /// the process at once. What wakes it is a packet that the socket sends to itself.
-        pub fn stop_signal() -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
-            socket.connect(socket.local_addr()?)?;
-            let _ = STOP.set(socket.try_clone()?);
-            // SAFETY: the handler is there as long as the process.
-            match unsafe { SetConsoleCtrlHandler(on_stop_signal, 1) } {
-                0 => Err(io::Error::last_os_error()),
-                _ => Ok(socket),
+        /// Becomes readable when the server is to stop; to be asked a second time ends the process
+        /// at once. What wakes it is a packet that the socket sends to itself.
+        pub struct Signals(UdpSocket);
+
+        impl Signals {
+            pub fn new() -> io::Result<Self> {
+                let socket = UdpSocket::bind("127.0.0.1:0")?;
+                socket.connect(socket.local_addr()?)?;
+                socket.set_nonblocking(true)?;
+                let _ = WRITER.set(socket.try_clone()?);
+                // SAFETY: the handler is there as long as the process.
+                match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
+                    0 => Err(io::Error::last_os_error()),
+                    _ => Ok(Signals(socket)),
+                }
+            }
+
+            pub fn next(&mut self) -> Option<Signal> {
+                self.0.recv(&mut [0]).ok().map(|_| Signal::Stop)
+            }
+        }
+
+        impl AsRawSocket for Signals {
+            fn as_raw_socket(&self) -> RawSocket {
+                self.0.as_raw_socket()
             }
         }
 
         /// Windows calls this in a thread of its own. Returning 0 ends the process.
-        extern "system" fn on_stop_signal(event: u32) -> i32 {
-            if HAS_STOPPED.swap(true, Ordering::SeqCst) {
+        extern "system" fn on_event(event: u32) -> i32 {
+            if IS_STOPPING.swap(true, Ordering::SeqCst) {
                 return 0;
             }
-            if let Some(socket) = STOP.get() {
+            if let Some(socket) = WRITER.get() {
                 let _ = socket.send(b"!");
             }
             if event == CTRL_CLOSE_EVENT {
@@ -2295,3 +2911,7 @@ mod os {
 #[cfg(test)]
 #[path = "conformance/linechat/server_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "conformance/linechat/simulation_tests.rs"]
+mod simulation_tests;

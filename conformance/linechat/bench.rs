@@ -1,631 +1,410 @@
 //! How fast the server is, as a multiple of what the kernel asks for the same work.
 //!
 //!     make bench
+//!     cargo bench --bench bench -- latency flood       only these parts: rooms, latency, flood, storm
+//!     cargo bench --bench bench -- ./before ./after    other servers, by paths with a slash in them
 //!
 //! The *floor* is a bare loop in a process of its own that writes the same bytes to as many
-//! loopback sockets. Server and floor are measured in the same run, on the same processor, by the
-//! processor time that the kernel counts for them; the load runs on another one. Every delivery is
-//! counted by its bytes; a wrong count makes the run fail. No time does.
+//! loopback sockets. Servers and floor are measured in turn, on the same processor, by the
+//! processor time that the kernel counts for them; the load runs on another one. A ratio is the
+//! median of those in `ROUNDS` rounds, each to the floor just before. Every delivery is counted by
+//! its bytes; a wrong count makes the run fail. No time does.
 
 #[path = "../suite/process.rs"]
 mod process;
 
-use process::{descriptor_limit, processor_time, Server};
-use std::fmt::Display;
-use std::io::{self, BufRead, Read, Write};
+use process::{descriptor_limit, Server};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-const SENDERS: usize = 10;
-const PAIRS: usize = 20;
+const ROUNDS: usize = 7;
+/// Characters of a message.
 const TEXT: usize = 64;
-
-/// Which processors server and load are put on, if there are two.
-const SERVER_ON: &str = "1";
-const LOAD_ON: &str = "0";
-
-fn micros(time: Duration, per: usize) -> f64 {
-    time.as_secs_f64() * 1e6 / per.max(1) as f64
-}
-
-/// One row of the table.
-fn row(what: impl Display, ratio: impl Display, figures: impl Display) {
-    println!("| {what} | {ratio} | {figures} |");
-}
-
-/// Processor and wall time of one stretch, of the measured process and of the load.
-struct Spent {
-    server: Duration,
-    load: Duration,
-    wall: Duration,
-}
-
-impl Spent {
-    fn during(process: u32, work: impl FnOnce()) -> Spent {
-        let own = std::process::id();
-        let before = (processor_time(process), processor_time(own), Instant::now());
-        work();
-        Spent {
-            server: processor_time(process) - before.0,
-            load: processor_time(own) - before.1,
-            wall: before.2.elapsed(),
-        }
-    }
-
-    /// How busy the load was, and whether that is what limited the row.
-    fn load_share(&self) -> String {
-        let share = self.load.as_secs_f64() / self.wall.as_secs_f64();
-        let mark = if self.load > self.server { " (limits)" } else { "" };
-        format!("load {:.0} %{mark}", share * 100.0)
-    }
-}
-
-/// Connects a socket of the load, which asks again and again rather than sleep: waking up takes
-/// longer on a virtual machine than what is measured.
-fn connect(address: &str) -> TcpStream {
-    let socket = TcpStream::connect(address).expect("connects");
-    socket.set_nodelay(true).expect("no delay");
-    socket.set_nonblocking(true).expect("does not block");
-    socket
-}
-
-/// Reads what there is, as soon as there is something.
-fn read(socket: &mut TcpStream, buffer: &mut [u8]) -> usize {
-    loop {
-        match socket.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
-            result => return result.expect("reads"),
-        }
-    }
-}
-
-/// Reads just so many bytes, which must end a line.
-fn take(socket: &mut TcpStream, count: usize, buffer: &mut Vec<u8>) {
-    buffer.resize(count.max(buffer.len()), 0);
-    let mut taken = 0;
-    while taken < count {
-        let length = read(socket, &mut buffer[taken..count]);
-        assert!(length > 0, "the server ended a connection");
-        taken += length;
-    }
-    assert!(count == 0 || buffer[count - 1] == b'\n', "deliveries of another length");
-}
-
-/// People in a room, whose sockets hold nothing unread between two steps.
-struct Crowd {
-    server: Server,
-    people: Vec<TcpStream>,
-    buffer: Vec<u8>,
-}
 
 fn name(at: usize) -> String {
     format!("p{at:05}")
 }
 
+/// A message as those receive it to whom it is sent.
+fn received(verb: &str) -> String {
+    format!("{verb} {} {}\r\n", name(0), "x".repeat(TEXT))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::INFINITY)
+}
+
+/// Microseconds of processor time that all threads of a process have used (proc(5), schedstat).
+fn used(process: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let files = threads.filter_map(|it| fs::read_to_string(it.path().join("schedstat")).ok());
+    files.filter_map(|file| file.split(' ').next()?.parse::<f64>().ok()).sum::<f64>() / 1e3
+}
+
+/// Puts a process on one processor. Where there is only one, all share it.
+fn pin(process: u32, processor: &str) {
+    let mut taskset = Command::new("taskset");
+    taskset.args(["-apc", processor, &process.to_string()]);
+    taskset.output().expect("taskset(1), of Debian's util-linux");
+}
+
+/// Reads what there is, as soon as there is something. Nothing is the end of the connection.
+fn read(socket: &mut TcpStream, buffer: &mut [u8]) -> usize {
+    loop {
+        match socket.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            result => return result.unwrap_or(0),
+        }
+    }
+}
+
+/// Reads just so many bytes, which must end a line.
+fn take(socket: &mut TcpStream, mut count: usize, buffer: &mut [u8]) {
+    while count > 0 {
+        let share = count.min(buffer.len());
+        let length = read(socket, &mut buffer[..share]);
+        assert!(length > 0, "a connection has ended");
+        count -= length;
+        assert!(count > 0 || buffer[length - 1] == b'\n', "deliveries of another length");
+    }
+}
+
+/// Reads up to these bytes. Returns whether they have come before the connection's end.
+fn until(socket: &mut TcpStream, end: &str, buffer: &mut [u8]) -> bool {
+    let mut last = Vec::<u8>::new();
+    loop {
+        let length = read(socket, buffer);
+        last.extend(&buffer[..length]);
+        if length == 0 || last.windows(end.len()).any(|window| window == end.as_bytes()) {
+            return length > 0;
+        }
+        last.drain(..last.len().saturating_sub(end.len()));
+    }
+}
+
+/// Sockets that hold nothing unread between two steps, and the process that they lead to: a
+/// server, or the floor in its place. They are asked again and again, because on a virtual machine
+/// waking up takes longer than what is measured.
+struct Crowd {
+    process: Server,
+    people: Vec<TcpStream>,
+    buffer: Vec<u8>,
+}
+
 impl Crowd {
-    fn gather(count: usize) -> Crowd {
-        let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_ON, env!("CARGO_BIN_EXE_linechat-server")]);
-        let server = if can_pin() { Server::start_as(&mut command) } else { Server::start(&[]) };
-        let server = server.expect("the server starts");
-        let mut crowd = Crowd { server, people: Vec::new(), buffer: Vec::new() };
+    fn gather(command: &mut Command, count: usize) -> Crowd {
+        let process = Server::start_as(command).expect("it starts");
+        pin(process.child.id(), "1");
+        let mut crowd = Crowd { process, people: Vec::new(), buffer: vec![0; 1 << 16] };
         crowd.join(count);
+        crowd
+    }
+
+    fn floor(count: usize) -> Crowd {
+        let this = std::env::current_exe().expect("this program");
+        Crowd::gather(Command::new(this).arg(count.to_string()), count)
+    }
+
+    /// A server with so many in the room.
+    fn room(server: &str, count: usize) -> Crowd {
+        let mut crowd = Crowd::gather(&mut Command::new(server), count);
         crowd.fence();
         crowd
     }
 
     fn join(&mut self, count: usize) {
         for at in self.people.len()..count {
-            let mut socket = connect(&self.server.address);
-            socket.write_all(format!("NAME {}\n", name(at)).as_bytes()).expect("takes a name");
+            let socket = TcpStream::connect(&self.process.address).expect("connects");
+            socket.set_nodelay(true).expect("no delay");
+            socket.set_nonblocking(true).expect("does not block");
             self.people.push(socket);
+            self.say(at, &format!("NAME {}\n", name(at)));
         }
     }
 
-    /// Everybody reads all that they were sent. Returns how many bytes that was.
-    fn fence(&mut self) -> usize {
-        let mut bytes = 0;
+    fn say(&mut self, at: usize, lines: &str) {
+        self.people[at].write_all(lines.as_bytes()).expect("takes lines");
+    }
+
+    /// Everybody reads all that they were sent.
+    fn fence(&mut self) {
         // By the second round everything has been dealt with, so nothing comes after its PONG.
         for (ping, pong) in [("PING 1\n", "PONG 1\r\n"), ("PING 2\n", "PONG 2\r\n")] {
             for socket in &mut self.people {
                 socket.write_all(ping.as_bytes()).expect("takes a line");
-                let mut end: Vec<u8> = Vec::new();
-                while !end.windows(pong.len()).any(|window| window == pong.as_bytes()) {
-                    self.buffer.resize(1 << 16, 0);
-                    let length = read(socket, &mut self.buffer);
-                    assert!(length > 0, "the server ended a connection");
-                    bytes += length;
-                    end.drain(..end.len().saturating_sub(pong.len()));
-                    end.extend(&self.buffer[..length]);
-                }
+                assert!(until(socket, pong, &mut self.buffer), "a connection has ended");
             }
         }
-        bytes - 2 * "PONG 1\r\n".len() * self.people.len()
     }
 
-    /// What a message of the benchmark is to those who receive it.
-    fn line(at: usize) -> String {
-        format!("MSG {} {}\r\n", name(at), "x".repeat(TEXT))
+    /// Microseconds of the process's time for one of something, of which a round does `count`; so
+    /// do the functions below.
+    fn cost(&mut self, rounds: usize, count: usize, mut round: impl FnMut(&mut Crowd)) -> f64 {
+        let before = used(self.process.child.id());
+        (0..rounds).for_each(|_| round(self));
+        (used(self.process.child.id()) - before) / (rounds * count) as f64
     }
 
-    fn say(&mut self, at: usize, messages: usize) {
-        let line = format!("MSG {}\n", "x".repeat(TEXT));
-        self.people[at].write_all(line.repeat(messages).as_bytes()).expect("takes messages");
-    }
-
-    /// Everybody receives `messages` from each of the first `senders`, but not their own.
-    fn hear(&mut self, senders: &[usize], messages: usize) {
-        let length = Crowd::line(0).len() * messages;
+    /// Everybody receives so many messages, senders all but their own share.
+    fn hear(&mut self, messages: usize, senders: usize) {
         for (at, socket) in self.people.iter_mut().enumerate() {
-            let others = senders.len() - usize::from(senders.contains(&at));
-            take(socket, length * others, &mut self.buffer);
+            let own = if at < senders { messages / senders } else { 0 };
+            take(socket, received("MSG").len() * (messages - own), &mut self.buffer);
         }
     }
 
-    /// One sender after the other, each with one message, all of it delivered before the next.
-    fn fan_out_singly(&mut self, rounds: usize) -> Spent {
-        Spent::during(self.server.child.id(), || {
-            for round in 0..rounds {
-                let sender = round % SENDERS;
-                self.say(sender, 1);
-                self.hear(&[sender], 1);
+    /// The floor writes so many lines at once to everybody.
+    fn write(&mut self, rounds: usize, lines: usize) -> f64 {
+        self.cost(rounds, lines * self.people.len(), |floor| {
+            floor.say(0, &format!("{lines:8}"));
+            floor.hear(lines, 0);
+        })
+    }
+
+    /// So many senders say so many messages each, at once.
+    fn speak(&mut self, rounds: usize, senders: usize, messages: usize) -> f64 {
+        let lines = format!("MSG {}\n", "x".repeat(TEXT)).repeat(messages);
+        self.cost(rounds, senders * messages * (self.people.len() - 1), |crowd| {
+            (0..senders).for_each(|at| crowd.say(at, &lines));
+            crowd.hear(senders * messages, senders);
+        })
+    }
+
+    /// One of each of twenty pairs writes to the other, and is told so.
+    fn whisper(&mut self, rounds: usize) -> f64 {
+        self.cost(rounds, 20, |crowd| {
+            let line = |to| format!("PRIV @{} {}\n", name(to), "x".repeat(TEXT));
+            (0..40).step_by(2).for_each(|at| crowd.say(at, &line(at + 1)));
+            for socket in &mut crowd.people[..40] {
+                take(socket, received("PRIV").len(), &mut crowd.buffer);
             }
         })
     }
 
-    /// All senders keep `messages` in flight: the next are sent while the last are received.
-    fn fan_out(&mut self, rounds: usize, messages: usize) -> Spent {
-        let senders: Vec<_> = (0..SENDERS).collect();
-        Spent::during(self.server.child.id(), || {
-            senders.iter().for_each(|&sender| self.say(sender, messages));
-            for round in 1..=rounds {
-                if round < rounds {
-                    senders.iter().for_each(|&sender| self.say(sender, messages));
-                }
-                self.hear(&senders, messages);
-            }
+    /// One joins and leaves, and everybody passes two fences.
+    fn come_and_go(&mut self, rounds: usize) -> f64 {
+        self.cost(rounds, 1, |crowd| {
+            crowd.join(crowd.people.len() + 1);
+            let mut last = crowd.people.pop().expect("one has joined");
+            last.write_all(b"QUIT\n").expect("takes a line");
+            while read(&mut last, &mut crowd.buffer) > 0 {}
+            crowd.fence();
         })
     }
 }
 
-/// A private message as it is sent to whoever has this place; as it is received, and confirmed.
-fn private(at: usize) -> String {
-    format!("PRIV @{} {}\n", name(at), "x".repeat(TEXT))
-}
-
-fn private_received() -> String {
-    format!("PRIV {} {}\r\n", name(0), "x".repeat(TEXT))
-}
-
-/// One of each pair writes to the other, who receives it while the one receives as much.
-fn whisper(people: &mut [TcpStream], rounds: usize, buffer: &mut Vec<u8>) {
-    for _ in 0..rounds {
-        for pair in 0..PAIRS {
-            let line = private(2 * pair + 1);
-            people[2 * pair].write_all(line.as_bytes()).expect("takes a line");
-        }
-        for socket in &mut people[..2 * PAIRS] {
-            take(socket, private_received().len(), buffer);
-        }
-    }
-}
-
-/// The bare loop: accepts so many connections and, when told, writes lines to each of them, or
-/// reads a private message and writes both of its lines.
+/// The bare loop: accepts so many connections; then the first says how many lines to write to each.
+/// It shows where it listens as the server does.
 fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    println!("{}", listener.local_addr()?);
-    let mut sockets = Vec::new();
-    for _ in 0..count {
-        let (socket, _) = listener.accept()?;
-        socket.set_nodelay(true)?;
-        sockets.push(socket);
+    println!("2000-01-01T00:00:00Z listening on {}", listener.local_addr()?);
+    let mut sockets: Vec<TcpStream> = Vec::new();
+    for at in 0..count {
+        sockets.push(listener.accept()?.0);
+        sockets[at].set_nodelay(true)?;
+        sockets[at].read_exact(&mut [0; "NAME p00000\n".len()])?;
     }
-    for command in io::stdin().lock().lines() {
-        let command = command?;
-        if let Some(rounds) = command.strip_prefix("whisper ") {
-            let mut request = vec![0; private(0).len()];
-            let line = private_received();
-            for at in 0..rounds.parse().unwrap_or(0) * PAIRS {
-                let [one, other] = [2 * (at % PAIRS), 2 * (at % PAIRS) + 1];
-                sockets[one].read_exact(&mut request)?;
-                sockets[other].write_all(line.as_bytes())?;
-                sockets[one].write_all(line.as_bytes())?;
-            }
-            continue;
-        }
-        let mut numbers = command.split(' ').filter_map(|word| word.parse::<usize>().ok());
-        let (rounds, lines) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let bytes = Crowd::line(0).repeat(lines);
-        for _ in 0..rounds {
-            for socket in &mut sockets {
-                socket.write_all(bytes.as_bytes())?;
-            }
-        }
+    let mut lines = [0; 8];
+    while sockets[0].read_exact(&mut lines).is_ok() {
+        let lines = String::from_utf8_lossy(&lines).trim().parse().unwrap_or(0);
+        let bytes = received("MSG").repeat(lines);
+        sockets.iter_mut().try_for_each(|socket| socket.write_all(bytes.as_bytes()))?;
     }
     Ok(())
 }
 
-/// The load's side of the floor.
-struct Floor {
-    child: Child,
-    sockets: Vec<TcpStream>,
-    buffer: Vec<u8>,
+/// Prints a row for each server. One after the first is compared with the first.
+fn print(what: &str, of: &str, results: &[(f64, String)]) {
+    for (at, (ratio, figures)) in results.iter().enumerate() {
+        let change = match at {
+            0 => String::new(),
+            _ => format!(" ({:.2} × the first server)", ratio / results[0].0),
+        };
+        println!("| {what} | {ratio:.2} × {of}{change} | {figures} |");
+    }
 }
 
-impl Floor {
-    fn start(count: usize) -> Floor {
-        let this = std::env::current_exe().expect("this program");
-        let mut command = match can_pin() {
-            true => {
-                let mut command = Command::new("taskset");
-                command.args(["-c", SERVER_ON]).arg(this);
-                command
-            }
-            false => Command::new(this),
-        };
-        command.args(["floor", &count.to_string()]);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the floor starts");
-        let mut address = String::new();
-        let printed = child.stdout.take().expect("a pipe");
-        io::BufReader::new(printed).read_line(&mut address).expect("an address");
-        let sockets = (0..count).map(|_| connect(address.trim()));
-        let sockets = sockets.collect();
-        Floor { child, sockets, buffer: Vec::new() }
+/// The servers to be measured, and the floor, with as many people each.
+struct Rooms {
+    floor: Crowd,
+    crowds: Vec<Crowd>,
+}
+
+impl Rooms {
+    fn gather(servers: &[String], people: usize) -> Rooms {
+        // The floor makes do with what the limit on open files leaves for it.
+        let floor = people.min(descriptor_limit().saturating_sub(people * servers.len()));
+        let crowds = servers.iter().map(|server| Crowd::room(server, people)).collect();
+        Rooms { floor: Crowd::floor(floor), crowds }
     }
 
-    /// Writes `lines` at once to everybody, `rounds` times.
-    fn write(&mut self, rounds: usize, lines: usize) -> Spent {
-        Spent::during(self.child.id(), || {
-            for _ in 0..rounds {
-                let told = self.child.stdin.as_mut().expect("a pipe");
-                writeln!(told, "1 {lines}").expect("takes a command");
-                let length = Crowd::line(0).len() * lines;
-                for socket in &mut self.sockets {
-                    take(socket, length, &mut self.buffer);
+    /// Measures the floor and the servers in turn, each by a function that returns microseconds.
+    fn compare(
+        &mut self,
+        (what, of): (&str, &str),
+        below: impl Fn(&mut Crowd) -> f64,
+        above: impl Fn(&mut Crowd) -> f64,
+    ) {
+        let mut costs = vec![(Vec::new(), Vec::new()); self.crowds.len()];
+        for _ in 0..ROUNDS {
+            let floor = below(&mut self.floor);
+            for (crowd, (ratios, costs)) in self.crowds.iter_mut().zip(&mut costs) {
+                let cost = above(crowd);
+                ratios.push(cost / floor);
+                costs.push(cost);
+            }
+        }
+        let results = costs.into_iter().map(|(ratios, costs)| (median(ratios), median(costs)));
+        let results = results.map(|(ratio, cost)| (ratio, format!("{cost:.3} µs")));
+        print(what, of, &results.collect::<Vec<_>>());
+    }
+}
+
+/// Messages, private ones, joins and leaves in a room of so many.
+fn room(servers: &[String], people: usize) {
+    let mut rooms = Rooms::gather(servers, people);
+    let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(3, 60));
+    for (what, rounds, senders, messages, lines, of) in [
+        ("one message at a time", few, 1, 1, 1, "a floor write"),
+        ("10 messages at a time", many, 10, 1, 1, "a floor write"),
+        ("640 messages at a time", many, 10, 64, 640, "the floor's batches"),
+    ] {
+        let what = format!("a delivery in a room of {people}, {what}");
+        let below = |floor: &mut Crowd| floor.write(rounds, lines);
+        rooms.compare((&what, of), below, |crowd| crowd.speak(rounds, senders, messages));
+    }
+    if people >= 40 {
+        let what = format!("private message with confirmation, room of {people}");
+        let below = |floor: &mut Crowd| floor.write(few, 1);
+        rooms.compare((&what, "a floor write"), below, |crowd| crowd.whisper(100));
+        let what = format!("join and leave, room of {people}, and two PINGs from each");
+        let below = |floor: &mut Crowd| floor.write(few, 1) * people as f64;
+        let rounds = (10_000 / people).clamp(1, 20);
+        rooms.compare((&what, "a write to each"), below, |crowd| crowd.come_and_go(rounds));
+    }
+}
+
+/// Time from sending to what the last has received.
+fn latency(servers: &[String]) {
+    let time = |work: &mut dyn FnMut() -> f64| {
+        thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
+        let begun = Instant::now();
+        work();
+        begun.elapsed().as_secs_f64() * 1e6
+    };
+    let what = ("latency to the last of 1000, 10 messages a second", "the floor");
+    let below = |floor: &mut Crowd| time(&mut || floor.write(1, 1));
+    Rooms::gather(servers, 1000).compare(what, below, |crowd| time(&mut || crowd.speak(1, 1, 1)));
+}
+
+/// How long the PINGs of one take, in milliseconds, while the first so many of the others send
+/// these lines without pause, and everybody reads all the time. Infinitely long if it is removed.
+fn bystander(mut crowd: Crowd, flooders: usize, lines: &str) -> Vec<f64> {
+    let mut bystander = crowd.people.pop().expect("somebody");
+    bystander.set_nonblocking(false).expect("blocks");
+    bystander.set_read_timeout(Some(Duration::from_millis(5))).expect("a time-out");
+    let (is_over, lines, mut times) = (AtomicBool::new(false), lines.repeat(10_000), Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = vec![0; 1 << 16];
+            while !is_over.load(Ordering::Relaxed) {
+                for (at, socket) in crowd.people.iter_mut().enumerate() {
+                    // Where a write is cut, the next line is an unknown command.
+                    let _ = if at < flooders { socket.write(lines.as_bytes()) } else { Ok(0) };
+                    while matches!(socket.read(&mut buffer), Ok(1..)) {}
                 }
             }
-        })
-    }
-}
-
-impl Floor {
-    /// Reads and writes what private messages take.
-    fn whisper(&mut self, rounds: usize) -> Spent {
-        Spent::during(self.child.id(), || {
-            let told = self.child.stdin.as_mut().expect("a pipe");
-            writeln!(told, "whisper {rounds}").expect("takes a command");
-            whisper(&mut self.sockets, rounds, &mut self.buffer);
-        })
-    }
-}
-
-impl Drop for Floor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn can_pin() -> bool {
-    std::thread::available_parallelism().is_ok_and(|count| count.get() > 1)
-        || std::env::var_os(PINNED).is_some()
-}
-
-/// Set for the copy of this program that runs on one processor.
-const PINNED: &str = "LINECHAT_BENCH_PINNED";
-
-/// Fan-out, and what it costs beside the floor. Returns the floor's time for one write.
-fn fan_out(crowd: &mut Crowd) -> Duration {
-    let people = crowd.people.len();
-    // Both have their connections here, and all of them must be within the limit on open files.
-    let mut floor = Floor::start(people.min(descriptor_limit().saturating_sub(people)));
-    let below = floor.sockets.len();
-    let singles = (60_000 / people).clamp(6, 200);
-    let batches = (8000 / people).clamp(3, 60);
-    // In turn, so that a change in the machine's speed meets all of them.
-    let mut best: [Vec<f64>; 4] = Default::default();
-    let mut last = None;
-    let mut floor_write = Vec::new();
-    for _ in 0..3 {
-        let alone = floor.write(singles, 1);
-        let single = crowd.fan_out_singly(singles);
-        let batch = floor.write(batches, SENDERS * 64);
-        let ten = crowd.fan_out(batches, 1);
-        let many = crowd.fan_out(batches, 64);
-        let write = micros(alone.server, singles * below);
-        let deliveries = batches * (people - 1) * SENDERS;
-        let delivery = micros(many.server, deliveries * 64);
-        floor_write.push(alone.server / (singles * below) as u32);
-        best[0].push(micros(single.server, singles * (people - 1)) / write);
-        best[1].push(micros(ten.server, deliveries) / write);
-        best[2].push(delivery / micros(batch.server, batches * below * SENDERS * 64));
-        best[3].push(write / delivery);
-        last = Some((single, ten, many, write));
-    }
-    let Some((single, ten, many, write)) = last else { return Duration::ZERO };
-    let [one, each, batched, gain] = best.map(median);
-    let figures = |spent: &Spent, deliveries: usize| {
-        format!(
-            "{:.3} µs a delivery, {:.2} million a second; {}",
-            micros(spent.server, deliveries),
-            deliveries as f64 / spent.wall.as_secs_f64() / 1e6,
-            spent.load_share()
-        )
-    };
-    let others = people - 1;
-    row(
-        format!("fan-out to {people}, one message in flight"),
-        format!("{one:.2} × a floor write ({write:.2} µs)"),
-        figures(&single, singles * others),
-    );
-    row(
-        format!("fan-out to {people}, 10 senders with 1 in flight"),
-        format!("{each:.2} × a floor write"),
-        figures(&ten, batches * others * SENDERS),
-    );
-    row(
-        format!("fan-out to {people}, 10 senders with 64 in flight"),
-        format!("{batched:.2} × the floor's batches, {gain:.0} × a floor that writes each line"),
-        format!(
-            "{}; at most {:.1} MB of memory",
-            figures(&many, batches * others * SENDERS * 64),
-            crowd.server.peak_memory() as f64 / 1e6
-        ),
-    );
-    floor_write.sort();
-    floor_write[1]
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Time from sending to what everybody, and the last, has received.
-fn latency() {
-    let people = 1000;
-    let mut crowd = Crowd::gather(people);
-    let mut floor = Floor::start(people);
-    let mut buffer = Vec::new();
-    let length = Crowd::line(0).len();
-    let (mut each, mut last, mut floor_last) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..30 {
-        let begun = Instant::now();
-        let told = floor.child.stdin.as_mut().expect("a pipe");
-        writeln!(told, "1 1").expect("takes a command");
-        floor.sockets.iter_mut().for_each(|socket| take(socket, length, &mut buffer));
-        floor_last.push(begun.elapsed().as_secs_f64());
-        std::thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
-        let begun = Instant::now();
-        crowd.say(0, 1);
-        for socket in &mut crowd.people[1..] {
-            take(socket, length, &mut buffer);
-            each.push(begun.elapsed().as_secs_f64());
-        }
-        last.push(begun.elapsed().as_secs_f64());
-        std::thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
-    }
-    each.sort_by(f64::total_cmp);
-    let at = |share: f64| each[((each.len() - 1) as f64 * share) as usize] * 1e3;
-    let (ours, floors) = (median(last), median(floor_last));
-    row(
-        "latency to 1000, 10 messages a second",
-        format!("last receiver {:.2} × the floor", ours / floors),
-        format!(
-            "p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms; last receiver {:.2} ms",
-            at(0.5),
-            at(0.99),
-            at(1.0),
-            ours * 1e3
-        ),
-    );
-}
-
-/// Private messages between twenty pairs, each with one in flight.
-fn whispers(crowd: &mut Crowd, floor_write: Duration, in_a_hundred: f64) -> f64 {
-    let people = crowd.people.len();
-    let mut floor = Floor::start(2 * PAIRS);
-    let rounds = 100;
-    let mut costs = Vec::new();
-    let mut ratios = Vec::new();
-    let mut last = None;
-    for _ in 0..3 {
-        let alone = floor.whisper(rounds);
-        let spent = Spent::during(crowd.server.child.id(), || {
-            whisper(&mut crowd.people, rounds, &mut crowd.buffer);
         });
-        costs.push(micros(spent.server, PAIRS * rounds));
-        ratios.push(spent.server.as_secs_f64() / alone.server.as_secs_f64());
-        last = Some(spent);
-    }
-    let cost = median(costs);
-    let Some(spent) = last else { return cost };
-    let growth = match in_a_hundred > 0.0 {
-        true => format!(", {:.2} × that in a room of 100", cost / in_a_hundred),
-        false => String::new(),
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(3) {
+            let begun = Instant::now();
+            let _ = bystander.write_all(b"PING 1\n");
+            let has_come = until(&mut bystander, "PONG 1\r\n", &mut crowd.buffer);
+            times.push(if has_come { begun.elapsed().as_secs_f64() * 1e3 } else { f64::INFINITY });
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(10) {
+                let _ = bystander.read(&mut crowd.buffer);
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    times
+}
+
+fn flood(servers: &[String], people: usize, flooders: usize, lines: &str) {
+    let one = |server: &String| {
+        let write = Crowd::floor(people).write(50_000 / people, 1) * people as f64 / 1e3;
+        let times = bystander(Crowd::room(server, people), flooders, lines);
+        let (worst, middle) = (times.iter().copied().fold(0.0, f64::max), median(times));
+        (middle / write, format!("{middle:.2} ms, at worst {worst:.2}"))
     };
-    row(
-        format!("private message with confirmation, room of {people}"),
-        format!(
-            "{:.2} × a floor write, {:.2} × a floor that reads it and writes both lines{growth}",
-            cost / micros(floor_write, 1),
-            median(ratios)
-        ),
-        format!(
-            "{cost:.2} µs; {:.0} a second; {}",
-            (PAIRS * rounds) as f64 / spent.wall.as_secs_f64(),
-            spent.load_share()
-        ),
-    );
-    cost
+    let what = format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
+    print(&what, "a write to each", &servers.iter().map(one).collect::<Vec<_>>());
 }
 
-/// One after the other joins and leaves.
-fn joins(crowd: &mut Crowd, floor_write: Duration) {
-    let people = crowd.people.len();
-    let rounds = (10_000 / people).clamp(3, 20);
-    let mut bytes = 0;
-    let spent = Spent::during(crowd.server.child.id(), || {
-        for _ in 0..rounds {
-            crowd.join(people + 1);
-            let mut last = crowd.people.pop().expect("one has joined");
-            last.write_all(b"QUIT\n").expect("takes a line");
-            crowd.buffer.resize(1 << 16, 0);
-            while read(&mut last, &mut crowd.buffer) > 0 {}
-            bytes += crowd.fence();
-        }
-    });
-    // The fences are two PONGs to each, twice; what is left is compared with as many writes.
-    let fences = 2 * rounds * people;
-    let writes = 2 * rounds * people;
-    row(
-        format!("join and leave, room of {people}, and two PINGs from each"),
-        format!(
-            "{:.2} × a floor write for each who is told",
-            micros(spent.server, writes + fences) / micros(floor_write, 1)
-        ),
-        format!(
-            "{:.2} ms and {} bytes for each join and leave; {}",
-            micros(spent.server, rounds) / 1e3,
-            bytes / rounds,
-            spent.load_share()
-        ),
-    );
-}
-
-/// Ten thousand come at once and go at once; and what they cost while they do nothing.
-fn storm(floor_write: Duration) {
+/// Ten thousand come at once, do nothing, and go at once.
+fn storm(servers: &[String]) {
     let people = 10_000;
-    let mut crowd = Crowd::gather(0);
-    let empty = crowd.server.memory();
-    let id = crowd.server.child.id();
-    let mut bytes = 0;
-    let arriving = Spent::during(id, || {
-        crowd.join(people);
-        bytes = crowd.fence();
-    });
-    let told = people * people / 2;
-    row(
-        format!("storm of {people} joins"),
-        format!(
-            "{:.3} × a floor write for each JOINED delivered",
-            micros(arriving.server, told) / micros(floor_write, 1)
-        ),
-        format!(
-            "{:.2} s, {:.0} MB; server {:.2} s; {}",
-            arriving.wall.as_secs_f64(),
-            bytes as f64 / 1e6,
-            arriving.server.as_secs_f64(),
-            arriving.load_share()
-        ),
-    );
-    let each = (crowd.server.memory().saturating_sub(empty)) / people;
-    let idle = Spent::during(id, || std::thread::sleep(Duration::from_secs(10))); // nothing is to happen
-    row(
-        format!("{people} people who do nothing"),
-        format!("{:.2} × 400 bytes each", each as f64 / 400.0),
-        format!(
-            "{each} bytes each; {:.1} ms of processor in 10 s",
-            idle.server.as_secs_f64() * 1e3
-        ),
-    );
-    let mut observer = crowd.people.swap_remove(0);
-    let leaving = Spent::during(id, || {
-        crowd.people.clear();
-        let mut left = 0;
-        let mut received = Vec::new();
-        while left < people - 1 {
-            crowd.buffer.resize(1 << 16, 0);
-            let length = read(&mut observer, &mut crowd.buffer);
-            assert!(length > 0, "the server ended a connection");
-            received.extend(&crowd.buffer[..length]);
-            let end = received.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-            let lines: Vec<u8> = received.drain(..end).collect();
-            left +=
-                lines.split(|&byte| byte == b'\n').filter(|it| it.starts_with(b"LEFT ")).count();
-        }
-    });
-    row(
-        format!("all but one of {people} disconnect at once"),
-        format!(
-            "{:.2} × a floor write for each who leaves",
-            micros(leaving.server, people) / micros(floor_write, 1)
-        ),
-        format!(
-            "{:.2} s; server {:.2} s",
-            leaving.wall.as_secs_f64(),
-            leaving.server.as_secs_f64()
-        ),
-    );
+    let mut results = [Vec::new(), Vec::new(), Vec::new()];
+    for server in servers {
+        let write = Crowd::floor(1000).write(60, 1);
+        let mut crowd = Crowd::room(server, 0);
+        let empty = crowd.process.memory();
+        let cost = crowd.cost(1, people, |crowd| {
+            crowd.join(people);
+            crowd.fence();
+        });
+        results[0].push((cost / write, format!("{cost:.1} µs each")));
+        let each = crowd.process.memory().saturating_sub(empty) / people;
+        let wait = |_: &mut Crowd| thread::sleep(Duration::from_secs(5)); // nothing is to happen
+        let idle = crowd.cost(1, 1000, wait);
+        let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");
+        results[1].push((each as f64 / 400.0, figures));
+        let mut last = crowd.people.pop().expect("somebody");
+        let cost = crowd.cost(1, people, |crowd| {
+            crowd.people.clear();
+            assert!(until(&mut last, " 1 disconnected\r\n", &mut crowd.buffer), "removed");
+        });
+        results[2].push((cost / write, format!("{cost:.1} µs each")));
+    }
+    print("10000 join at once", "a floor write for each", &results[0]);
+    print("10000 who do nothing", "400 bytes each", &results[1]);
+    print("all but one of 10000 disconnect at once", "a floor write for each", &results[2]);
 }
 
-fn start() {
-    let program = env!("CARGO_BIN_EXE_linechat-server");
-    let times = (0..11).map(|_| {
-        let begun = Instant::now();
-        let server = Server::start(&[]).expect("the server starts");
-        let _socket = TcpStream::connect(&server.address).expect("connects");
-        begun.elapsed().as_secs_f64()
-    });
-    let begun = Instant::now();
-    let status = Command::new("true").status().expect("runs");
-    let nothing = begun.elapsed().as_secs_f64();
-    assert!(status.success());
-    let time = median(times.collect());
-    let size = std::fs::metadata(program).map_or(0, |file| file.len());
-    row(
-        "from exec to the first connection",
-        format!("{:.1} × running true(1)", time / nothing),
-        format!("{:.2} ms; the binary has {} KB", time * 1e3, size / 1000),
-    );
-}
-
-fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().collect();
-    if let [_, command, count] = arguments.as_slice() {
-        if command == "floor" {
-            return match floor(count.parse().unwrap_or(0)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(_) => ExitCode::FAILURE,
-            };
-        }
+fn main() {
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    // As it is started in `Crowd::floor`.
+    if words.get(1).is_some_and(|word| word == "127.0.0.1:0") {
+        return floor(words[0].parse().expect("a number")).expect("a network");
     }
-    if can_pin() && std::env::var_os(PINNED).is_none() {
-        let this = std::env::current_exe().expect("this program");
-        let mut command = Command::new("taskset");
-        let status = command.args(["-c", LOAD_ON]).arg(this).env(PINNED, "1").status();
-        return match status {
-            Ok(status) if status.success() => ExitCode::SUCCESS,
-            Ok(_) => ExitCode::FAILURE,
-            Err(error) => {
-                eprintln!("bench: cannot run taskset (Debian's util-linux): {error}");
-                ExitCode::FAILURE
-            }
-        };
+    let limit = descriptor_limit();
+    assert!(limit > 12_000, "12 300 open files are needed; raise the limit with ulimit -n");
+    pin(std::process::id(), "0");
+    let (mut servers, only): (Vec<_>, Vec<_>) = words.into_iter().partition(|it| it.contains('/'));
+    if servers.is_empty() {
+        servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
-    if descriptor_limit() < 12_000 {
-        eprintln!("bench: 12 200 open files are needed; raise the limit with ulimit -n");
-        return ExitCode::FAILURE;
-    }
+    let is_asked = |part: &str| only.is_empty() || only.iter().any(|word| word == part);
     println!("| what | ratio | figures |\n|---|---|---|");
-    let mut in_a_hundred = 0.0;
-    let mut floor_write = Duration::ZERO;
-    for people in [10, 100, 1000, 10_000] {
-        let mut crowd = Crowd::gather(people);
-        floor_write = fan_out(&mut crowd);
-        if people >= 100 {
-            let cost = whispers(&mut crowd, floor_write, in_a_hundred);
-            if people == 100 {
-                in_a_hundred = cost;
-            }
-            joins(&mut crowd, floor_write);
-        }
+    for people in [10, 100, 1000, 10_000].into_iter().filter(|_| is_asked("rooms")) {
+        room(&servers, people.min((limit - 2000) / servers.len()));
     }
-    latency();
-    storm(floor_write);
-    start();
-    ExitCode::SUCCESS
+    if is_asked("latency") {
+        latency(&servers);
+    }
+    let floods = [(100, 1), (100, 20), (100, 99), (1000, 1), (1000, 20), (1000, 100), (3000, 20)];
+    for (people, flooders) in floods.into_iter().filter(|_| is_asked("flood")) {
+        // In the largest room they ask for the roster, too.
+        let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
+        flood(&servers, people, flooders, lines);
+    }
+    if is_asked("storm") {
+        storm(&servers);
+    }
 }

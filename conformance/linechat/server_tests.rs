@@ -7,7 +7,8 @@ mod chance;
 
 use super::*;
 use chance::Chance;
-use std::cell::{Cell, RefCell};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{sync_channel, Receiver};
 
 // The wire
 
@@ -31,9 +32,11 @@ fn decode(pieces: &[&[u8]]) -> Vec<String> {
 
 #[test]
 fn lines_do_not_depend_on_how_they_are_cut() {
-    let stream = b"MSG a\r\n\nMSG \xff\xfd\n b\x08c\xff\xfa\x01\n\xff\xff\xff\xf0\r\nd\xff\xff\n";
+    let stream = b"MSG a\r\n\nMSG \xff\xfd\n b\x08c\xff\xfa\x01\n\xff\xff\xf0\xff\xf0\r\0d\xff\xff\r\xff\xf1\n\0\n";
     let whole = decode(&[stream]);
-    assert_eq!(whole, ["line MSG a", "answer [255, 252, 10]", "line MSG  c", "line d\\xff"]);
+    let expected =
+        ["line MSG a", "answer [255, 252, 10]", "line MSG  c", "line d\\xff", "line \\x00"];
+    assert_eq!(whole, expected);
     for cut in 0..=stream.len() {
         assert_eq!(decode(&[&stream[..cut], &stream[cut..]]), whole, "cut at {cut}");
     }
@@ -49,6 +52,13 @@ fn a_line_is_too_long_with_its_4001st_byte() {
     assert_eq!(decode(&[&at_limit, b"\r\n"]).len(), 1);
     assert_eq!(decode(&[&at_limit, b"x"]), ["too long 4000"]);
     assert_eq!(decode(&[&at_limit, b"\r", b"x\nnext\n"]), ["too long 4001", "line next"]);
+    assert_eq!(decode(&[&at_limit, b"\r\0next\n"]).len(), 2);
+    // Telnet is understood in what is skipped, and CR NUL ends it.
+    let skipped: &[u8] = b"xx\xff\xfd\x06\0\r\xff\xf1\0next\n";
+    assert_eq!(
+        decode(&[&at_limit, skipped]),
+        ["too long 4000", "answer [255, 252, 6]", "line next"]
+    );
     // However much follows, it is reported once and held nowhere.
     let mut decoder = Decoder::default();
     let mut found = 0;
@@ -80,11 +90,19 @@ fn a_roster_line_is_filled_to_its_last_byte() {
 
 #[test]
 fn names_of_every_kind_of_letter_and_digit() {
-    for good in ["a", "7", "Ⅷ", "½", "ß", "क", "李雷", "a_b-c.", &"é".repeat(25)] {
+    for good in ["a", "7", "Ⅷ", "½", "ß", "क", "李雷", "a_b-c.", "Jose\u{301}", "हिन्दी", "ชื่อ"]
+    {
         assert!(is_good_name(good), "{good}");
     }
-    for bad in ["", "_", "a b", "a\u{301}", "é\u{200b}", "🙂", "a@b", &"é".repeat(26)] {
+    assert!(is_good_name(&"é".repeat(25)) && !is_good_name(&"é".repeat(26)));
+    // Rare marks that only a list tells: Mc, and not Alphabetic.
+    assert!("\u{f3e}\u{f3f}\u{1ce1}\u{1cf7}\u{abec}".chars().all(is_mark));
+    for bad in ["", "_", "a b", "\u{301}a", "\u{345}a", "é\u{200b}", "🙂", "a@b", "ana\u{3164}"]
+    {
         assert!(!is_good_name(bad), "{bad}");
+    }
+    for bad in "\u{34f}\u{115f}\u{180b}\u{180f}\u{fe0f}\u{ffa0}\u{e0100}\u{24b6}\u{1f189}".chars() {
+        assert!(!is_good_name(&format!("a{bad}")), "{}", bad.escape_unicode());
     }
 }
 
@@ -120,6 +138,8 @@ fn look_through(bytes: &[u8]) -> (Vec<Found>, Option<usize>) {
     let mut found = Vec::new();
     let mut text: Vec<u8> = Vec::new();
     let mut is_long = false;
+    // The last byte of text, also of what is thrown away.
+    let mut last = 0;
     let mut at = 0;
     while at < bytes.len() {
         let rest = &bytes[at..];
@@ -138,7 +158,8 @@ fn look_through(bytes: &[u8]) -> (Vec<Found>, Option<usize>) {
             _ => Some(1),
         };
         let end = at + size.unwrap_or(rest.len());
-        let ends_line = rest[0] == b'\n' || (rest.starts_with(b"\r\n"));
+        let ends_line = rest[0] == b'\n' || (rest[0] == 0 && last == b'\r');
+        let ends_line = ends_line || rest.starts_with(b"\r\n") || rest.starts_with(b"\r\0");
         let may_end_line = at == MAX_REQUEST && rest == b"\r";
         if end > MAX_REQUEST && !is_long && !ends_line && !may_end_line {
             is_long = true;
@@ -149,7 +170,7 @@ fn look_through(bytes: &[u8]) -> (Vec<Found>, Option<usize>) {
         }
         match (rest, size) {
             (_, None) => return (found, None),
-            ([b'\n', ..], _) => {
+            ([b'\n', ..], _) | ([0, ..], _) if rest[0] == b'\n' || last == b'\r' => {
                 if text.last() == Some(&b'\r') {
                     text.pop();
                 }
@@ -160,12 +181,19 @@ fn look_through(bytes: &[u8]) -> (Vec<Found>, Option<usize>) {
             }
             ([255, 251, option, ..], _) => found.push(Found::Answer([255, 254, *option])),
             ([255, 253, option, ..], _) => found.push(Found::Answer([255, 252, *option])),
-            ([255, 255, ..], _) => text.push(255),
+            ([255, 255, ..], _) => {
+                text.push(255);
+                last = 255;
+            }
             ([255, ..], _) => {}
             ([8 | 127, ..], _) => {
                 while text.pop().is_some_and(|byte| (128..192).contains(&byte)) {}
+                last = if is_long { last } else { text.last().copied().unwrap_or(0) };
             }
-            _ => text.push(rest[0]),
+            _ => {
+                text.push(rest[0]);
+                last = rest[0];
+            }
         }
         at = end;
     }
@@ -234,9 +262,11 @@ impl Model {
         let connection = self.connections.get_mut(&id).unwrap();
         let is_first = !std::mem::replace(&mut connection.has_spoken, true);
         let name = self.people.iter().find(|(other, _)| *other == id).map(|(_, name)| name.clone());
+        let upper = String::from_utf8_lossy(line).to_ascii_uppercase();
         let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
         let mut methods = methods.split(' ').map(|method| format!("{method} "));
-        if is_first && methods.any(|method| line.starts_with(method.as_bytes())) {
+        let is_http = line.windows(6).any(|bytes| bytes == b" HTTP/");
+        if is_first && (is_http || line[..1] == [22] || methods.any(|it| upper.starts_with(&it))) {
             self.say(id, "ERR usage");
             self.connections.get_mut(&id).unwrap().dealt_with = usize::MAX;
             return;
@@ -268,12 +298,7 @@ impl Model {
             "NAME" | "MSG" if argument.is_empty() => return Err("usage"),
             "LIST" | "HELP" | "QUIT" if !plain => return Err("usage"),
             "NAME" => {
-                let is_good = |c: char| c.is_alphabetic() || c.is_numeric();
-                let mut rest = argument.chars();
-                if argument.len() > 50
-                    || !rest.next().is_some_and(is_good)
-                    || !rest.all(|c| is_good(c) || "_-.".contains(c))
-                {
+                if !is_good_name(argument) {
                     return Err("bad-name");
                 }
                 let lower = argument.to_lowercase();
@@ -327,6 +352,7 @@ fn is_bad(c: char) -> bool {
 struct World {
     room: Room,
     decoders: BTreeMap<Id, Decoder>,
+    has_spoken: [bool; 8],
     model: Model,
 }
 
@@ -334,6 +360,7 @@ impl World {
     fn connect(&mut self, id: Id) {
         self.room.connect(id);
         self.decoders.insert(id, Decoder::default());
+        self.has_spoken[id] = false;
         self.model.connections.insert(id, ModelConnection::default());
         self.model.say(id, "HELLO");
     }
@@ -342,19 +369,31 @@ impl World {
         let Some(mut decoder) = self.decoders.remove(&id) else { return };
         self.model.receive(id, bytes);
         let mut input = bytes;
-        loop {
-            let outcome = match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.room.request(id, line, true),
-                Some(Decoded::TooLong(line)) => self.room.request(id, line, false),
-                Some(Decoded::TelnetAnswer(answer)) => {
-                    self.room.reply(id, |outbox| outbox.extend(answer));
+        while let Some(decoded) = decoder.next(&mut input) {
+            let is_first = !mem::replace(&mut self.has_spoken[id], true);
+            let request = match decoded {
+                Decoded::TelnetAnswer(answer) => {
+                    self.has_spoken[id] = !is_first;
+                    let put = |bytes: &mut VecDeque<u8>| bytes.extend(answer);
+                    self.room.delivery.put(id, Kind::Reply, 3, put);
                     continue;
                 }
-                None => break,
+                Decoded::Line(line) | Decoded::TooLong(line) if is_first && is_foreign(line) => {
+                    self.room.refuse(id, NOT_A_PERSON);
+                    assert!(!self.model.is_open(id));
+                    return;
+                }
+                Decoded::Line(line) => parse(line, self.room.is_named(id)),
+                Decoded::TooLong(_) => Err(LINE_TOO_LONG),
             };
-            if let Outcome::Ended(_) = outcome {
-                assert!(!self.model.is_open(id));
-                return;
+            match request.map(|request| self.room.carry_out(id, request)) {
+                Ok(Outcome::Quit) => {
+                    self.room.leave(id, Reason::Quit);
+                    assert!(!self.model.is_open(id));
+                    return;
+                }
+                Ok(_) => {}
+                Err(refusal) => self.room.refuse(id, refusal),
             }
         }
         assert!(self.model.is_open(id));
@@ -366,7 +405,7 @@ impl World {
         self.room.leave(id, reason);
         self.model.leave(id, reason.word());
         self.end_turn();
-        self.room.forget(id);
+        self.room.delivery.close(id);
         self.decoders.remove(&id);
         self.model.connections.remove(&id);
     }
@@ -375,14 +414,14 @@ impl World {
     fn end_turn(&mut self) {
         for (&id, connection) in &mut self.model.connections {
             let expected = mem::take(&mut connection.output);
-            let Some((outbox, fresh)) = self.room.owed(id) else { panic!("{id} is unknown") };
-            let mut sent: Vec<u8> = outbox.drain(..).collect();
-            sent.extend(fresh);
+            let delivery = &mut self.room.delivery;
+            let sent = delivery.pending(id).expect("an outbox").concat();
+            assert!(delivery.settle(id, sent.len()));
             check_output(&sent);
             assert_eq!(without_free_text(&sent), without_free_text(&expected));
         }
-        self.room.touched.clear();
-        self.room.end_turn();
+        self.room.delivery.pending_writes.clear();
+        self.room.delivery.end_turn();
         assert_eq!(self.room.count(), self.model.people.len());
     }
 }
@@ -498,95 +537,74 @@ fn the_room_does_what_the_model_does_whatever_is_sent() {
     world.end_turn();
 }
 
+/// Everything that a client is owed is taken.
+fn deliver(delivery: &mut Delivery, id: Id) {
+    let length = delivery.pending(id).map_or(0, |pending| pending.concat().len());
+    assert!(delivery.settle(id, length));
+}
+
 #[test]
 fn a_line_for_everybody_is_stored_once() {
     let mut room = Room::default();
     for id in 0..1000 {
         room.connect(id);
-        room.request(id, format!("NAME p{id}").as_bytes(), true);
-        (0..=id).for_each(|id| room.owed(id).unwrap().0.clear());
-        room.end_turn();
+        room.carry_out(id, Request::Name(&format!("p{id}")));
+        (0..=id).for_each(|id| deliver(&mut room.delivery, id));
+        room.delivery.end_turn();
     }
-    room.request(7, b"MSG to all of you", true);
-    assert_eq!(room.turn, b"MSG p7 to all of you\r\n");
-    assert_eq!(room.copies, 0);
-    assert!(room.peers.iter().flatten().all(|peer| peer.outbox.is_empty()));
-    assert_eq!(room.owed(7).unwrap().1, b"");
-    assert_eq!(room.owed(8).unwrap().1, b"MSG p7 to all of you\r\n");
-}
-
-#[test]
-fn what_is_owed_is_written_in_order() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut far, _) = listener.accept().unwrap();
-    let mut outbox = VecDeque::from(b"....abcd".to_vec());
-    outbox.drain(..4);
-    outbox.extend(b"efg");
-    assert!(!outbox.as_slices().1.is_empty(), "the outbox is in two pieces");
-    let single = VecDeque::from(b"j".to_vec());
-    let none = VecDeque::new();
-    for (outbox, fresh) in [(&outbox, "hi"), (&single, ""), (&single, "k"), (&none, "l")] {
-        write_owed(&mut near, outbox, fresh.as_bytes()).unwrap();
-    }
-    drop(near);
-    let mut received = String::new();
-    far.read_to_string(&mut received).unwrap();
-    assert_eq!(received, "abcdefghijjkl");
+    room.carry_out(7, Request::Msg("to all of you"));
+    let line = b"MSG p7 to all of you\r\n".as_slice();
+    assert_eq!(room.delivery.broadcast, line);
+    assert_eq!(room.delivery.direct, 0);
+    assert!(room.delivery.outboxes.iter().flatten().all(|outbox| outbox.kept.is_none()));
+    assert_eq!(room.delivery.pending(7).unwrap(), [b"", b"", b"".as_slice()]);
+    assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
 }
 
 // The console
 
-/// What a console writes to: it takes so many bytes, and then none until there is room again.
-#[derive(Clone, Default)]
-struct Paper {
-    room: Rc<Cell<usize>>,
-    text: Rc<RefCell<Vec<u8>>>,
-}
-
-impl Write for Paper {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(self.room.get());
-        self.room.set(self.room.get() - taken);
-        self.text.borrow_mut().extend(&bytes[..taken]);
-        match taken {
-            0 => Err(ErrorKind::WouldBlock.into()),
-            taken => Ok(taken),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn shown(printer: &Receiver<Vec<u8>>) -> Vec<String> {
+    let text: Vec<u8> = printer.try_iter().flatten().collect();
+    let text = String::from_utf8(text).unwrap();
+    text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
 }
 
 #[test]
 fn a_console_that_nobody_reads_drops_lines_and_says_how_many() {
-    let paper = Paper::default();
-    let mut console = Console::new(Box::new(paper.clone()));
-    paper.room.set(10_000);
-    let written = 20_000;
+    let (printer, printed) = sync_channel(2);
+    let mut console = Console::new(printer);
+    let written = 100_000;
     for number in 0..written {
         console.log(format_args!("line {number}"));
         console.flush();
     }
     assert!(console.pending.len() <= Console::MAX_PENDING + 100);
-    paper.room.set(usize::MAX);
-    console.flush();
+    assert!(console.retry_time(os::now()).is_some());
+    let mut lines = shown(&printed);
     console.log(format_args!("after"));
     console.flush();
-    let text = String::from_utf8(paper.text.take()).unwrap();
-    let lines: Vec<_> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-    let [shown @ .., dropped, "after"] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(console.retry_time(os::now()).is_none());
+    lines.extend(shown(&printed));
+    let [before @ .., dropped, after] = lines.as_slice() else { panic!("{lines:?}") };
+    assert_eq!(after, "after");
     let dropped: usize = dropped.split(' ').next().unwrap().parse().unwrap();
-    assert_eq!(shown.len() + dropped, written);
-    assert!(shown.iter().enumerate().all(|(at, line)| *line == format!("line {at}")));
+    assert_eq!(before.len() + dropped, written);
+    assert!(before.iter().enumerate().all(|(at, line)| *line == format!("line {at}")));
+}
+
+#[test]
+fn lines_are_handed_over_before_any_is_dropped() {
+    let (printer, printed) = sync_channel(3);
+    let mut console = Console::new(printer);
+    // More than is kept, in one turn.
+    (0..30_000).for_each(|number| console.log(format_args!("line {number} {:50}", "")));
+    console.flush();
+    assert_eq!((shown(&printed).len(), console.all_dropped), (30_000, 0));
 }
 
 #[test]
 fn a_console_that_is_closed_is_ignored() {
-    // A slice with no room left is at its end, which is an error to write to.
-    let mut console = Console::new(Box::new(io::Cursor::new([0; 0])));
+    let mut console = Console::new(sync_channel(1).0);
     for _ in 0..3 {
         console.log(format_args!("nobody hears"));
         console.flush();
@@ -619,7 +637,7 @@ fn options_are_understood() {
         panic!("refused");
     };
     assert_eq!(options.address.as_deref(), Some("[::1]:80"));
-    assert_eq!((options.max_clients, options.max_per_ip), (5, 2));
+    assert_eq!((options.max_clients, options.max_per_ip), (5, Some(2)));
     assert_eq!((options.name_timeout, options.verbose), (Duration::from_secs(7), true));
     assert!(matches!(arguments("--help"), Ok(Command::Show(text)) if text.contains("--verbose")));
     assert!(matches!(arguments("--version"), Ok(Command::Show(_))));
@@ -654,10 +672,10 @@ fn socket_pair() -> (TcpStream, TcpStream) {
 
 #[test]
 fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
-    let mut poller = os::Poller::new().unwrap();
+    let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
     let mut ready = Vec::new();
-    let mut wait = |poller: &mut os::Poller| {
+    let mut wait = |poller: &mut system::Poller| {
         // What is sent has arrived, as far as there is something to wait for.
         poller.wait(&mut ready, Some(Duration::from_millis(20))).unwrap();
         ready.iter().map(|it| (it.token, it.readable, it.writable)).collect::<Vec<_>>()
@@ -667,14 +685,14 @@ fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
     far.write_all(b"x").unwrap();
     assert_eq!(wait(&mut poller), [(7, true, false)]);
     assert_eq!(wait(&mut poller), [(7, true, false)]);
-    poller.change(&near, 7, Interest { read: true, write: true }).unwrap();
+    poller.modify(&near, 7, Interest { read: true, write: true }).unwrap();
     assert_eq!(wait(&mut poller), [(7, true, true)]);
     near.read_exact(&mut [0]).unwrap();
     assert_eq!(wait(&mut poller), [(7, false, true)]);
-    poller.change(&near, 7, Interest { read: false, write: false }).unwrap();
+    poller.modify(&near, 7, Interest { read: false, write: false }).unwrap();
     far.write_all(b"x").unwrap();
     assert_eq!(wait(&mut poller), []);
-    poller.remove(&near, 7).unwrap();
+    poller.delete(&near, 7).unwrap();
     drop(far);
     assert_eq!(wait(&mut poller), []);
 }

@@ -11,14 +11,15 @@
 //! have arrived.
 
 mod chance;
+mod person;
 #[path = "../suite/process.rs"]
 mod process;
 
 use chance::Chance;
+use person::Person;
 use process::{descriptor_limit, Server, STUCK};
 use std::collections::{HashMap, HashSet};
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::ErrorKind;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -70,19 +71,23 @@ impl Log {
         }
         self.lines.push(Line::new(text));
     }
+
+    fn messages_of(&self, name: &str) -> usize {
+        self.messages.get(name).copied().unwrap_or_default()
+    }
 }
 
-/// Whispers to one person.
+/// Whispers to one member.
 #[derive(Default)]
 struct Whispers {
     received: HashSet<String>,
     confirmed: usize,
 }
 
-struct Person {
+/// One of the crowd, whose socket does not wait.
+struct Member {
     name: String,
-    socket: TcpStream,
-    received: Vec<u8>,
+    person: Person,
     /// Lines to be compared with the log.
     events: Vec<String>,
     /// Where in the log the next of them must stand, once it is known.
@@ -95,14 +100,14 @@ struct Person {
     has_ended: bool,
 }
 
-impl Person {
-    fn connect(server: &Server, name: String) -> Person {
-        let socket = TcpStream::connect(&server.address).expect("connects");
-        socket.set_nodelay(true).expect("no delay");
-        let mut person = Person {
+impl Member {
+    fn connect(server: &Server, name: String) -> Member {
+        let mut person = Person::connect(&server.address);
+        person.say(&format!("NAME {name}"));
+        person.socket().set_nonblocking(true).expect("does not block");
+        Member {
             name,
-            socket,
-            received: Vec::new(),
+            person,
             events: Vec::new(),
             position: None,
             messages: 0,
@@ -111,40 +116,24 @@ impl Person {
             is_welcome: false,
             is_leaving: false,
             has_ended: false,
-        };
-        person.say(&format!("NAME {}", person.name));
-        person.socket.set_nonblocking(true).expect("non-blocking");
-        person
+        }
     }
 
-    /// Sends a line. What one says here is far less than a socket takes at once.
-    fn say(&mut self, line: &str) {
-        self.socket.write_all(format!("{line}\n").as_bytes()).expect("the server takes a line");
-    }
-
-    /// Receives what there is, and hands on every whole line.
-    fn receive(&mut self, buffer: &mut [u8], mut line: impl FnMut(&mut Person, &str)) {
-        loop {
-            match self.socket.read(buffer) {
-                Ok(0) => {
-                    self.has_ended = true;
-                    break;
-                }
-                Ok(length) => self.received.extend(&buffer[..length]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    panic!("{}: {error}", self.name);
-                }
+    /// The next line that is there.
+    fn receive(&mut self) -> Option<String> {
+        match self.person.next() {
+            Ok(line) => {
+                self.has_ended = line.is_none();
+                line
             }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{}: {error}", self.name),
         }
-        let received = std::mem::take(&mut self.received);
-        let mut rest = received.as_slice();
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let text = std::str::from_utf8(&rest[..end]).expect("UTF-8");
-            line(self, text.strip_suffix('\r').expect("CRLF"));
-            rest = &rest[end + 1..];
-        }
-        self.received = rest.to_vec();
+    }
+
+    fn quit(&mut self) {
+        self.is_leaving = true;
+        self.person.say("QUIT");
     }
 
     /// Compares what has been received with the log, as far as it has come.
@@ -175,13 +164,12 @@ struct Soak {
     server: Server,
     observer: Person,
     log: Log,
-    people: Vec<Option<Person>>,
+    people: Vec<Option<Member>>,
     whispers: HashMap<String, Whispers>,
-    /// Who stopped reading for good, and will be removed.
-    stuck: HashMap<String, Person>,
+    /// Who stopped reading for good, and may be removed.
+    stuck: HashMap<String, Member>,
     chance: Chance,
     joins: usize,
-    fences: usize,
     counts: Counts,
 }
 
@@ -195,109 +183,97 @@ struct Counts {
 }
 
 impl Soak {
-    fn step(&mut self, buffer: &mut [u8], is_winding_down: bool) {
+    fn step(&mut self, acts: usize) {
         for slot in 0..self.people.len() {
-            self.receive(slot, buffer);
+            self.receive(slot);
         }
-        self.fence_observer(buffer);
+        // The observer reads all that the others can have received by now.
+        for line in self.observer.fence() {
+            self.log.add(&line);
+        }
         for slot in 0..self.people.len() {
-            let Some(person) = &mut self.people[slot] else { continue };
-            self.counts.deliveries += person.events.len();
-            person.check(&self.log);
-            if person.has_ended {
-                assert!(person.is_leaving, "{} was disconnected", person.name);
-                let left = self.log.left[&person.name];
-                assert!(person.has_all(&self.log, left), "{} misses lines", person.name);
-                let sent = self.log.messages.get(&person.name).copied().unwrap_or_default();
-                assert_eq!(sent, person.messages, "{}'s messages", person.name);
+            let Some(member) = &mut self.people[slot] else { continue };
+            self.counts.deliveries += member.events.len();
+            member.check(&self.log);
+            if member.has_ended {
+                // Whoever reads is never removed: this one has quit.
+                assert!(member.is_leaving, "{} was disconnected", member.name);
+                let left = self.log.left[&member.name];
+                assert!(member.has_all(&self.log, left), "{} misses lines", member.name);
+                let sent = self.log.messages_of(&member.name);
+                assert_eq!(sent, member.messages, "{}'s messages", member.name);
                 self.people[slot] = None;
                 self.counts.quits += 1;
             }
         }
-        let log = &self.log;
-        let before = self.stuck.len();
-        self.stuck.retain(|name, _| !log.left.contains_key(name));
-        self.counts.slow += before - self.stuck.len();
-        for _ in 0..if is_winding_down { 0 } else { 24 } {
+        let (log, counts) = (&self.log, &mut self.counts);
+        self.stuck.retain(|name, _| {
+            let Some(&left) = log.left.get(name) else { return true };
+            assert!(log.lines[left].text.ends_with(" slow"), "{}", log.lines[left].text);
+            counts.slow += 1;
+            false
+        });
+        for _ in 0..acts {
             let slot = self.chance.below(self.people.len());
             self.act(slot);
         }
     }
 
-    fn receive(&mut self, slot: usize, buffer: &mut [u8]) {
-        let Some(person) = &mut self.people[slot] else { return };
-        if person.reads_again.is_some_and(|again| again > Instant::now()) {
+    fn receive(&mut self, slot: usize) {
+        let Some(member) = &mut self.people[slot] else { return };
+        if member.reads_again.is_some_and(|again| again > Instant::now()) {
             return;
         }
-        let whispers = &mut self.whispers;
-        let counts = &mut self.counts;
-        person.receive(buffer, |person, line| {
+        while let Some(line) = member.receive() {
             let words: Vec<_> = line.split(' ').collect();
             match words.as_slice() {
-                ["MSG" | "JOINED" | "LEFT", ..] => person.events.push(line.to_owned()),
+                ["MSG" | "JOINED" | "LEFT", ..] => member.events.push(line),
                 ["PRIV", from, number] => {
-                    let whispers = whispers.entry(person.name.clone()).or_default();
+                    let whispers = self.whispers.entry(member.name.clone()).or_default();
                     let is_new = whispers.received.insert(format!("{from} {number}"));
-                    assert!(is_new, "{} received twice: {line}", person.name);
-                    counts.whispers += 1;
+                    assert!(is_new, "{} received twice: {line}", member.name);
+                    self.counts.whispers += 1;
                 }
-                ["SENT", to, _] => whispers.entry((*to).to_owned()).or_default().confirmed += 1,
-                ["WELCOME", ..] => person.is_welcome = true,
+                ["SENT", to, _] => {
+                    self.whispers.entry((*to).to_owned()).or_default().confirmed += 1
+                }
+                ["WELCOME", ..] => member.is_welcome = true,
                 ["USERS" | "HELLO" | "BYE", ..] | ["ERR", "no-such-user", ..] => {}
-                _ => panic!("{} received: {line}", person.name),
+                _ => panic!("{} received: {line}", member.name),
             }
-        });
-    }
-
-    /// Has the observer read all that the others can have received by now.
-    fn fence_observer(&mut self, buffer: &mut [u8]) {
-        self.fences += 1;
-        self.observer.say(&format!("PING {}", self.fences));
-        let pong = format!("PONG {}", self.fences);
-        let mut has_come = false;
-        let since = Instant::now();
-        while !has_come {
-            let log = &mut self.log;
-            self.observer.receive(buffer, |_, line| match line {
-                _ if line == pong => has_come = true,
-                _ if line.starts_with("HELLO") || line.starts_with("WELCOME") => {}
-                _ => log.add(line),
-            });
-            assert!(since.elapsed() < STUCK, "the observer is not answered");
         }
     }
 
     fn act(&mut self, slot: usize) {
-        let Some(person) = &mut self.people[slot] else {
+        let Some(member) = &mut self.people[slot] else {
             self.joins += 1;
             let name = format!("p{}", self.joins);
-            self.people[slot] = Some(Person::connect(&self.server, name));
+            self.people[slot] = Some(Member::connect(&self.server, name));
             return;
         };
-        if !person.is_welcome || person.is_leaving || person.reads_again.is_some() {
-            if person.reads_again.is_some_and(|again| again <= Instant::now()) {
-                person.reads_again = None;
-            }
+        if member.reads_again.is_some_and(|again| again <= Instant::now()) {
+            member.reads_again = None;
+        }
+        // Nobody says more than the room's budget lets through.
+        let is_waiting = self.log.messages_of(&member.name) < member.messages;
+        if !member.is_welcome || member.is_leaving || member.reads_again.is_some() || is_waiting {
             return;
         }
         match self.chance.below(100) {
             0..=54 => {
-                person.messages += 1;
+                member.messages += 1;
                 let text = "la ".repeat(self.chance.below(40));
-                person.say(&format!("MSG {} {text}", person.messages));
+                member.person.say(&format!("MSG {} {text}", member.messages));
             }
             55..=84 => {
                 let other = self.chance.below(self.people.len());
                 let to = self.people[other].as_ref().map(|other| other.name.clone());
-                if let (Some(to), Some(person)) = (to, &mut self.people[slot]) {
-                    person.whispers += 1;
-                    person.say(&format!("PRIV @{to} {}", person.whispers));
+                if let (Some(to), Some(member)) = (to, &mut self.people[slot]) {
+                    member.whispers += 1;
+                    member.person.say(&format!("PRIV @{to} {}", member.whispers));
                 }
             }
-            85..=88 => {
-                person.is_leaving = true;
-                person.say("QUIT");
-            }
+            85..=88 => member.quit(),
             89..=90 => {
                 // Closed with something unread, most often: the kernel resets it.
                 self.people[slot] = None;
@@ -305,11 +281,11 @@ impl Soak {
             }
             91..=92 => {
                 let pause = Duration::from_millis(self.chance.below(2000) as u64);
-                person.reads_again = Some(Instant::now() + pause);
+                member.reads_again = Some(Instant::now() + pause);
             }
             93 if self.stuck.len() < 20 => {
-                if let Some(person) = self.people[slot].take() {
-                    self.stuck.insert(person.name.clone(), person);
+                if let Some(member) = self.people[slot].take() {
+                    self.stuck.insert(member.name.clone(), member);
                 }
             }
             _ => {}
@@ -317,32 +293,24 @@ impl Soak {
     }
 
     /// Everybody still here leaves; nothing may be missing.
-    fn wind_down(&mut self, buffer: &mut [u8]) {
+    fn wind_down(&mut self) {
         self.stuck.clear();
-        for person in self.people.iter_mut().flatten() {
-            person.reads_again = None;
-        }
         let since = Instant::now();
         while self.people.iter().any(Option::is_some) {
-            for person in self.people.iter_mut().flatten() {
-                if person.is_welcome && !person.is_leaving {
-                    person.is_leaving = true;
-                    person.say("QUIT");
+            for member in self.people.iter_mut().flatten() {
+                member.reads_again = None;
+                if member.is_welcome && !member.is_leaving {
+                    member.quit();
                 }
             }
-            self.step(buffer, true);
+            self.step(0);
             assert!(since.elapsed() < 4 * STUCK, "somebody does not get away");
         }
-        for (name, whispers) in &self.whispers {
-            let is_reset = !self.log.left.contains_key(name) || {
-                let left = &self.log.lines[self.log.left[name]].text;
-                !left.ends_with(" quit")
-            };
-            let (received, confirmed) = (whispers.received.len(), whispers.confirmed);
-            assert!(
-                is_reset || received >= confirmed,
-                "{name}: {received} of {confirmed} whispers"
-            );
+        for (name, Whispers { received, confirmed }) in &self.whispers {
+            let left = self.log.left.get(name).map(|&at| &self.log.lines[at].text);
+            let has_quit = left.is_some_and(|line| line.ends_with(" quit"));
+            let received = received.len();
+            assert!(!has_quit || received >= *confirmed, "{name}: {received} of {confirmed}");
         }
     }
 }
@@ -353,14 +321,13 @@ fn main() -> ExitCode {
         eprintln!("soak: '{seconds}' is not a number of seconds");
         return ExitCode::from(2);
     };
-    let mut buffer = vec![0; 256 * 1024];
     // Large pieces of memory are given back at once (mallopt(3)), so that what the server still has
     // at the end is what it still needs, and not what the allocator keeps.
     let mut command = Command::new(env!("CARGO_BIN_EXE_linechat-server"));
     let server = Server::start_as(command.env("MALLOC_MMAP_THRESHOLD_", "65536"));
     let server = server.expect("the server starts");
     let (memory, open) = (server.memory(), server.descriptors().len());
-    let observer = Person::connect(&server, "observer".to_owned());
+    let observer = Person::join(&server.address, "observer");
     let mut soak = Soak {
         server,
         observer,
@@ -370,7 +337,6 @@ fn main() -> ExitCode {
         stuck: HashMap::new(),
         chance: Chance(SEED),
         joins: 0,
-        fences: 0,
         counts: Counts::default(),
     };
     for slot in 0..soak.people.len() {
@@ -379,12 +345,12 @@ fn main() -> ExitCode {
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut most = 0;
     while Instant::now() < end {
-        soak.step(&mut buffer, false);
+        soak.step(24);
         most = most.max(soak.server.memory());
     }
-    soak.wind_down(&mut buffer);
+    soak.wind_down();
     let Soak { server, observer, log, joins, counts, .. } = soak;
-    drop(observer);
+    observer.leave();
     let since = Instant::now();
     while server.descriptors().len() != open {
         assert!(since.elapsed() < STUCK, "descriptors: {open}, then {:?}", server.descriptors());

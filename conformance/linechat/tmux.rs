@@ -24,10 +24,25 @@ impl Window {
         let [x, columns, y, rows] = size;
         // The shell outlives the client, so that what it leaves behind can be seen.
         let command = format!(
-            "before=$(stty -g); LC_ALL=C.UTF-8 {client} {arguments}; echo exit $?; \
+            "before=$(stty -g); LC_ALL=C.UTF-8 LOGNAME=zoe {client} --no-time {arguments}; echo exit $?; \
              [ \"$(stty -g)\" = \"$before\" ] && echo as before; cat"
         );
         window.tmux(&["new-session", "-d", &x, &columns, &y, &rows, &command]);
+        window
+    }
+
+    /// A window with a shell that has job control, and the client started from it.
+    fn open_in_shell(test: &str, arguments: &str) -> Window {
+        let window = Window { socket: format!("linechat-{test}-{}", std::process::id()) };
+        let shell = "PS1='$ ' ENV= LC_ALL=C.UTF-8 exec sh -i";
+        window.tmux(&["new-session", "-d", "-x", "80", "-y", "24", shell]);
+        window.await_rows(&["$"]);
+        let client = env!("CARGO_BIN_EXE_linechat-client");
+        window.type_text(&format!("PS1='% ' client={client} before=$(stty -g); clear"));
+        window.press(&["Enter"]);
+        window.await_rows(&["%"]);
+        window.type_text(&format!("$client --no-time {arguments}"));
+        window.press(&["Enter"]);
         window
     }
 
@@ -115,7 +130,7 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
         &format!("{} ana", server.address),
     );
     bob.until("USERS 2");
-    window.await_rows(&["Users online (2): bob, ana", ">"]);
+    window.await_rows(&["Users online (2): ana, bob", ">"]);
     let text = "mañana 日本 👍 e\u{301}!";
     let mut count = 0;
     for round in 0..6 {
@@ -136,9 +151,12 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
         (count - above + 1..=count).map(|number| format!("bob: flood {number}")).collect();
     assert_eq!(seen[..above], expected);
     assert_eq!(column, width_of(&shown(&line, columns)));
-    for (narrower, columns) in [("20", 20), ("90", 90)] {
-        window.tmux(&["resize-window", "-x", narrower, "-y", &rows.to_string()]);
-        window.await_rows(&[&format!("bob: flood {count}"), &shown(&line, columns)]);
+    // tmux folds what is typed anew, and its first rows stay: above the cursor nothing is erased.
+    for (width, columns) in [("20", 20), ("90", 90)] {
+        window.tmux(&["resize-window", "-x", width, "-y", &rows.to_string()]);
+        window.await_rows(&[&shown(&line, columns)]);
+        let (seen, _) = window.look();
+        assert!(seen.contains(&format!("bob: flood {count}")), "{seen:#?}");
     }
     window.press(&["Enter"]);
     assert_eq!(bob.until("MSG ana"), format!("MSG ana {line}"));
@@ -189,13 +207,14 @@ fn a_newcomer_chats() {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server, "bob");
     let window = Window::open("newcomer", 80, 24, &format!("--lang pt {}", server.address));
-    window.await_rows(&["Seu nome:"]);
+    window.await_rows(&["Seu nome [zoe]:"]);
     window.type_text("ana maria");
     window.press(&["Enter"]);
     window.await_rows(&["Seu nome:"]);
-    window.type_text("ana");
-    window.press(&["Enter"]);
-    window.await_rows(&["Usuários conectados (2): bob, ana", ">"]);
+    window.press(&["Up"]);
+    window.await_rows(&["Seu nome: ana maria"]);
+    window.press(&["C-w", "BSpace", "Enter"]);
+    window.await_rows(&["Usuários conectados (2): ana, bob", ">"]);
     window.type_text("@b");
     window.press(&["Tab"]);
     window.type_text("olá");
@@ -203,9 +222,77 @@ fn a_newcomer_chats() {
     assert_eq!(bob.until("PRIV"), "PRIV ana olá");
     bob.say("MSG oi");
     window.await_rows(&["[privado para bob] olá", "bob: oi", ">"]);
+    let _eve = Person::join(&server, "eve");
+    window.await_rows(&["eve entrou no chat. Conectados (3): ana, bob, eve", ">"]);
+    bob.say("MSG            eve: I resign");
+    window.await_rows(&["bob:            eve: I resign", ">"]);
     window.press(&["Up", "Up", "C-u"]);
     window.type_text("/sair");
     window.press(&["Enter"]);
-    assert_eq!(bob.until("LEFT"), "LEFT ana 1 quit");
+    assert_eq!(bob.until("LEFT"), "LEFT ana 2 quit");
     window.await_rows(&["exit 0", "as before"]);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn only_who_speaks_stands_at_the_left_edge() {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server, "bob");
+    let window = Window::open("edge", 40, 10, &format!("{} ana", server.address));
+    window.await_rows(&["Users online (2): ana, bob", ">"]);
+    bob.say(&format!("MSG {:36}eve: I resign", ""));
+    window.await_rows(&["bob:", "    eve: I resign", ">"]);
+    bob.say(&format!("MSG {}", "日本".repeat(15)));
+    window.await_rows(&[
+        "bob:",
+        "    日本日本日本日本日本日本日本日本日本",
+        "    日本日本日本日本日本日本",
+        ">",
+    ]);
+}
+
+/// Stopped, the client gives the terminal back if it can, and has its keys again when the shell, which
+/// has changed the settings meanwhile, goes on with it.
+fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server, "bob");
+    let window = Window::open_in_shell(test, &format!("{} ana", server.address));
+    window.await_rows(&["Users online (2): ana, bob", ">"]);
+    window.type_text("half");
+    window.await_rows(&["> half"]);
+    stop(&window);
+    window.await_rows(&["%"]);
+    bob.say("MSG are you there?");
+    window.type_text("clear; [ \"$(stty -g)\" = \"$before\" ] && echo as before; stty sane");
+    window.press(&["Enter"]);
+    window.await_rows(if gives_back { &["as before", "%"] } else { &["%"] });
+    window.type_text("fg");
+    window.press(&["Enter"]);
+    window.await_rows(&["bob: are you there?", "> half"]);
+    window.press(&["Left", "Left", "BSpace"]);
+    window.type_text("e");
+    window.await_rows(&["> helf"]);
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("MSG ana"), "MSG ana helf");
+    window.press(&["C-d"]);
+    window.await_rows(&["%"]);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn ctrl_z_suspends_and_fg_goes_on() {
+    is_suspended("ctrl-z", true, |window| window.press(&["C-z"]));
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_signal_from_outside_suspends_too() {
+    for signal in ["TSTP", "STOP"] {
+        is_suspended(&format!("sig{signal}"), signal == "TSTP", |window| {
+            let pane = window.tmux(&["display-message", "-p", "#{pane_pid}"]);
+            let child = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
+            let child = String::from_utf8_lossy(&child.stdout).trim().parse().expect("a child");
+            process::signal(child, signal).expect("the signal is sent");
+        });
+    }
 }
