@@ -4,6 +4,8 @@
 ADDR =
 # A running server to test, as HOST:PORT. Empty: this repository's, one for each transcript.
 SERVER =
+# Not empty: time-outs and limits too, which takes minutes.
+SLOW =
 # What the suite's clients are: nc or telnet. Empty: sockets of its own.
 VIA =
 # Only the transcripts with this in their name.
@@ -12,7 +14,7 @@ ONLY =
 help:
 	@echo 'make run-server [ADDR=host:port]           run the server, by default on port 9999'
 	@echo 'make run-client [SERVER=host:port]         run the client'
-	@echo 'make conformance [SERVER=host:port] [VIA=nc|telnet] [ONLY=name]'
+	@echo 'make conformance [SERVER=host:port] [SLOW=1] [VIA=nc|telnet] [ONLY=name]'
 	@echo '                                           replay the transcripts against a server'
 	@echo 'make test                                  every test: units, then the transcripts'
 	@echo 'make soak                                  two thousand people for ten minutes'
@@ -27,7 +29,7 @@ run-client:
 
 conformance:
 	@cargo test --quiet --test conformance -- $(if $(SERVER),--server $(SERVER)) \
-		$(if $(VIA),--via $(VIA)) $(if $(ONLY),--only $(ONLY))
+		$(if $(SLOW),--slow) $(if $(VIA),--via $(VIA)) $(if $(ONLY),--only $(ONLY))
 
 test:
 	cargo test

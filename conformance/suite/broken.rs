@@ -8,8 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What becomes of one line on its way to a client: the lines that are sent in its place.
-type Rule = fn(&mut Crossing, &[u8]) -> Vec<Vec<u8>>;
+/// What is done wrong.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// What becomes of one line on its way to a client: the lines that are sent in its place.
+    ToClient(fn(&mut Crossing, &[u8]) -> Vec<Vec<u8>>),
+    /// What becomes of a piece of what a client sends.
+    ToServer(fn(&[u8]) -> Vec<u8>),
+    /// What a client is owed once it has ended its side of the connection is thrown away.
+    ForgetsHalfClosed,
+    /// The connection is not ended when it should be.
+    NeverCloses,
+}
+
+use Rule::{ForgetsHalfClosed, NeverCloses, ToClient, ToServer};
 
 pub struct Proxy {
     /// What it does wrong, as in "a server that …".
@@ -81,17 +93,18 @@ fn unchanged(line: &[u8]) -> Vec<Vec<u8>> {
 /// Loses the lines that start so.
 macro_rules! loses {
     ($start:literal) => {
-        |_, line| if starts(line, $start) { Vec::new() } else { unchanged(line) }
+        ToClient(|_, line| if starts(line, $start) { Vec::new() } else { unchanged(line) })
     };
 }
 
 /// Puts one text in the place of another.
 macro_rules! writes {
     ($to:literal for $from:literal) => {
-        |_, line| replace(line, $from, $to)
+        ToClient(|_, line| replace(line, $from, $to))
     };
 }
 
+#[rustfmt::skip]
 const FAULTS: &[(&str, Rule)] = &[
     ("forgets to greet", loses!("HELLO ")),
     ("greets with another version", writes!("linechat/2" for "linechat/1")),
@@ -102,51 +115,52 @@ const FAULTS: &[(&str, Rule)] = &[
     ("drops the confirmation", loses!("SENT ")),
     ("drops private messages", loses!("PRIV ")),
     ("says no BYE", loses!("BYE ")),
-    ("answers no telnet command", |_, line| match line {
+    ("answers no telnet command", ToClient(|_, line| match line {
         [255, ..] => Vec::new(),
         _ => unchanged(line),
-    }),
+    })),
     ("gives a lost connection out as a quit", writes!("quit\r" for "disconnected\r")),
     ("gives a quit out as a lost connection", writes!("disconnected\r" for "quit\r")),
     ("calls a bad name taken", writes!("ERR name-taken" for "ERR bad-name")),
     ("calls a taken name bad", writes!("ERR bad-name" for "ERR name-taken")),
     ("mixes up not-named and already-named", writes!("ERR already" for "ERR not")),
     ("calls misuse an unknown command", writes!("ERR unknown-command" for "ERR usage")),
-    ("echoes a message to its sender", |crossing, line| {
+    ("echoes a message to its sender", ToClient(|crossing, line| {
         if starts(line, "MSG ") {
             let from = words(line).swap_remove(1);
             crossing.inject(line, |name| name == from);
         }
         unchanged(line)
-    }),
-    ("delivers messages to people without a name", |crossing, line| {
+    })),
+    ("delivers messages to people without a name", ToClient(|crossing, line| {
         if starts(line, "MSG ") {
             crossing.inject(line, str::is_empty);
         }
         unchanged(line)
-    }),
-    ("delivers a private message to a third person", |crossing, line| {
+    })),
+    ("delivers a private message to a third person", ToClient(|crossing, line| {
         if starts(line, "PRIV ") {
             let (from, to) = (words(line).swap_remove(1), crossing.name());
             crossing.inject(line, |name| !name.is_empty() && name != from && name != to);
         }
         unchanged(line)
-    }),
+    })),
     ("delivers a private message as a public one", writes!("MSG " for "PRIV ")),
-    ("skips the roster after a lost connection", |crossing, line| {
-        let was_lost = words(&crossing.previous).last().is_some_and(|last| last == "disconnected");
+    ("skips the roster after a lost connection", ToClient(|crossing, line| {
+        let was_lost =
+            words(&crossing.previous).last().is_some_and(|last| last == "disconnected");
         if starts(line, "USERS ") && was_lost {
             return Vec::new();
         }
         unchanged(line)
-    }),
-    ("skips the roster after a join", |crossing, line| {
+    })),
+    ("skips the roster after a join", ToClient(|crossing, line| {
         if starts(line, "USERS ") && starts(&crossing.previous, "JOINED ") {
             return Vec::new();
         }
         unchanged(line)
-    }),
-    ("swaps two lines", |crossing, line| {
+    })),
+    ("swaps two lines", ToClient(|crossing, line| {
         if starts(line, "JOINED ") {
             crossing.held.push(line.to_vec());
             return Vec::new();
@@ -154,8 +168,8 @@ const FAULTS: &[(&str, Rule)] = &[
         let mut lines = unchanged(line);
         lines.append(&mut crossing.held);
         lines
-    }),
-    ("keeps a message back until something else comes", |crossing, line| {
+    })),
+    ("keeps a message back until something else comes", ToClient(|crossing, line| {
         let mut lines = std::mem::take(&mut crossing.held);
         if starts(line, "MSG ") {
             crossing.held.push(line.to_vec());
@@ -165,8 +179,8 @@ const FAULTS: &[(&str, Rule)] = &[
             lines.push(line.to_vec());
         }
         lines
-    }),
-    ("lets control characters through", |crossing, line| {
+    })),
+    ("lets control characters through", ToClient(|crossing, line| {
         if !starts(line, "ERR bad-text") {
             return unchanged(line);
         }
@@ -175,66 +189,136 @@ const FAULTS: &[(&str, Rule)] = &[
         let message = [b"MSG ", from.as_bytes(), request.strip_prefix(b"MSG").unwrap_or(b" ?")];
         crossing.inject(&message.concat(), |name| !name.is_empty() && name != from);
         Vec::new()
-    }),
-    ("cuts long lines", |_, line| match line.get(..4000) {
+    })),
+    ("cuts long lines", ToClient(|_, line| match line.get(..4000) {
         Some(start) => vec![start.to_vec(), b"\r\n".to_vec()],
         None => unchanged(line),
-    }),
-    ("forgets the CR", |_, line| match line.strip_suffix(b"\r\n") {
+    })),
+    ("forgets the CR", ToClient(|_, line| match line.strip_suffix(b"\r\n") {
         Some(line) => vec![line.to_vec(), b"\n".to_vec()],
         None => unchanged(line),
-    }),
-    ("repeats a line", |_, line| match starts(line, "LEFT ") {
+    })),
+    ("repeats a line", ToClient(|_, line| match starts(line, "LEFT ") {
         true => vec![line.to_vec(), line.to_vec()],
         false => unchanged(line),
-    }),
-    ("loses every hundredth line", |crossing, line| match crossing.lines % 100 {
+    })),
+    ("loses every hundredth line", ToClient(|crossing, line| match crossing.lines % 100 {
         0 => Vec::new(),
         _ => unchanged(line),
-    }),
-    ("counts one too few", |_, line| {
+    })),
+    ("counts one too few", ToClient(|_, line| {
         let mut words = words(line);
         match words.as_mut_slice() {
             [keyword, _, count, ..] if matches!(keyword.as_str(), "JOINED" | "LEFT") => {
-                *count =
-                    count.parse::<usize>().map_or(0, |count| count.saturating_sub(1)).to_string();
+                *count = count
+                    .parse::<usize>()
+                    .map_or(0, |count| count.saturating_sub(1))
+                    .to_string();
                 vec![(words.join(" ") + "\r\n").into_bytes()]
             }
             _ => unchanged(line),
         }
-    }),
-    ("shows names in lower case", |_, line| match starts(line, "JOINED ") {
+    })),
+    ("shows names in lower case", ToClient(|_, line| match starts(line, "JOINED ") {
         true => vec![b"JOINED ".to_vec(), line[7..].to_ascii_lowercase()],
         false => unchanged(line),
-    }),
-    ("takes the spaces before a text away", |_, line| replace(line, "  ", " ")),
-    ("sorts the roster by name", |_, line| {
+    })),
+    ("takes the spaces before a text away", ToClient(|_, line| replace(line, "  ", " "))),
+    ("sorts the roster by name", ToClient(|_, line| {
         let mut words = words(line);
         if starts(line, "USERS ") {
             words[2..].sort();
             return vec![(words.join(" ") + "\r\n").into_bytes()];
         }
         unchanged(line)
-    }),
-    ("forgets the token of PONG", |_, line| match starts(line, "PONG fence") {
+    })),
+    ("forgets the token of PONG", ToClient(|_, line| match starts(line, "PONG fence") {
         true => unchanged(line),
         false => replace(line, &words(line).concat(), &words(line)[0]),
-    }),
-    ("tells a newcomer of himself", |_, line| match starts(line, "WELCOME ") {
+    })),
+    ("tells a newcomer of himself", ToClient(|_, line| match starts(line, "WELCOME ") {
         true => {
             let joined = String::from_utf8_lossy(line).replacen("WELCOME", "JOINED", 1);
             vec![line.to_vec(), joined.into_bytes()]
         }
         false => unchanged(line),
-    }),
-    ("tells a quitter of himself", |crossing, line| match starts(line, "BYE ") {
-        true => vec![format!("LEFT {} 0 quit\r\n", crossing.name()).into_bytes(), line.to_vec()],
+    })),
+    ("tells a quitter of himself", ToClient(|crossing, line| match starts(line, "BYE ") {
+        true => {
+            vec![format!("LEFT {} 0 quit\r\n", crossing.name()).into_bytes(), line.to_vec()]
+        }
         false => unchanged(line),
-    }),
-    ("closes after an error", |_, line| match starts(line, "ERR ") {
+    })),
+    ("closes after an error", ToClient(|_, line| match starts(line, "ERR ") {
         true => vec![line.to_vec(), CLOSE.to_vec()],
         false => unchanged(line),
-    }),
+    })),
+    ("shows private messages to people without a name", ToClient(|crossing, line| {
+        if starts(line, "PRIV ") {
+            crossing.inject(line, str::is_empty);
+        }
+        unchanged(line)
+    })),
+    ("shows errors to everybody", ToClient(|crossing, line| {
+        if starts(line, "ERR ") {
+            let name = crossing.name();
+            crossing.inject(line, |other| other != name);
+        }
+        unchanged(line)
+    })),
+    ("greets only after the first request", ToClient(|crossing, line| {
+        if starts(line, "HELLO ") {
+            crossing.held.push(line.to_vec());
+            return Vec::new();
+        }
+        let mut lines = std::mem::take(&mut crossing.held);
+        lines.push(line.to_vec());
+        lines
+    })),
+    ("forgets the count of WELCOME", ToClient(|_, line| match starts(line, "WELCOME ") {
+        true => vec![format!("{} {}\r\n", words(line)[0], words(line)[1]).into_bytes()],
+        false => unchanged(line),
+    })),
+    ("takes a bad name", ToClient(|_, line| match starts(line, "ERR bad-name") {
+        true => vec![b"WELCOME somebody 1\r\n".to_vec()],
+        false => unchanged(line),
+    })),
+    ("explains itself in escape sequences", ToClient(|_, line| match starts(line, "ERR ") {
+        true => vec![line[..line.len() - 2].to_vec(), b" \x1b[7m!\x1b[m\r\n".to_vec()],
+        false => unchanged(line),
+    })),
+    ("ends HELP with an empty line", ToClient(|crossing, line| {
+        let is_behind = starts(&crossing.previous, "HELP ") && !starts(line, "HELP ");
+        let empty = if is_behind { b"HELP\r\n".to_vec() } else { Vec::new() };
+        vec![empty, line.to_vec()]
+    })),
+    ("writes counts with leading zeros", writes!(" 02" for " 2")),
+    ("takes every packet for a line", ToServer(|piece| match piece.last() {
+        Some(b'\n') => piece.to_vec(),
+        _ => [piece, b"\n"].concat(),
+    })),
+    ("carries out one line of each packet", ToServer(|piece| {
+        piece.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default().to_vec()
+    })),
+    ("does not understand a telnet command that comes in two packets", ToServer(|piece| match piece.ends_with(&[255]) {
+        true => piece[..piece.len() - 1].to_vec(),
+        false => piece.to_vec(),
+    })),
+    ("takes a verb in Unicode's upper case", ToServer(|piece| {
+        String::from_utf8(piece.to_vec()).map_or(piece.to_vec(), |text| {
+            text.replace('\u{17f}', "S").replace('\u{131}', "I").into_bytes()
+        })
+    })),
+    ("takes a CR anywhere for a line's end", ToServer(|piece| {
+        piece.iter().map(|&byte| if byte == b'\r' { b'\n' } else { byte }).collect()
+    })),
+    ("does not erase", ToServer(|piece| piece.iter().copied().filter(|byte| !matches!(byte, 8 | 127)).collect())),
+    ("takes spaces at the end away", ToServer(|piece| {
+        String::from_utf8(piece.to_vec())
+            .map_or(piece.to_vec(), |text| text.replace(" \n", "\n").into_bytes())
+    })),
+    ("throws away what a half-closed client is owed", ForgetsHalfClosed),
+    ("does not close after QUIT", NeverCloses),
 ];
 
 /// A rule returns this to have the connection closed.
@@ -242,7 +326,7 @@ const CLOSE: &[u8] = b"\0close";
 
 impl Proxy {
     pub fn honest() -> Arc<Proxy> {
-        Arc::new(Proxy { fault: "breaks nothing", rule: |_, line| unchanged(line) })
+        Arc::new(Proxy { fault: "breaks nothing", rule: ToClient(|_, line| unchanged(line)) })
     }
 
     /// One for each fault.
@@ -273,7 +357,7 @@ impl Proxy {
     fn connect(
         self: &Arc<Proxy>,
         id: usize,
-        mut client: TcpStream,
+        client: TcpStream,
         mut server: TcpStream,
         everybody: &Everybody,
     ) -> io::Result<()> {
@@ -289,19 +373,9 @@ impl Proxy {
             held: Vec::new(),
             lines: 0,
         };
-        let (mut to_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
-        thread::spawn(move || {
-            let mut buffer = [0; 16 * 1024];
-            while let Ok(length @ 1..) = client.read(&mut buffer) {
-                if let Some(line) = buffer[..length].split_inclusive(|&byte| byte == b'\n').next() {
-                    *request.lock().unwrap() = line.to_vec();
-                }
-                if to_server.write_all(&buffer[..length]).is_err() {
-                    break;
-                }
-            }
-            let _ = to_server.shutdown(Shutdown::Write);
-        });
+        let (to_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
+        let proxy = self.clone();
+        thread::spawn(move || proxy.carry_requests(client, to_server, &request));
         let proxy = self.clone();
         thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
@@ -313,10 +387,35 @@ impl Proxy {
                 }
             }
             crossing.everybody.lock().unwrap().remove(&crossing.id);
-            let _ = to_client.shutdown(Shutdown::Write);
+            // As long as the other thread reads from it, the connection is not ended by itself.
+            if !matches!(proxy.rule, NeverCloses) {
+                let _ = to_client.shutdown(Shutdown::Write);
+            }
             let _ = server.shutdown(Shutdown::Both);
         });
         Ok(())
+    }
+
+    /// Sends on what a client says, until it ends its side.
+    fn carry_requests(&self, mut client: TcpStream, mut server: TcpStream, last: &Mutex<Vec<u8>>) {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(length @ 1..) = client.read(&mut buffer) {
+            let piece = &buffer[..length];
+            if let Some(line) = piece.split_inclusive(|&byte| byte == b'\n').next() {
+                *last.lock().unwrap() = line.to_vec();
+            }
+            let carried = match self.rule {
+                ToServer(rule) => server.write_all(&rule(piece)),
+                _ => server.write_all(piece),
+            };
+            if carried.is_err() {
+                break;
+            }
+        }
+        if let ForgetsHalfClosed = self.rule {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+        let _ = server.shutdown(Shutdown::Write);
     }
 
     /// Sends what is whole of `pending` on, through the rule.
@@ -342,7 +441,10 @@ impl Proxy {
                     *name = words(&line).swap_remove(1);
                 }
             }
-            let lines = (self.rule)(crossing, &line);
+            let lines = match self.rule {
+                ToClient(rule) => rule(crossing, &line),
+                _ => unchanged(&line),
+            };
             if lines.iter().any(|line| line == CLOSE) {
                 return client.shutdown(Shutdown::Both);
             }

@@ -4,13 +4,16 @@
 #![allow(dead_code)]
 
 use std::io::{self, ErrorKind, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 /// After this long a run is stuck and fails. No success ever waits for it.
 pub const STUCK: Duration = Duration::from_secs(30);
+
+/// A server that takes longer to listen does not start.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// A server of this repository, started for one test and ended with it.
 pub struct Server {
@@ -20,6 +23,7 @@ pub struct Server {
     console: Printed,
     complaints: Printed,
     unread: Vec<u8>,
+    complained: Vec<u8>,
 }
 
 impl Server {
@@ -39,9 +43,15 @@ impl Server {
             .map_err(|error| format!("cannot start the server: {error}"))?;
         let console = Printed::by(child.stdout.take());
         let complaints = Printed::by(child.stderr.take());
-        let mut server =
-            Server { child, address: String::new(), console, complaints, unread: Vec::new() };
-        let line = server.next_line()?.unwrap_or_default();
+        let mut server = Server {
+            child,
+            address: String::new(),
+            console,
+            complaints,
+            unread: Vec::new(),
+            complained: Vec::new(),
+        };
+        let line = server.next_line_within(STARTED)?.unwrap_or_default();
         match line.strip_prefix("listening on ") {
             Some(address) => {
                 server.address = address.to_owned();
@@ -53,6 +63,11 @@ impl Server {
 
     /// The next line of the console without its time. `Ok(None)` at the end.
     pub fn next_line(&mut self) -> Result<Option<String>, String> {
+        self.next_line_within(STUCK)
+    }
+
+    /// The same, by one who does not wait for long.
+    pub fn next_line_within(&mut self, patience: Duration) -> Result<Option<String>, String> {
         loop {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).take(end).collect();
@@ -66,7 +81,7 @@ impl Server {
                     _ => Err(format!("a line of the console without its time: {line}")),
                 };
             }
-            match self.console.read(&mut self.unread, STUCK) {
+            match self.console.read(&mut self.unread, patience) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(_) => return Err("the console shows nothing more".to_owned()),
@@ -76,9 +91,17 @@ impl Server {
 
     /// What it has written to standard error; it must have ended.
     pub fn complaints(&mut self) -> String {
-        let mut bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut self.complained);
         while let Ok(true) = self.complaints.read(&mut bytes, STUCK) {}
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// How it has ended, once it closes its standard error, or nothing if it does not.
+    pub fn wait_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let mut bytes = Vec::new();
+        while self.complaints.read(&mut bytes, patience).ok()? {}
+        self.complained.append(&mut bytes);
+        self.child.wait().ok()
     }
 }
 
@@ -158,9 +181,11 @@ pub fn processor_time(process: u32) -> Duration {
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
-/// Sends a signal, named as for kill(1).
+/// Sends a signal, named as for kill(1), with `SIG` before it or without.
 pub fn signal(process: u32, signal: &str) -> Result<(), String> {
-    match Command::new("kill").args(["-s", signal, &process.to_string()]).status() {
+    let signal = signal.trim_start_matches("SIG");
+    let mut kill = Command::new("kill");
+    match kill.args(["-s", signal, &process.to_string()]).stderr(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
         _ => Err(format!("cannot send SIG{signal}")),
     }

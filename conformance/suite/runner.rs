@@ -1,50 +1,83 @@
-//! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat server.
+//! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat
+//! server.
 //!
 //!     make conformance                        the server of this repository, one for each transcript
 //!     make conformance SERVER=localhost:9999  any linechat/1 server that is running and empty
+//!     make conformance SERVER=… SLOW=1        its time-outs and limits too, in a few minutes
 //!     make conformance VIA=nc                 every client is a real nc (or telnet) process
 //!     make conformance ONLY=private           only the transcripts with this in their name
 //!
-//! `conformance/README.md` describes the language of transcripts; `script.rs` reads it,
-//! `stage.rs` plays it, `broken.rs` breaks a server on purpose to see that the suite notices.
+//! `conformance/README.md` describes the language of transcripts. From here the files are:
+//!
+//! - `script.rs` reads a transcript: its lines by the table in `steps.rs`, their texts by `text.rs`;
+//! - `probe.rs` takes a first look at the server;
+//! - `theatre.rs` says which transcripts can be played to it, and in which ways;
+//! - `stage.rs` plays one. Its methods are those of the steps (`steps.rs`; `pace.rs`, where time
+//!   matters; `terminal.rs` with `screen.rs`, for linechat-client) and of `fences.rs`, which prove
+//!   that something does not come; `patience.rs` says how long to wait where they cannot;
+//! - `clients.rs` has those who talk to the server, `process.rs` the server's process, `grammar.rs`
+//!   what a server may send at all;
+//! - `report.rs` tells what came of it;
+//! - `broken.rs` breaks a server on purpose, to see that the suite notices.
 
 mod broken;
+mod clients;
+mod fences;
+mod grammar;
+mod pace;
+mod patience;
+mod probe;
 mod process;
+mod report;
 mod screen;
 mod script;
 mod stage;
+mod steps;
+mod terminal;
+mod text;
+mod theatre;
 
 use broken::Proxy;
+use patience::Patience;
+use probe::Verdict;
+use report::Report;
 use script::Script;
-use stage::{Outcome, Stage, Theatre};
-use std::collections::{BTreeMap, VecDeque};
+use stage::Stage;
+use std::collections::VecDeque;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::sync::Mutex;
 use std::thread;
+use theatre::{Outcome, Theatre, UNPLAYED};
 
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;
 
-/// What PROTOCOL.md, "Requirements", numbers R1 to R18.
-const REQUIREMENTS: std::ops::RangeInclusive<u32> = 1..=18;
-
+#[derive(Default)]
 struct Options {
     theatre: Theatre,
     only: Option<String>,
+    /// What passes is told too.
+    is_verbose: bool,
 }
 
 fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { theatre: Theatre::default(), only: None };
+    let mut options = Options { is_verbose: std::io::stdout().is_terminal(), ..Options::default() };
     let mut arguments = arguments.filter(|argument| !argument.is_empty());
     while let Some(option) = arguments.next() {
-        let value = arguments.next().ok_or(format!("{option} needs a value"))?;
+        let mut value = || arguments.next().ok_or(format!("{option} needs a value"));
         match option.as_str() {
-            "--server" => options.theatre.server = Some(value),
-            "--via" => options.theatre.via = value.parse()?,
-            "--only" => options.only = Some(value),
-            _ => return Err(format!("there is no option {option}: --server, --via or --only")),
+            "--server" => options.theatre.server = Some(value()?),
+            "--via" => options.theatre.via = value()?.parse()?,
+            "--only" => options.only = Some(value()?),
+            "--slow" => options.theatre.slow = true,
+            "-v" => options.is_verbose = true,
+            _ => {
+                return Err(format!(
+                    "there is no option {option}: --server, --via, --only, --slow or -v"
+                ))
+            }
         }
     }
     Ok(options)
@@ -69,115 +102,6 @@ fn load_scripts(only: Option<&str>) -> Result<Vec<Script>, String> {
     }
 }
 
-/// Plays the scripts, several at once, until `stop_at` failures have come.
-fn play<'a>(
-    theatre: &Theatre,
-    scripts: &'a [Script],
-    stop_at: usize,
-) -> Vec<(&'a Script, Outcome)> {
-    let waiting: Mutex<VecDeque<&Script>> = Mutex::new(scripts.iter().collect());
-    let outcomes = Mutex::new(Vec::new());
-    let failed = |outcomes: &Vec<(&Script, Outcome)>| {
-        outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_))).count()
-    };
-    // A server that everybody shares is played to by one at a time.
-    let players = if theatre.server.is_some() { 1 } else { PLAYED_AT_ONCE };
-    thread::scope(|scope| {
-        for _ in 0..players {
-            scope.spawn(|| loop {
-                let Some(script) = waiting.lock().unwrap().pop_front() else { break };
-                let outcome = Stage::play(theatre, script);
-                let mut outcomes = outcomes.lock().unwrap();
-                if theatre.is_over.load(Ordering::Relaxed) {
-                    break;
-                }
-                outcomes.push((script, outcome));
-                if failed(&outcomes) >= stop_at {
-                    theatre.is_over.store(true, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    let mut outcomes = outcomes.into_inner().unwrap();
-    outcomes.sort_by_key(|(script, _)| &script.name);
-    outcomes
-}
-
-/// What has been counted, and the lines to print of it.
-#[derive(Default)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-    covered: BTreeMap<u32, Vec<String>>,
-}
-
-impl Tally {
-    fn count(&mut self, script: &Script, outcome: &Outcome) {
-        let Script { name, requirement, claim, .. } = script;
-        let label = match outcome {
-            Outcome::Passed => {
-                self.passed += 1;
-                self.covered.entry(*requirement).or_default().push(name.clone());
-                "ok     "
-            }
-            Outcome::Failed(_) => {
-                self.failed += 1;
-                "FAILED "
-            }
-            Outcome::Skipped(_) => {
-                self.skipped += 1;
-                "skipped"
-            }
-        };
-        println!("{label} R{requirement:<2} {name}: {claim}");
-        match outcome {
-            Outcome::Passed => {}
-            Outcome::Failed(why) => println!("{why}"),
-            Outcome::Skipped(why) => println!("        {why}"),
-        }
-    }
-
-    /// One check of the suite itself.
-    fn check(&mut self, passed: bool, what: &str) {
-        if passed {
-            self.passed += 1;
-            println!("ok      {what}");
-        } else {
-            self.failed += 1;
-            println!("FAILED  {what}");
-        }
-    }
-
-    fn print_coverage(&self) {
-        println!("\nRequirements and the transcripts that show them:");
-        for requirement in REQUIREMENTS {
-            let names = self.covered.get(&requirement).map(|names| names.join(", "));
-            println!("  R{requirement:<2}  {}", names.unwrap_or("none".to_owned()));
-        }
-    }
-}
-
-/// PROTOCOL.md must name each transcript in the row of its requirement.
-fn check_the_document(scripts: &[Script], tally: &mut Tally) -> Result<(), String> {
-    let document = read("PROTOCOL.md")?;
-    let is_named = |script: &Script| {
-        let row = format!("| R{} |", script.requirement);
-        let name = format!("`{}`", script.name.trim_end_matches(".txt"));
-        document.lines().any(|line| line.starts_with(&row) && line.contains(&name))
-    };
-    let mut files = scripts.iter().filter(|script| script.name.ends_with(".txt"));
-    let unnamed = files.find(|script| !is_named(script)).map(|script| script.name.as_str());
-    println!();
-    match unnamed {
-        None => tally.check(true, "PROTOCOL.md names every transcript with its requirement"),
-        Some(name) => {
-            tally.check(false, &format!("PROTOCOL.md does not name {name} where it should"))
-        }
-    }
-    Ok(())
-}
-
 /// A file of the repository.
 fn read(path: &str) -> Result<String, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -185,58 +109,111 @@ fn read(path: &str) -> Result<String, String> {
         .map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// The suite's test of itself: in front of the real server stands a proxy that breaks one rule,
-/// and some transcript must fail; one that breaks nothing must pass them all.
-fn test_the_suite(scripts: &[Script], tally: &mut Tally) {
-    println!("\nThe suite itself, tested against servers broken on purpose:");
-    let honest = Theatre { proxy: Some(Proxy::honest()), ..Theatre::default() };
-    let outcomes = play(&honest, scripts, usize::MAX);
-    for (script, outcome) in &outcomes {
-        if let Outcome::Failed(why) = outcome {
-            println!("{}:\n{why}", script.name);
-        }
-    }
-    let all_passed = outcomes.iter().all(|(_, outcome)| !matches!(outcome, Outcome::Failed(_)));
-    tally.check(all_passed, "a proxy that breaks nothing passes");
-    for proxy in Proxy::broken() {
-        let what = format!("noticed: a server that {}", proxy.fault);
-        let theatre = Theatre { proxy: Some(proxy), ..Theatre::default() };
-        let outcomes = play(&theatre, scripts, 1);
-        let failure = outcomes.iter().find(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-        match failure {
-            Some((script, _)) => tally.check(true, &format!("{what} (by {})", script.name)),
-            None => tally.check(false, &what),
+/// Looks whether there is a server that can be judged.
+fn probe(theatre: &Theatre) -> Result<(), Verdict> {
+    match &theatre.server {
+        Some(address) => probe::probe(address, &theatre.patience),
+        None => {
+            let server = process::Server::start(&[]).map_err(Verdict::Wrong)?;
+            probe::probe(&server.address, &theatre.patience)
         }
     }
 }
 
+/// Plays the scripts, several at once, until there is no patience left, telling each outcome.
+fn play(theatre: &Theatre, scripts: &[&Script], tell: impl Fn(&Script, Outcome) + Sync) {
+    // In a room that everybody shares one plays at a time, and what is quick is told first;
+    // otherwise what takes longest begins first.
+    let is_shared = theatre.server.is_some();
+    let mut order = scripts.to_vec();
+    order.sort_by_key(|script| (script.is_slow || script.is_large()) == is_shared);
+    let shares = |script: &&Script| is_shared && !script.is_apart();
+    let (shared, apart): (VecDeque<_>, VecDeque<_>) = order.into_iter().partition(shares);
+    let queues = [(1, Mutex::new(shared)), (PLAYED_AT_ONCE, Mutex::new(apart))];
+    thread::scope(|scope| {
+        for (players, queue) in &queues {
+            for _ in 0..*players {
+                scope.spawn(|| loop {
+                    let Some(script) = queue.lock().unwrap().pop_front() else { break };
+                    let outcome = match theatre.is_exhausted() {
+                        true => Outcome::Skipped(UNPLAYED),
+                        false => Stage::play(theatre, script),
+                    };
+                    if let Outcome::Failed(_) = outcome {
+                        theatre.patience.failed();
+                    }
+                    tell(script, outcome);
+                });
+            }
+        }
+    });
+}
+
+/// The suite's test of itself: in front of the real server stands a proxy that breaks one rule,
+/// and some transcript must fail; one that breaks nothing must pass them all.
+fn test_the_suite(theatre: &Theatre, scripts: &[Script], report: &Mutex<Report>) {
+    let is_short = |script: &&Script| !script.is_large() && !script.is_about_our_client();
+    let scripts: Vec<_> = scripts.iter().filter(is_short).collect();
+    let faults = Mutex::new(Proxy::broken().collect::<VecDeque<_>>());
+    let behind = |proxy, is_quick| Theatre {
+        proxy: Some(proxy),
+        is_quick,
+        patience: Patience::like(theatre.patience.slowest()),
+        ..Theatre::default()
+    };
+    play(&behind(Proxy::honest(), true), &scripts, |script, outcome| {
+        if let Outcome::Failed(why) = outcome {
+            let what = format!("a proxy that breaks nothing passes {}\n{why}", script.name);
+            report.lock().unwrap().check(false, &what);
+        }
+    });
+    thread::scope(|scope| {
+        for _ in 0..PLAYED_AT_ONCE {
+            scope.spawn(|| loop {
+                let Some(proxy) = faults.lock().unwrap().pop_front() else { break };
+                let fault = proxy.fault;
+                // First what is quick, and is enough for most.
+                let found = [true, false].into_iter().find_map(|is_quick| {
+                    let theatre = behind(proxy.clone(), is_quick);
+                    let fails = |script: &&&Script| {
+                        matches!(Stage::play(&theatre, script), Outcome::Failed(_))
+                    };
+                    scripts.iter().find(fails)
+                });
+                let what = match found {
+                    Some(script) => (true, format!("a server that {fault} fails {}", script.name)),
+                    None => (false, format!("no transcript fails with a server that {fault}")),
+                };
+                report.lock().unwrap().check(what.0, &what.1);
+            });
+        }
+    });
+}
+
 fn run() -> Result<bool, String> {
-    let options = parse_arguments(std::env::args().skip(1))?;
-    let scripts = load_scripts(options.only.as_deref())?;
-    let mut tally = Tally::default();
-    for (script, outcome) in play(&options.theatre, &scripts, usize::MAX) {
-        tally.count(script, &outcome);
-    }
-    let is_whole = options.only.is_none() && options.theatre.is_plain();
-    if is_whole {
-        check_the_document(&scripts, &mut tally)?;
-    }
-    if is_whole && tally.failed == 0 {
-        test_the_suite(&scripts, &mut tally);
-    }
-    tally.print_coverage();
-    if is_whole {
-        for requirement in REQUIREMENTS.filter(|number| !tally.covered.contains_key(number)) {
-            tally.failed += 1;
-            println!("FAILED  R{requirement} has no transcript");
+    let Options { theatre, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
+    let scripts = load_scripts(only.as_deref())?;
+    match probe(&theatre) {
+        Ok(()) => {}
+        Err(Verdict::CannotJudge(why)) => return Err(why),
+        Err(Verdict::Wrong(what)) => {
+            println!("FAILED  {what}\n\n0 passed, 1 failed");
+            return Ok(false);
         }
     }
-    println!();
-    match tally.skipped {
-        0 => println!("{} passed, {} failed", tally.passed, tally.failed),
-        skipped => println!("{} passed, {} failed, {skipped} skipped", tally.passed, tally.failed),
+    let report = Mutex::new(Report::new(is_verbose));
+    let all: Vec<_> = scripts.iter().collect();
+    play(&theatre, &all, |script, outcome| report.lock().unwrap().count(script, outcome));
+    let is_whole = only.is_none() && theatre.is_plain();
+    if is_whole {
+        report.lock().unwrap().check_the_table(&scripts, &read("conformance/README.md")?);
+        if !report.lock().unwrap().has_failures() {
+            test_the_suite(&theatre, &scripts, &report);
+        }
     }
-    Ok(tally.failed == 0)
+    let report = report.into_inner().unwrap();
+    report.print(theatre.server.is_some());
+    Ok(!report.has_failures())
 }
 
 fn main() -> ExitCode {

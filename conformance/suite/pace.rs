@@ -1,0 +1,162 @@
+//! The steps in which time matters: time-outs, floods, and clients that read slowly or not at all.
+
+use crate::clients::{Line, SLICE};
+use crate::stage::{Beat, Stage};
+use crate::text::Pattern;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// More than kernels and server take over for one who does not read, in bytes.
+const FLOOD: usize = 8 * 1024 * 1024;
+/// A slow server is not awaited for so much.
+const FLOODED: Duration = Duration::from_secs(2);
+/// A sender that cannot send for so long is made to wait.
+const MADE_TO_WAIT: Duration = Duration::from_millis(100);
+
+/// The same that only takes a while after much else.
+const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
+/// More than kernels take over of requests and of replies together, in bytes.
+const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
+/// How even the pace of one is who reads slowly.
+const READS_A_SECOND: u32 = 16;
+/// For a time-out, beside a tenth of it.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Stage<'_> {
+    /// The line comes so many seconds after something was last done, give or take a tenth.
+    pub fn receives_after(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        let seconds = Duration::from_secs(beat.step.number as u64);
+        let (since, late) = (self.last_act, seconds.mul_f64(1.1) + GRACE);
+        while !self.find(name)?.received.contains(&b'\n') {
+            let is_over = self.theatre.patience.is_over();
+            if is_over || self.find(name)?.is_closed || since.elapsed() > late {
+                let after = since.elapsed().as_secs_f64();
+                return Err(format!("nothing after {after:.1} s: {}", self.find(name)?.unread()));
+            }
+            self.find(name)?.read(SLICE);
+        }
+        if since.elapsed() < seconds.mul_f64(0.9) {
+            let line = self.find(name)?.unread();
+            return Err(format!("{:.1} s are too early: {line}", since.elapsed().as_secs_f64()));
+        }
+        self.receives(name, beat)
+    }
+
+    /// Says this again and again from now on, and takes no further part; goes on with the
+    /// transcript once the server makes it wait, or has taken enough.
+    pub fn floods(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        self.fence_all_but(name)?;
+        let line = self.bytes(beat);
+        let (mut to_server, mut from_server) = self.give_away(name)?;
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = sent.clone();
+        // Both end with the connection.
+        thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
+        thread::spawn(move || {
+            while to_server.write_all(&line).is_ok() {
+                counted.fetch_add(line.len(), Ordering::Relaxed);
+            }
+        });
+        let (mut seen, mut since, begun) = (0, Instant::now(), Instant::now());
+        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT && begun.elapsed() < FLOODED {
+            thread::yield_now();
+            let now = sent.load(Ordering::Relaxed);
+            if now > seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes so much from now on, whatever it is, and no more, and takes no further part.
+    pub fn reads_slowly(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        self.prepare_to_leave(name)?;
+        let (_, mut from_server) = self.give_away(name)?;
+        let mut buffer = vec![0; beat.step.number * 1024 / READS_A_SECOND as usize];
+        thread::spawn(move || {
+            let start = Instant::now();
+            for number in 1.. {
+                if from_server.read_exact(&mut buffer).is_err() {
+                    break;
+                }
+                // Late once is not slower for ever.
+                let next = Duration::from_secs(1) * number / READS_A_SECOND;
+                thread::sleep(next.saturating_sub(start.elapsed()));
+            }
+        });
+        Ok(())
+    }
+
+    /// The connection of one whom threads speak and listen for, until it ends.
+    fn give_away(&mut self, name: &str) -> Result<(TcpStream, TcpStream), String> {
+        let client = self.find(name)?;
+        client.is_stalled = true;
+        let Line::Socket(socket) = &client.line else {
+            return Err(format!("{name} is not a socket"));
+        };
+        match (socket.try_clone(), socket.try_clone()) {
+            (Ok(one), Ok(other)) => {
+                let _ = one.set_read_timeout(None).and_then(|()| one.set_write_timeout(None));
+                Ok((one, other))
+            }
+            _ => Err("no more descriptors".to_owned()),
+        }
+    }
+
+    /// Asks without reading until the server takes no more; then every answer must come.
+    pub fn must_wait(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        let line = self.bytes(beat);
+        let client = self.find(name)?;
+        let Line::Socket(socket) = &mut client.line else {
+            return Err(format!("{name} is not a socket"));
+        };
+        let (mut asked, mut since) = (0, Instant::now());
+        while since.elapsed() < TAKES_NO_MORE {
+            if asked > NOBODY_KEEPS {
+                return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
+            }
+            if let Ok(length) = socket.write(&line[asked % line.len()..]) {
+                (asked, since) = (asked + length, Instant::now());
+            }
+        }
+        client.send(&line[asked % line.len()..]);
+        let answer = [b"PONG", line[b"PING".len()..].trim_ascii_end()].concat();
+        let pattern = Pattern(vec![answer]);
+        (0..asked.div_ceil(line.len())).try_for_each(|_| self.look_for(name, &pattern))
+    }
+
+    /// By then the server has dropped a connection that it had ended, and that was not closed.
+    pub fn is_cut_off(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        self.pass_time(Duration::from_secs(beat.step.number as u64).mul_f64(1.1) + GRACE)?;
+        let client = self.find(name)?;
+        let Line::Socket(socket) = &mut client.line else {
+            return Err(format!("{name} is not a socket"));
+        };
+        for _ in 0..20 {
+            if socket.write_all(b"\n").is_err() {
+                return Ok(());
+            }
+            thread::sleep(SLICE);
+        }
+        Err(format!("{name}'s connection is still there"))
+    }
+
+    pub fn time_passes(&mut self, beat: Beat) -> Result<(), String> {
+        self.pass_time(Duration::from_secs(beat.step.number as u64))
+    }
+
+    fn pass_time(&mut self, time: Duration) -> Result<(), String> {
+        let since = Instant::now();
+        while since.elapsed() < time {
+            if self.theatre.patience.is_over() {
+                return Err("no longer of interest".to_owned());
+            }
+            thread::sleep(SLICE);
+        }
+        Ok(())
+    }
+}

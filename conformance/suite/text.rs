@@ -1,0 +1,211 @@
+//! The texts of transcripts: what they stand for, and whether something received is that.
+//! `conformance/README.md`, "Texts", describes how they are written.
+
+use std::str::FromStr;
+
+/// Text as it stands in a transcript, understood up to what is known only while it is played.
+#[derive(Debug, Default)]
+pub struct Text(pub Vec<Part>);
+
+#[derive(Debug)]
+pub enum Part {
+    Bytes(Vec<u8>),
+    /// `*`: any text or none.
+    Anything,
+    /// `{n}`: how often the block has begun.
+    Round,
+    /// `{server}`: the server's address.
+    Server,
+    /// `{ana's address}`: where Ana's connection comes from.
+    AddressOf(String),
+}
+
+impl Text {
+    /// The bytes, if all of them are known beforehand.
+    pub fn plain(self) -> Result<Vec<u8>, String> {
+        let parts = self.0.into_iter().map(|part| match part {
+            Part::Bytes(bytes) => Ok(bytes),
+            _ => Err("only plain text can stand here".to_owned()),
+        });
+        Ok(parts.collect::<Result<Vec<_>, String>>()?.concat())
+    }
+
+    /// The bytes that are known beforehand.
+    pub fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Bytes(bytes) => bytes.as_slice(),
+            _ => b"",
+        });
+        parts.flatten().copied()
+    }
+}
+
+impl FromStr for Text {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Text, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(character) = rest.chars().next() {
+            rest = &rest[character.len_utf8()..];
+            parts.push(match character {
+                '\\' => Part::Bytes(parse_escape(&mut rest)?),
+                '*' => Part::Anything,
+                '{' => {
+                    let end = closing_brace(rest).ok_or("'{' without '}'")?;
+                    let inside = &rest[..end];
+                    rest = &rest[end + 1..];
+                    parse_braces(inside)?
+                }
+                _ => Part::Bytes(character.to_string().into_bytes()),
+            });
+        }
+        Ok(Text(parts))
+    }
+}
+
+/// Where the brace is closed that was opened before `text`.
+fn closing_brace(text: &str) -> Option<usize> {
+    let mut open = 1;
+    let mut is_escaped = false;
+    text.char_indices().find_map(|(at, character)| {
+        match character {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            '{' => open += 1,
+            '}' => open -= 1,
+            _ => {}
+        }
+        (open == 0).then_some(at)
+    })
+}
+
+/// `{n}`, `{server}`, `{ana's address}`, `{x 20 times}`, or names as in `{p1..p20}`.
+fn parse_braces(inside: &str) -> Result<Part, String> {
+    if let Some(name) = inside.strip_suffix("'s address") {
+        return Ok(Part::AddressOf(name.to_owned()));
+    }
+    let repeated = inside.strip_suffix(" times").and_then(|it| it.rsplit_once(' '));
+    if let Some((unit, count)) = repeated {
+        let count = count.parse().map_err(|_| format!("how many times? {{{inside}}}"))?;
+        return Ok(Part::Bytes(unit.parse::<Text>()?.plain()?.repeat(count)));
+    }
+    match inside {
+        "n" => Ok(Part::Round),
+        "server" => Ok(Part::Server),
+        _ => Ok(Part::Bytes(parse_names(inside)?.join(" ").into_bytes())),
+    }
+}
+
+/// What stands behind a backslash: `r`, `n`, `t`, `s` for a space, `xFF`, `u202E`, or a character
+/// that would otherwise be special.
+fn parse_escape(rest: &mut &str) -> Result<Vec<u8>, String> {
+    let character = rest.chars().next().ok_or("a backslash at the end")?;
+    *rest = &rest[character.len_utf8()..];
+    let mut digits = |count: usize| {
+        let digits = rest.get(..count).ok_or("too few digits")?;
+        *rest = &rest[count..];
+        u32::from_str_radix(digits, 16).map_err(|_| format!("not hexadecimal: {digits}"))
+    };
+    Ok(match character {
+        'r' => vec![b'\r'],
+        'n' => vec![b'\n'],
+        't' => vec![b'\t'],
+        's' => vec![b' '],
+        'x' => vec![digits(2)? as u8],
+        'u' => char::from_u32(digits(4)?).ok_or("no such character")?.to_string().into_bytes(),
+        'U' => char::from_u32(digits(8)?).ok_or("no such character")?.to_string().into_bytes(),
+        '\\' | '*' | '{' | '}' => vec![character as u8],
+        _ => return Err(format!("unknown escape \\{character}")),
+    })
+}
+
+/// Words, divided by spaces that stand in no braces; each with where it ends.
+pub fn split_words(text: &str) -> Vec<(&str, usize)> {
+    let mut words = Vec::new();
+    let (mut start, mut depth) = (0, 0);
+    let ends = text.char_indices().chain([(text.len(), ' ')]);
+    for (at, character) in ends {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ' ' if depth == 0 || at == text.len() => {
+                if start < at {
+                    words.push((&text[start..at], at));
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    words
+}
+
+/// Names with spaces between; `p1..p20` is twenty of them.
+pub fn parse_names(text: &str) -> Result<Vec<String>, String> {
+    let range = |word: &str| {
+        let (first, last) = word.split_once("..")?;
+        let stem = first.trim_end_matches(|c: char| c.is_ascii_digit());
+        let (from, to) = (first.strip_prefix(stem)?, last.strip_prefix(stem)?);
+        let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
+        Some((from..=to).map(|number| format!("{stem}{number}")).collect())
+    };
+    let names = split_words(text).into_iter().map(|(word, _)| {
+        let word = String::from_utf8(word.parse::<Text>()?.plain()?);
+        let word = word.map_err(|_| "a name is UTF-8".to_owned())?;
+        Ok(range(&word).unwrap_or(vec![word]))
+    });
+    Ok(names.collect::<Result<Vec<_>, String>>()?.concat())
+}
+
+/// A text with everything filled in: pieces with any text or none between each two.
+pub struct Pattern(pub Vec<Vec<u8>>);
+
+impl Pattern {
+    /// Whether `text` is this. A space and a `*` at the end may also be missing together, as
+    /// PROTOCOL.md's `[ SP text ]` may.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        if let [before @ .., last, end] = self.0.as_slice() {
+            if let (Some(last), true) = (last.strip_suffix(b" "), end.is_empty()) {
+                let short = [before, &[last.to_vec()]].concat();
+                if Pattern(short).matches(text) {
+                    return true;
+                }
+            }
+        }
+        match self.0.as_slice() {
+            [whole] => text == whole,
+            [first, pieces @ ..] => {
+                text.strip_prefix(first.as_slice()).is_some_and(|text| rest_matches(pieces, text))
+            }
+            [] => text.is_empty(),
+        }
+    }
+
+    pub fn show(&self) -> String {
+        self.0.iter().map(|piece| show(piece)).collect::<Vec<_>>().join("*")
+    }
+}
+
+fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
+    let [piece, pieces @ ..] = pieces else { return text.is_empty() };
+    (0..=text.len()).any(|skipped| {
+        text[..skipped].iter().all(|&byte| byte >= b' ' || byte == b'\t')
+            && text[skipped..]
+                .strip_prefix(piece.as_slice())
+                .is_some_and(|text| rest_matches(pieces, text))
+    })
+}
+
+/// Bytes as a person reads them, long ones cut.
+pub fn show(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes).escape_debug().to_string();
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], bytes.len()),
+        None => text,
+    }
+}
+
+pub fn side_by_side(expected: &str, received: &str) -> String {
+    format!("expected: {expected}\nreceived: {received}")
+}
