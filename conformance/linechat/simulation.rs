@@ -1,0 +1,874 @@
+//! A simulated network. In unit tests it stands in the place of `mod os`: the same sockets, poller,
+//! clock and signals, but in one thread's memory, with a clock of its own. Everything that chance
+//! decides here follows from the seed given to `begin`, so that every run can be repeated.
+//!
+//! The server's side is what server.rs knows of an operating system: `Listener`, `Socket`, `Poller`,
+//! `Signals`, `Reserve` and `now`. The other side, for tests, is `Peer`: one end of one connection.
+//!
+//! - Time passes only in `Poller::wait`, which goes to the next event at once, and by the cost that
+//!   `Conditions` give to system calls.
+//! - A read or a write may take any part of what it could take, or nothing.
+//! - A byte from the server to a peer waits in the server's kernel until the peer's receive window
+//!   has room (`Buffers`), and then in that window until the peer takes it. What a peer has taken
+//!   makes room in its window only in steps, as it does with Linux' large receive buffers.
+//! - A failed connection behaves as Linux' tcp(7): what had been received before can still be read,
+//!   then there is an error, once, and then the end; writing fails. Closing with unread input resets
+//!   the connection, and what the other end has not taken by then is lost.
+
+#[path = "chance.rs"]
+pub mod chance;
+
+use super::{Interest, Readiness, Signal};
+use chance::Chance;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::mem;
+use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What holds for the whole network.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// Of a hundred reads, writes and waits, how many take only a part of what they could.
+    pub partial: usize,
+    /// Time that one system call takes, and each KiB that it moves.
+    pub call_cost: Duration,
+    pub kib_cost: Duration,
+    /// How many sockets and reserve descriptors the server can have open.
+    pub descriptors: usize,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        let (call_cost, kib_cost) = (Duration::ZERO, Duration::ZERO);
+        Conditions { partial: 0, call_cost, kib_cost, descriptors: usize::MAX }
+    }
+}
+
+/// Sizes of one connection's buffers, in bytes, each at least 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// What the server's kernel holds of what the peer has sent.
+    pub receive: usize,
+    /// What the server's kernel holds while the window is closed; the poller reports that a socket
+    /// can be written to when less than half of it is used (tcp(7), TCP_NOTSENT_LOWAT).
+    pub unsent: usize,
+    /// The peer's receive window.
+    pub window: usize,
+    /// The window opens in steps of this. At most half the window.
+    pub step: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Buffers { receive: 128 * 1024, unsent: 16 * 1024, window: 64 * 1024, step: 1 }
+    }
+}
+
+/// Who acts at the other ends of the connections while the server waits.
+pub trait Peers {
+    /// When somebody wants to act next, since the beginning of the network.
+    fn next(&self) -> Option<Duration>;
+    /// Everybody acts whose time has come.
+    fn act(&mut self);
+}
+
+/// How many system calls the server has made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    pub accept: usize,
+    pub read: usize,
+    pub write: usize,
+    pub wait: usize,
+}
+
+thread_local! {
+    static NETWORK: RefCell<Network> = RefCell::new(Network::new(1, Conditions::default()));
+    static PEERS: RefCell<Option<Rc<RefCell<dyn Peers>>>> = const { RefCell::new(None) };
+}
+
+fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
+    NETWORK.with_borrow_mut(action)
+}
+
+/// Makes a new network for this thread, and returns what a server is made with.
+pub fn begin(seed: u64, conditions: Conditions) -> (Listener, Signals) {
+    PEERS.set(None);
+    NETWORK.set(Network::new(seed, conditions));
+    (Listener(()), Signals(()))
+}
+
+/// From now on these act while the server waits.
+pub fn set_peers(peers: Rc<RefCell<dyn Peers>>) {
+    PEERS.set(Some(peers));
+}
+
+/// The time since the beginning of the network.
+pub fn time() -> Duration {
+    with(|network| network.time)
+}
+
+/// The server's clock.
+pub fn now() -> Instant {
+    with(|network| network.beginning + network.time)
+}
+
+/// `Poller::wait` returns at this time, if not before: for tests that then do something themselves.
+pub fn set_alarm(time: Option<Duration>) {
+    with(|network| network.alarm = time);
+}
+
+pub fn set_conditions(conditions: Conditions) {
+    with(|network| network.conditions = conditions);
+}
+
+/// Sends the server a signal.
+pub fn signal(signal: Signal) {
+    with(|network| {
+        network.signals.push_back(signal);
+        network.has_changed(SIGNALS);
+    });
+}
+
+pub fn calls() -> Calls {
+    with(|network| network.calls)
+}
+
+/// How many descriptors the server holds: sockets, and the spare one.
+pub fn descriptors() -> usize {
+    with(|network| network.descriptors)
+}
+
+/// Peers that the server has written to, read from or ended since the last call, in any order.
+pub fn touched() -> Vec<Peer> {
+    with(|network| {
+        let touched = mem::take(&mut network.touched);
+        touched.iter().for_each(|&at| network.connections[at].is_touched = false);
+        touched.into_iter().map(Peer).collect()
+    })
+}
+
+/// What the server has done that would be wrong with a real operating system.
+pub fn misuse() -> Vec<String> {
+    with(|network| mem::take(&mut network.misuse))
+}
+
+struct Network {
+    chance: Chance,
+    conditions: Conditions,
+    beginning: Instant,
+    time: Duration,
+    alarm: Option<Duration>,
+    connections: Vec<Connection>,
+    /// Connections that the server has not accepted yet.
+    arriving: VecDeque<usize>,
+    signals: VecDeque<Signal>,
+    /// The poller's knowledge of the listener, the signals, and then each connection.
+    sources: Vec<Source>,
+    /// Numbers of sources that may be ready.
+    changed: Vec<usize>,
+    touched: Vec<usize>,
+    descriptors: usize,
+    calls: Calls,
+    misuse: Vec<String>,
+}
+
+/// Numbers of sources.
+const LISTENER: usize = 0;
+const SIGNALS: usize = 1;
+const FIRST_CONNECTION: usize = 2;
+
+#[derive(Clone, Copy, Default)]
+struct Source {
+    watched: Option<(usize, Interest)>,
+    has_changed: bool,
+}
+
+impl Network {
+    fn new(seed: u64, conditions: Conditions) -> Self {
+        Network {
+            chance: Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            conditions,
+            beginning: Instant::now(),
+            time: Duration::ZERO,
+            alarm: None,
+            connections: Vec::new(),
+            arriving: VecDeque::new(),
+            signals: VecDeque::new(),
+            sources: vec![Source::default(); FIRST_CONNECTION],
+            changed: Vec::new(),
+            touched: Vec::new(),
+            descriptors: 0,
+            calls: Calls::default(),
+            misuse: Vec::new(),
+        }
+    }
+
+    /// A system call that moves so many bytes takes its time.
+    fn charge(&mut self, bytes: usize) {
+        let Conditions { call_cost, kib_cost, .. } = self.conditions;
+        self.time += call_cost + kib_cost * bytes as u32 / 1024;
+    }
+
+    /// How much a call takes of what it could take.
+    fn part(&mut self, whole: usize) -> usize {
+        match self.chance.below(100) < self.conditions.partial {
+            true => self.chance.below(whole + 1),
+            false => whole,
+        }
+    }
+
+    /// A source's readiness may have changed.
+    fn has_changed(&mut self, number: usize) {
+        let source = &mut self.sources[number];
+        if !mem::replace(&mut source.has_changed, true) {
+            self.changed.push(number);
+        }
+    }
+
+    /// The server has done something that the peer can see.
+    fn touch(&mut self, at: usize) {
+        self.has_changed(FIRST_CONNECTION + at);
+        if !mem::replace(&mut self.connections[at].is_touched, true) {
+            self.touched.push(at);
+        }
+    }
+
+    /// Whether a source can be read, can be written, and has failed.
+    fn readiness(&self, number: usize) -> (bool, bool, bool) {
+        match number {
+            LISTENER => (!self.arriving.is_empty(), false, false),
+            SIGNALS => (!self.signals.is_empty(), false, false),
+            _ => self.connections[number - FIRST_CONNECTION].readiness(),
+        }
+    }
+
+    /// Reports who is ready, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
+    /// when there are more than it was given room for.
+    fn report(&mut self, ready: &mut Vec<Readiness>) {
+        let mut changed = mem::take(&mut self.changed);
+        changed.retain(|&number| {
+            let (can_read, can_write, failed) = self.readiness(number);
+            let Some((token, interest)) = self.sources[number].watched else {
+                self.sources[number].has_changed = false;
+                return false;
+            };
+            let readable = failed || (can_read && interest.read);
+            let writable = failed || (can_write && interest.write);
+            self.sources[number].has_changed = readable || writable;
+            if readable || writable {
+                ready.push(Readiness { token, readable, writable, failed });
+            }
+            readable || writable
+        });
+        self.changed = changed;
+        if ready.len() > 1 {
+            let first = self.chance.below(ready.len());
+            ready.rotate_left(first);
+            let reported = self.part(ready.len()).max(1);
+            ready.truncate(reported);
+        }
+    }
+}
+
+/// One connection, with what is on its way in both directions.
+struct Connection {
+    address: SocketAddr,
+    buffers: Buffers,
+    is_touched: bool,
+    /// Sent by the peer and not read by the server; the first `arrived` bytes are in its kernel.
+    sent: VecDeque<u8>,
+    arrived: usize,
+    /// How many bytes have ever arrived at the server.
+    all_arrived: usize,
+    peer_has_ended: bool,
+    peer_has_closed: bool,
+    /// Written by the server and not taken by the peer; the last `unsent` bytes are in the server's
+    /// kernel, the others in the peer's.
+    written: VecDeque<u8>,
+    unsent: usize,
+    /// How much of the window is used as far as the server's kernel knows, and how much of that the
+    /// peer has freed without announcing it.
+    used: usize,
+    freed: usize,
+    /// How many bytes the server's kernel has taken, and when it took the last ones.
+    all_written: usize,
+    last_written: Duration,
+    server_has_ended: bool,
+    server_has_closed: bool,
+    /// There is no connection any more, and the error that the server is to be told once.
+    has_failed: bool,
+    failure: Option<ErrorKind>,
+    /// The peer has been told that there is no connection any more.
+    was_reset: bool,
+}
+
+impl Connection {
+    fn readiness(&self) -> (bool, bool, bool) {
+        let failed = self.has_failed || (self.input_has_ended() && self.server_has_ended);
+        let readable = failed || self.arrived > 0 || self.input_has_ended();
+        (readable, failed || 2 * self.unsent < self.buffers.unsent, failed)
+    }
+
+    fn input_has_ended(&self) -> bool {
+        self.peer_has_ended && self.arrived == self.sent.len()
+    }
+
+    /// What the peer has sent goes on to the server's kernel while that has room.
+    fn arrive(&mut self) {
+        let arrived = self.sent.len().min(self.buffers.receive);
+        self.all_arrived += arrived - self.arrived;
+        self.arrived = arrived;
+    }
+
+    /// What the server has written goes on to the peer while the window has room.
+    fn depart(&mut self) {
+        let length = self.unsent.min(self.buffers.window - self.used);
+        self.unsent -= length;
+        self.used += length;
+    }
+
+    /// The connection fails; the server learns it as `kind`.
+    fn fail(&mut self, kind: ErrorKind) {
+        if !mem::replace(&mut self.has_failed, true) {
+            self.failure = Some(kind);
+            self.sent.truncate(self.arrived);
+            self.written = VecDeque::new();
+            self.unsent = 0;
+        }
+    }
+
+    /// The server's end resets the connection: what the peer has not taken is lost.
+    fn reset_peer(&mut self) {
+        self.has_failed = true;
+        self.was_reset = true;
+        self.sent = VecDeque::new();
+        self.arrived = 0;
+        self.written = VecDeque::new();
+        self.unsent = 0;
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> usize {
+        let length = buffer.len().min(self.arrived);
+        let (first, second) = self.sent.as_slices();
+        let from_first = length.min(first.len());
+        buffer[..from_first].copy_from_slice(&first[..from_first]);
+        buffer[from_first..length].copy_from_slice(&second[..length - from_first]);
+        self.sent.drain(..length);
+        self.arrived -= length;
+        self.arrive();
+        length
+    }
+}
+
+// The server's side
+
+pub struct Listener(());
+
+impl Listener {
+    /// As accept(2): without a descriptor it fails even when nobody is there to be accepted.
+    pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        with(|network| {
+            network.calls.accept += 1;
+            network.charge(0);
+            if network.descriptors >= network.conditions.descriptors {
+                return Err(io::Error::from_raw_os_error(OUT_OF_DESCRIPTORS));
+            }
+            let at = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
+            network.descriptors += 1;
+            network.has_changed(LISTENER);
+            network.touch(at);
+            Ok((Socket(at), network.connections[at].address))
+        })
+    }
+}
+
+/// EMFILE, whatever its number may be elsewhere.
+const OUT_OF_DESCRIPTORS: i32 = 24;
+
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(OUT_OF_DESCRIPTORS)
+}
+
+/// A descriptor that is kept in reserve.
+pub struct Reserve(());
+
+pub fn reserve_descriptor() -> Option<Reserve> {
+    with(|network| {
+        let is_free = network.descriptors < network.conditions.descriptors;
+        network.descriptors += usize::from(is_free);
+        is_free.then_some(Reserve(()))
+    })
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        with(|network| network.descriptors -= 1);
+    }
+}
+
+pub struct Socket(usize);
+
+pub fn prepare(_: &Socket) {}
+
+impl Socket {
+    pub fn set_nonblocking(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub fn set_nodelay(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(SocketAddr::from(([192, 0, 2, 1], 9999)))
+    }
+
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        with(|network| {
+            network.charge(0);
+            let connection = &mut network.connections[self.0];
+            if connection.has_failed {
+                return Err(ErrorKind::NotConnected.into());
+            }
+            match how {
+                Shutdown::Write => connection.server_has_ended = true,
+                _ => network.misuse.push(format!("shutdown({how:?}) is not simulated")),
+            }
+            network.touch(self.0);
+            Ok(())
+        })
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        with(|network| {
+            network.calls.read += 1;
+            if buffer.is_empty() {
+                network.misuse.push("a read into no room looks like the end of input".to_owned());
+            }
+            let whole = buffer.len().min(network.connections[self.0].arrived);
+            let length = network.part(whole);
+            network.charge(length);
+            network.touch(self.0);
+            let connection = &mut network.connections[self.0];
+            if length > 0 {
+                return Ok(connection.read(&mut buffer[..length]));
+            }
+            if whole > 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            match connection.failure.take() {
+                Some(failure) => Err(failure.into()),
+                None if connection.has_failed || connection.input_has_ended() => Ok(0),
+                None => Err(ErrorKind::WouldBlock.into()),
+            }
+        })
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice]) -> io::Result<usize> {
+        with(|network| {
+            network.calls.write += 1;
+            let connection = &mut network.connections[self.0];
+            if let Some(failure) = connection.failure.take() {
+                return Err(failure.into());
+            }
+            if connection.has_failed || connection.server_has_ended {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+            let Buffers { window, unsent, .. } = connection.buffers;
+            let room = window - connection.used + unsent - connection.unsent;
+            let all = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            let length = network.part(all.min(room));
+            network.charge(length);
+            network.touch(self.0);
+            if length == 0 && all > 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let time = network.time;
+            let connection = &mut network.connections[self.0];
+            let mut rest = length;
+            for piece in pieces {
+                connection.written.extend(&piece[..rest.min(piece.len())]);
+                rest -= rest.min(piece.len());
+            }
+            connection.unsent += length;
+            connection.all_written += length;
+            connection.last_written = time;
+            connection.depart();
+            if connection.peer_has_closed {
+                connection.fail(ErrorKind::ConnectionReset);
+            }
+            Ok(length)
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        with(|network| {
+            // A server that outlives its network, after a failed test.
+            let Some(connection) = network.connections.get_mut(self.0) else {
+                return;
+            };
+            connection.server_has_closed = true;
+            if !connection.sent.is_empty() {
+                connection.reset_peer();
+            }
+            network.descriptors -= 1;
+            if network.sources[FIRST_CONNECTION + self.0].watched.take().is_some() {
+                network.misuse.push("a socket is closed that the poller still watches".to_owned());
+            }
+            network.touch(self.0);
+        });
+    }
+}
+
+pub struct Signals(());
+
+impl Signals {
+    pub fn next(&mut self) -> Option<Signal> {
+        with(|network| network.signals.pop_front())
+    }
+}
+
+/// What the poller can watch.
+pub trait Pollable {
+    fn number(&self) -> usize;
+}
+
+impl Pollable for Listener {
+    fn number(&self) -> usize {
+        LISTENER
+    }
+}
+
+impl Pollable for Signals {
+    fn number(&self) -> usize {
+        SIGNALS
+    }
+}
+
+impl Pollable for Socket {
+    fn number(&self) -> usize {
+        FIRST_CONNECTION + self.0
+    }
+}
+
+pub struct Poller(());
+
+impl Poller {
+    pub fn new() -> io::Result<Self> {
+        Ok(Poller(()))
+    }
+
+    pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> io::Result<()> {
+        self.set(it, false, Some((token, interest)))
+    }
+
+    pub fn modify(&mut self, it: &impl Pollable, token: usize, new: Interest) -> io::Result<()> {
+        self.set(it, true, Some((token, new)))
+    }
+
+    pub fn delete(&mut self, it: &impl Pollable, _token: usize) -> io::Result<()> {
+        self.set(it, true, None)
+    }
+
+    fn set(
+        &mut self,
+        it: &impl Pollable,
+        is_watched: bool,
+        watched: Option<(usize, Interest)>,
+    ) -> io::Result<()> {
+        with(|network| {
+            network.charge(0);
+            if network.sources[it.number()].watched.is_some() != is_watched {
+                network.misuse.push(format!("the poller's {} is added or not?", it.number()));
+            }
+            network.sources[it.number()].watched = watched;
+            network.has_changed(it.number());
+            Ok(())
+        })
+    }
+
+    /// Waits until something is ready, the time is over, or the test's alarm; `Peers` act meanwhile.
+    pub fn wait(
+        &mut self,
+        ready: &mut Vec<Readiness>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        ready.clear();
+        with(|network| {
+            network.calls.wait += 1;
+            network.charge(0);
+        });
+        let milliseconds = |timeout: Duration| timeout.as_nanos().div_ceil(1_000_000) as u64;
+        let timeout = timeout.map(|timeout| Duration::from_millis(milliseconds(timeout)));
+        let deadline = timeout.map(|timeout| time() + timeout);
+        let peers = PEERS.with_borrow(Option::clone);
+        loop {
+            let next = peers.as_ref().and_then(|peers| {
+                let mut peers = peers.borrow_mut();
+                peers.act();
+                peers.next()
+            });
+            with(|network| network.report(ready));
+            let alarm = with(|network| network.alarm);
+            let until = [deadline, alarm, next].into_iter().flatten().min();
+            let until = until.expect("the server waits for ever, and nobody acts");
+            let is_over = |limit: Option<Duration>| limit.is_some_and(|limit| limit <= time());
+            if !ready.is_empty() || is_over(deadline) || is_over(alarm) {
+                return Ok(());
+            }
+            with(|network| network.time = network.time.max(until));
+        }
+    }
+}
+
+// The peers' side
+
+/// The other end of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer(usize);
+
+impl Peer {
+    pub fn connect(address: SocketAddr, buffers: Buffers) -> Peer {
+        with(|network| {
+            let at = network.connections.len();
+            network.sources.push(Source::default());
+            network.connections.push(Connection {
+                address,
+                buffers,
+                is_touched: false,
+                sent: VecDeque::new(),
+                arrived: 0,
+                all_arrived: 0,
+                peer_has_ended: false,
+                peer_has_closed: false,
+                written: VecDeque::new(),
+                unsent: 0,
+                used: 0,
+                freed: 0,
+                all_written: 0,
+                last_written: Duration::ZERO,
+                server_has_ended: false,
+                server_has_closed: false,
+                has_failed: false,
+                failure: None,
+                was_reset: false,
+            });
+            network.arriving.push_back(at);
+            network.has_changed(LISTENER);
+            Peer(at)
+        })
+    }
+
+    /// A number for each peer, from 0.
+    pub fn number(self) -> usize {
+        self.0
+    }
+
+    fn with<T>(self, action: impl FnOnce(&mut Connection) -> T) -> T {
+        with(|network| {
+            network.has_changed(FIRST_CONNECTION + self.0);
+            action(&mut network.connections[self.0])
+        })
+    }
+
+    fn look<T>(self, action: impl FnOnce(&Connection) -> T) -> T {
+        with(|network| action(&network.connections[self.0]))
+    }
+
+    /// Sends bytes; what the server's kernel has no room for waits in the peer's.
+    pub fn send(self, bytes: &[u8]) {
+        self.with(|connection| {
+            if connection.server_has_closed {
+                connection.reset_peer();
+            } else if !connection.has_failed {
+                connection.sent.extend(bytes);
+                connection.arrive();
+            }
+        });
+    }
+
+    /// Takes up to `most` bytes of what has come. Returns how many.
+    pub fn take(self, most: usize, into: &mut Vec<u8>) -> usize {
+        self.with(|connection| {
+            let length = most.min(connection.written.len() - connection.unsent);
+            let (first, second) = connection.written.as_slices();
+            let from_first = length.min(first.len());
+            into.extend_from_slice(&first[..from_first]);
+            into.extend_from_slice(&second[..length - from_first]);
+            connection.written.drain(..length);
+            connection.freed += length;
+            if connection.freed >= connection.buffers.step {
+                connection.used -= mem::take(&mut connection.freed);
+                connection.depart();
+            }
+            length
+        })
+    }
+
+    /// Whether there is something that can be taken.
+    pub fn has_input(self) -> bool {
+        self.look(|connection| connection.written.len() > connection.unsent)
+    }
+
+    /// Whether the server has ended its side of the stream, and all that came before is taken.
+    pub fn sees_end(self) -> bool {
+        self.look(|it| {
+            !it.has_failed && it.written.is_empty() && (it.server_has_ended || it.server_has_closed)
+        })
+    }
+
+    /// Whether the server has reset the connection.
+    pub fn was_reset(self) -> bool {
+        self.look(|connection| connection.was_reset)
+    }
+
+    /// Whether the server's end of the connection is closed.
+    pub fn is_dropped(self) -> bool {
+        self.look(|connection| connection.server_has_closed)
+    }
+
+    /// How many of the bytes sent the server has not read yet.
+    pub fn unread(self) -> usize {
+        self.look(|connection| connection.sent.len())
+    }
+
+    /// How many bytes have ever come as far as the server's kernel.
+    pub fn all_arrived(self) -> usize {
+        self.look(|connection| connection.all_arrived)
+    }
+
+    /// How many bytes the server's kernel has ever taken for this peer, and when the last.
+    pub fn all_written(self) -> (usize, Duration) {
+        self.look(|connection| (connection.all_written, connection.last_written))
+    }
+
+    /// shutdown(SHUT_WR).
+    pub fn half_close(self) {
+        self.with(|connection| connection.peer_has_ended = true);
+    }
+
+    /// close(2), which resets the connection if something is unread.
+    pub fn close(self) {
+        self.with(|connection| {
+            if connection.written.is_empty() {
+                connection.peer_has_ended = true;
+                connection.peer_has_closed = true;
+            } else {
+                connection.fail(ErrorKind::ConnectionReset);
+            }
+        });
+    }
+
+    pub fn reset(self) {
+        self.with(|connection| connection.fail(ErrorKind::ConnectionReset));
+    }
+
+    /// The peer has vanished, and the server's kernel gives up (tcp(7), TCP_USER_TIMEOUT).
+    pub fn time_out(self) {
+        self.with(|connection| connection.fail(ErrorKind::TimedOut));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An echo server's one turn. Returns how many connections it serves afterwards.
+    fn turn(
+        poller: &mut Poller,
+        listener: &Listener,
+        open: &mut Vec<Option<(Socket, Vec<u8>)>>,
+    ) -> usize {
+        let mut ready = Vec::new();
+        poller.wait(&mut ready, Some(Duration::from_secs(1))).unwrap();
+        for Readiness { token, readable, .. } in ready {
+            if token == usize::MAX {
+                while let Ok((socket, _)) = listener.accept() {
+                    let interest = Interest { read: true, write: false };
+                    poller.add(&socket, open.len(), interest).unwrap();
+                    open.push(Some((socket, Vec::new())));
+                }
+                continue;
+            }
+            let Some((socket, owed)) = &mut open[token] else { continue };
+            let mut buffer = [0; 100];
+            let read = match readable && owed.len() < 1000 {
+                true => socket.read(&mut buffer),
+                false => Err(ErrorKind::WouldBlock.into()),
+            };
+            owed.extend(&buffer[..*read.as_ref().unwrap_or(&0)]);
+            let written = socket.write(owed);
+            owed.drain(..*written.as_ref().unwrap_or(&0));
+            let fails = |error: &io::Error| error.kind() != ErrorKind::WouldBlock;
+            if matches!(read, Ok(0)) || read.is_err_and(|it| fails(&it)) {
+                poller.delete(socket, token).unwrap();
+                open[token] = None;
+            } else {
+                let interest = Interest { read: owed.len() < 1000, write: !owed.is_empty() };
+                poller.modify(socket, token, interest).unwrap();
+            }
+        }
+        open.iter().flatten().count()
+    }
+
+    #[test]
+    fn every_byte_arrives_once_and_in_order_however_little_is_taken() {
+        let conditions = Conditions { partial: 50, ..Conditions::default() };
+        let (listener, _signals) = begin(7, conditions);
+        let mut poller = Poller::new().unwrap();
+        poller.add(&listener, usize::MAX, Interest { read: true, write: false }).unwrap();
+        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15 };
+        let peer = Peer::connect(([192, 0, 2, 7], 7).into(), buffers);
+        let sent: Vec<u8> = (0..100_000).map(|at| (at / 251 + at % 251) as u8).collect();
+        peer.send(&sent);
+        let mut received = Vec::new();
+        let mut open = Vec::new();
+        while received.len() < sent.len() {
+            assert_eq!(turn(&mut poller, &listener, &mut open), 1);
+            peer.take(1 + received.len() % 40, &mut received);
+        }
+        assert!(received == sent);
+        peer.close();
+        while turn(&mut poller, &listener, &mut open) > 0 {}
+        assert_eq!((descriptors(), misuse()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_reset_connection_can_be_read_to_its_end_and_then_fails_once() {
+        let (listener, _signals) = begin(7, Conditions::default());
+        let peer = Peer::connect(([192, 0, 2, 7], 7).into(), Buffers::default());
+        peer.send(b"last words");
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.write_all(b"unread").unwrap();
+        peer.close();
+        let mut buffer = [0; 100];
+        assert_eq!(socket.read(&mut buffer).unwrap(), 10);
+        let kinds = [(); 2].map(|()| socket.read(&mut buffer).map_err(|error| error.kind()));
+        assert_eq!(kinds, [Err(ErrorKind::ConnectionReset), Ok(0)]);
+        assert_eq!(socket.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        // The other way round: closing with something unread takes what the peer has not taken.
+        let peer = Peer::connect(([192, 0, 2, 7], 8).into(), Buffers::default());
+        peer.send(b"unread");
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.write_all(b"last words").unwrap();
+        drop(socket);
+        assert_eq!((peer.was_reset(), peer.has_input()), (true, false));
+    }
+}
