@@ -7,7 +7,7 @@
 //!
 //! - Time passes only in `Poller::wait`, which goes to the next event at once, and by the cost that
 //!   `Conditions` give to system calls.
-//! - A read or a write may take any part of what it could take, or nothing.
+//! - A read or a write may take any part of what it could take, a write also nothing.
 //! - A byte from the server to a peer waits in the server's kernel until the peer's receive window
 //!   has room (`Buffers`), and then in that window until the peer takes it. What a peer has taken
 //!   makes room in its window only in steps, as it does with Linux' large receive buffers.
@@ -65,6 +65,12 @@ impl Default for Buffers {
     fn default() -> Self {
         Buffers { receive: 128 * 1024, unsent: 16 * 1024, window: 64 * 1024, step: 1 }
     }
+}
+
+impl Buffers {
+    /// Every write is taken as a whole, whatever the network's conditions.
+    pub const UNLIMITED: Buffers =
+        Buffers { receive: 128 * 1024, unsent: 1, window: usize::MAX / 2, step: 1 };
 }
 
 /// Who acts at the other ends of the connections while the server waits.
@@ -451,15 +457,12 @@ impl Read for Socket {
                 network.misuse.push("a read into no room looks like the end of input".to_owned());
             }
             let whole = buffer.len().min(network.connections[self.0].arrived);
-            let length = network.part(whole);
+            let length = network.part(whole).max(whole.min(1));
             network.charge(length);
             network.touch(self.0);
             let connection = &mut network.connections[self.0];
             if length > 0 {
                 return Ok(connection.read(&mut buffer[..length]));
-            }
-            if whole > 0 {
-                return Err(ErrorKind::WouldBlock.into());
             }
             match connection.failure.take() {
                 Some(failure) => Err(failure.into()),
@@ -488,7 +491,10 @@ impl Write for Socket {
             let Buffers { window, unsent, .. } = connection.buffers;
             let room = window - connection.used + unsent - connection.unsent;
             let all = pieces.iter().map(|piece| piece.len()).sum::<usize>();
-            let length = network.part(all.min(room));
+            let length = match window == Buffers::UNLIMITED.window {
+                true => all,
+                false => network.part(all.min(room)),
+            };
             network.charge(length);
             network.touch(self.0);
             if length == 0 && all > 0 {
@@ -596,7 +602,7 @@ impl Poller {
         with(|network| {
             network.charge(0);
             if network.sources[it.number()].watched.is_some() != is_watched {
-                network.misuse.push(format!("the poller's {} is added or not?", it.number()));
+                return Err(ErrorKind::NotFound.into());
             }
             network.sources[it.number()].watched = watched;
             network.has_changed(it.number());

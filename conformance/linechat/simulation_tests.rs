@@ -1,0 +1,1149 @@
+//! The whole server, unchanged, among random people in a simulated network (simulation.rs), and what
+//! must hold whatever they do.
+//!
+//!     cargo test simulation                          always the same runs, a few seconds
+//!     LINECHAT_SIMULATE=60 cargo test --release simulation -- --nocapture
+//!                                                    then other runs for 60 seconds
+//!     LINECHAT_SEED=123 cargo test simulation        only the run that begins with this number
+//!
+//! A run (`Simulation`) is a server and a `Crowd`. Each `Person` has a role (what they send), a way of
+//! reading, and an end. One more, the observer p0, reads everything at once and says nothing: what
+//! it receives is the `Log`, the one order of all that happens in the room. The log itself is checked
+//! against what was asked for; everybody else's stream must be the log from their own joining to
+//! their own leaving without their own messages, and between its lines just the replies and private
+//! messages that they are due, in order. At the end everybody goes, and the server's books must be
+//! empty.
+//!
+//! Further down are scenarios that are not left to chance: one for each promise of PROTOCOL.md,
+//! "Delivery", and for each way in which an earlier server broke it.
+
+use super::os::{self, chance::Chance, Buffers, Conditions, Peer, Peers};
+use super::*;
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::mpsc::{sync_channel, Receiver};
+
+/// Seeds of the runs that every `cargo test` makes; also those that once failed.
+const SEEDS: std::ops::Range<u64> = 1..60;
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+// The log: what happens in the room, in the one order of it
+
+/// A message as the log has it: where it stands, and its sender's number for it.
+struct Said {
+    start: usize,
+    end: usize,
+    number: usize,
+}
+
+/// One who is or was here, as the log knows them.
+#[derive(Default)]
+struct Presence {
+    name: String,
+    /// Where in the log the line of their joining ends, and that of their leaving begins.
+    joined: Option<usize>,
+    left: Option<usize>,
+    was_slow: bool,
+    said: Vec<Said>,
+}
+
+#[derive(Default)]
+struct Log {
+    text: Vec<u8>,
+    /// Everybody who has ever connected, by their number.
+    people: Vec<Presence>,
+    /// Who is in the room, in the order of joining.
+    room: Vec<usize>,
+    /// Who was in the room from which place in the log on.
+    rooms: Vec<(usize, Rc<[usize]>)>,
+    /// Lines of the roster that the observer must be told next.
+    roster: VecDeque<String>,
+    /// How many bytes have been caused beyond the budget since somebody is behind, and at most.
+    budget: Option<Bucket>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Bucket {
+    level: f64,
+    since: Duration,
+    most: f64,
+}
+
+impl Log {
+    /// Who has this name; names are `p`, a number, and sometimes a tail that makes them long.
+    fn who(&self, name: &str) -> usize {
+        let digits = name[1..].split('-').next().unwrap_or_default();
+        let id: usize = digits.parse().unwrap_or_else(|_| panic!("{name} is nobody"));
+        assert_eq!(self.people[id].name, name);
+        id
+    }
+
+    /// Who was in the room at a place in the log.
+    fn room_at(&self, position: usize) -> &[usize] {
+        let after = self.rooms.partition_point(|(from, _)| *from <= position);
+        &self.rooms[after - 1].1
+    }
+
+    fn roster_lines(&self, room: &[usize]) -> VecDeque<String> {
+        let head = format!("USERS {}", room.len());
+        let mut lines = VecDeque::from([head.clone()]);
+        for &id in room {
+            let name = &self.people[id].name;
+            let last = lines.back_mut().expect("one line at least");
+            if last.len() + 1 + name.len() + 2 > 4096 {
+                lines.push_back(format!("{head} {name}"));
+            } else {
+                last.push(' ');
+                last.push_str(name);
+            }
+        }
+        lines
+    }
+
+    fn room_has_changed(&mut self) {
+        self.rooms.push((self.text.len(), self.room.as_slice().into()));
+        if (1..=100).contains(&self.room.len()) {
+            self.roster = self.roster_lines(&self.room);
+        }
+    }
+
+    /// Appends a line that everybody in the room receives.
+    fn push(&mut self, line: &str) {
+        self.text.extend(line.as_bytes());
+        self.text.extend(b"\r\n");
+        if let Some(bucket) = &mut self.budget {
+            let now = os::time();
+            let drained = 65536.0 * (now - bucket.since).as_secs_f64();
+            let level = (bucket.level - drained).max(0.0) + line.len() as f64 + 2.0;
+            *bucket = Bucket { level, since: now, most: bucket.most.max(level) };
+        }
+    }
+}
+
+// A person: what they send, and what they must receive
+
+/// What somebody sends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Role {
+    Observer,
+    /// Never even says a name.
+    Silent,
+    /// Something of everything, with a pause before each.
+    Talker {
+        pause: Duration,
+    },
+    /// One kind of request, as many as fit, again and again.
+    Flooder {
+        request: Flood,
+        pause: Duration,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flood {
+    Msg { length: usize },
+    Priv { to: usize },
+    List,
+    Ping,
+    Mixed,
+}
+
+/// How somebody takes what comes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reading {
+    Eager,
+    /// So many bytes a second on the average, but `step` at once, then a pause.
+    Steady {
+        rate: usize,
+        step: usize,
+    },
+    Never,
+}
+
+/// How somebody ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    Quit,
+    HalfClose,
+    Close,
+    Reset,
+    Vanish,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Character {
+    role: Role,
+    reading: Reading,
+    buffers: Buffers,
+    address: IpAddr,
+    has_long_name: bool,
+    /// After how much time, and how, they end. Who comes again does so at once, as somebody new.
+    ending: Option<(Duration, Ending)>,
+    comes_again: bool,
+    /// Every request is answered, and every line said passed on, within this.
+    patience: Option<Duration>,
+}
+
+impl Default for Character {
+    fn default() -> Self {
+        Character {
+            role: Role::Talker { pause: seconds(2) },
+            reading: Reading::Eager,
+            buffers: Buffers::default(),
+            address: IpAddr::from([10, 0, 0, 1]),
+            has_long_name: false,
+            ending: None,
+            comes_again: false,
+            patience: None,
+        }
+    }
+}
+
+impl Character {
+    /// Whether PROTOCOL.md promises that this one is never removed.
+    fn is_promised_to_stay(&self) -> bool {
+        match self.reading {
+            Reading::Eager => true,
+            Reading::Steady { rate, step } => rate >= 64 * 1024 && step <= 2 * 1024 * 1024,
+            Reading::Never => false,
+        }
+    }
+}
+
+/// What the server must answer next.
+#[derive(Debug)]
+enum Reply {
+    /// A line that begins so, and whose rest is free.
+    Start(&'static str),
+    Welcome,
+    Pong {
+        number: usize,
+        since: Duration,
+    },
+    Sent {
+        to: usize,
+        text: String,
+    },
+    List,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Open,
+    /// The server does not want this one: full, or no name was given in time.
+    Refused,
+    /// Has sent QUIT, or ended their side of the stream, and waits for the end.
+    Leaving {
+        reason: &'static str,
+    },
+    /// Has closed or lost the connection, perhaps after QUIT.
+    Gone,
+}
+
+/// A message on its way: its number, its length, where it ends in what its sender sends, and since when.
+struct Pending {
+    number: usize,
+    text: String,
+    end: usize,
+    since: Duration,
+}
+
+struct Person {
+    id: usize,
+    peer: Peer,
+    character: Character,
+    phase: Phase,
+    came: Duration,
+    /// Where in the log the next line that they receive stands, and their own next message.
+    position: usize,
+    own: usize,
+    /// Taken and not yet checked.
+    received: Vec<u8>,
+    expected: VecDeque<Reply>,
+    list: VecDeque<String>,
+    pending: VecDeque<Pending>,
+    number: usize,
+    sent: usize,
+    is_greeted: bool,
+    has_asked_for_name: bool,
+    has_quit: bool,
+    /// Received all up to the end of the stream.
+    has_all: bool,
+    /// How much they can still take now, and since when.
+    credit: usize,
+    refilled: Duration,
+    is_refilling: bool,
+    /// Of whom they have received how many private messages, and the last one's number.
+    whispers: BTreeMap<usize, (usize, usize)>,
+    /// To whom how many private messages have been confirmed.
+    confirmed: BTreeMap<usize, usize>,
+    /// At most so many bytes of private messages and of replies they can be owed in all.
+    whispers_owed: usize,
+    replies_owed: usize,
+}
+
+impl Person {
+    fn new(id: usize, peer: Peer, character: Character) -> Self {
+        Person {
+            id,
+            peer,
+            character,
+            phase: Phase::Open,
+            came: os::time(),
+            position: 0,
+            own: 0,
+            received: Vec::new(),
+            expected: VecDeque::from([Reply::Start("HELLO linechat/1 ")]),
+            list: VecDeque::new(),
+            pending: VecDeque::new(),
+            number: 0,
+            sent: 0,
+            is_greeted: false,
+            has_asked_for_name: false,
+            has_quit: false,
+            has_all: false,
+            credit: 0,
+            refilled: os::time(),
+            is_refilling: false,
+            whispers: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            whispers_owed: 0,
+            replies_owed: 200,
+        }
+    }
+
+    fn send(&mut self, line: &str) {
+        self.sent += line.len() + 1;
+        self.peer.send(line.as_bytes());
+        self.peer.send(b"\n");
+    }
+
+    /// Sends a line that is answered with one that begins so.
+    fn ask(&mut self, line: &str, answer: &'static str) {
+        self.send(line);
+        self.expected.push_back(Reply::Start(answer));
+        self.replies_owed += 200;
+    }
+
+    fn ping(&mut self) {
+        self.number += 1;
+        self.send(&format!("PING {}", self.number));
+        self.expected.push_back(Reply::Pong { number: self.number, since: os::time() });
+        self.replies_owed += 30;
+    }
+
+    fn say(&mut self, length: usize) {
+        self.number += 1;
+        let text = format!("{} {}", self.number, "x".repeat(length));
+        self.send(&format!("MSG {text}"));
+        let (number, end, since) = (self.number, self.sent, os::time());
+        self.pending.push_back(Pending { number, text, end, since });
+    }
+
+    fn list(&mut self, log: &Log) {
+        self.send("LIST");
+        self.expected.push_back(Reply::List);
+        self.replies_owed += 60 * (log.room.len() + 300);
+    }
+
+    fn whisper(&mut self, to: usize, log: &Log, length: usize) {
+        self.number += 1;
+        let text = format!("{} {to} {}", self.number, "x".repeat(length));
+        self.send(&format!("PRIV @{} {text}", log.people[to].name));
+        self.replies_owed += text.len() + 120;
+        self.expected.push_back(Reply::Sent { to, text });
+    }
+
+    /// Checks what has been received, as far as lines are complete.
+    fn check(&mut self, log: &Log) {
+        let received = mem::take(&mut self.received);
+        let mut rest = received.as_slice();
+        while !rest.is_empty() {
+            self.skip_own(log);
+            let own = log.people[self.id].said.get(self.own);
+            let end = own.map_or(log.text.len(), |own| own.start);
+            let events = if self.position == 0 { &[] } else { &log.text[self.position..end] };
+            // Mostly all of it is what the log says.
+            let line = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
+            let all = rest.len().min(events.len()).max(line);
+            let matching = [all, line].into_iter().find(|&it| events.starts_with(&rest[..it]));
+            if let Some(length) = matching {
+                self.position += length;
+                rest = &rest[length..];
+            } else if rest[line - 1] == b'\n' {
+                let text = std::str::from_utf8(&rest[..line]).expect("UTF-8");
+                self.reply(text.strip_suffix("\r\n").expect("CRLF"), log);
+                rest = &rest[line..];
+            } else {
+                break;
+            }
+        }
+        self.received = rest.to_vec();
+    }
+
+    /// A line that is not in the log: the next reply, or a private message.
+    fn reply(&mut self, line: &str, log: &Log) {
+        if let Some(next) = self.list.pop_front() {
+            return assert_eq!(line, next);
+        }
+        if line.starts_with("PRIV ") {
+            return self.receive_whisper(line, log);
+        }
+        let name = &log.people[self.id].name;
+        match self.expected.pop_front() {
+            Some(Reply::Start("HELLO linechat/1 ")) if line.starts_with("ERR full ") => {
+                self.phase = Phase::Refused;
+            }
+            Some(Reply::Start(start)) => {
+                assert!(line.starts_with(start), "{start}: {line}");
+                self.is_greeted = true;
+            }
+            Some(Reply::Welcome) => {
+                self.position = log.people[self.id].joined.expect("the others are told, too");
+                let count = log.room_at(self.position).len();
+                assert_eq!(line, format!("WELCOME {name} {count}"));
+            }
+            Some(Reply::Pong { number, since }) => {
+                assert_eq!(line, format!("PONG {number}"));
+                let own = log.people[self.id].said.get(self.own);
+                let is_passed = own.is_none_or(|own| own.number > number);
+                assert!(is_passed, "{name} has not received all that came before the PING");
+                let is_said = self.pending.front().is_none_or(|own| own.number > number);
+                assert!(is_said, "something that {name} said before the PING is not passed on");
+                self.was_in_time(since);
+            }
+            Some(Reply::Sent { to, text }) => {
+                let to_name = &log.people[to].name;
+                if log.room_at(self.position).contains(&to) {
+                    assert_eq!(line, format!("SENT {to_name} {text}"));
+                    *self.confirmed.entry(to).or_default() += 1;
+                } else {
+                    assert!(line.starts_with("ERR no-such-user "), "{to_name} is away: {line}");
+                }
+            }
+            Some(Reply::List) => {
+                self.list = log.roster_lines(log.room_at(self.position));
+                assert_eq!(self.list.pop_front().as_deref(), Some(line));
+            }
+            None if line.starts_with("ERR timeout ") && !self.has_asked_for_name => {
+                assert!(os::time() >= self.came + NAME_TIMEOUT, "timeout after too short a time");
+                self.phase = Phase::Refused;
+            }
+            None => panic!("{name} has asked for nothing: {line}"),
+        }
+    }
+
+    fn receive_whisper(&mut self, line: &str, log: &Log) {
+        let mut words = line.splitn(5, ' ').skip(1);
+        let from = log.who(words.next().expect("a name"));
+        let number = words.next().and_then(|number| number.parse().ok()).expect("a number");
+        assert_eq!(words.next(), Some(&*self.id.to_string()), "a message for somebody else");
+        let (count, last) = self.whispers.get(&from).copied().unwrap_or_default();
+        assert!(number > last, "private message {number} of p{from} comes after {last}");
+        self.whispers.insert(from, (count + 1, number));
+        // It stands at its place among what its sender said to everybody.
+        let said = &log.people[from].said;
+        let next = said.partition_point(|said| said.number < number);
+        let comes_late = said.get(next).is_some_and(|next| next.start < self.position);
+        let comes_early = next > 0 && said[next - 1].start >= self.position;
+        assert!(from == self.id || !(comes_late || comes_early), "{line} is not at its place");
+    }
+
+    fn was_in_time(&self, since: Duration) {
+        if let Some(patience) = self.character.patience {
+            let delay = os::time() - since;
+            assert!(delay <= patience, "p{} waited {delay:?} for an answer", self.id);
+        }
+    }
+
+    /// The end of the stream has come.
+    fn check_end(&mut self, log: &Log) {
+        let presence = &log.people[self.id];
+        match self.phase {
+            Phase::Open => panic!("{} is cut off", presence.name),
+            Phase::Refused | Phase::Gone => {}
+            Phase::Leaving { .. } => {
+                assert!(self.received.is_empty(), "{} gets half a line", presence.name);
+                self.check_all(log, presence.left);
+                self.has_all = true;
+            }
+        }
+        self.phase = Phase::Gone;
+    }
+
+    /// All requests are answered, and all up to `end` in the log is received.
+    fn check_all(&mut self, log: &Log, end: Option<usize>) {
+        let presence = &log.people[self.id];
+        self.skip_own(log);
+        let is_answered = self.expected.is_empty() && self.list.is_empty();
+        assert!(is_answered, "{}: {:?} is not answered", presence.name, self.expected);
+        let is_whole = presence.joined.is_none() || end == Some(self.position);
+        assert!(is_whole, "{} has not received all", presence.name);
+    }
+
+    /// Nobody receives their own messages.
+    fn skip_own(&mut self, log: &Log) {
+        let said = &log.people[self.id].said;
+        while said.get(self.own).is_some_and(|own| own.start == self.position) {
+            self.position = said[self.own].end;
+            self.own += 1;
+        }
+    }
+}
+
+// The crowd: everybody, and when they act
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Act(usize),
+    /// One who takes only so much a second can take more.
+    Refill(usize),
+    /// A connection that has vanished fails, or one that is finished is closed.
+    Vanish(usize),
+    Close(usize),
+}
+
+struct Crowd {
+    chance: Chance,
+    log: Log,
+    people: Vec<Person>,
+    events: BinaryHeap<Reverse<(Duration, usize, Event)>>,
+    scheduled: usize,
+    /// What the observer has received of a line.
+    observed: Vec<u8>,
+    /// Nobody asks for anything any more.
+    is_over: bool,
+}
+
+impl Peers for Crowd {
+    fn next(&self) -> Option<Duration> {
+        self.events.peek().map(|Reverse((time, ..))| *time)
+    }
+
+    fn act(&mut self) {
+        while self.next().is_some_and(|next| next <= os::time()) {
+            let Some(Reverse((_, _, event))) = self.events.pop() else { return };
+            match event {
+                Event::Act(id) => self.act_as(id),
+                Event::Refill(id) => self.refill(id),
+                Event::Vanish(id) => self.people[id].peer.time_out(),
+                Event::Close(id) => self.people[id].peer.close(),
+            }
+        }
+    }
+}
+
+impl Crowd {
+    fn new(seed: u64) -> Self {
+        Crowd {
+            chance: Chance(seed.wrapping_mul(0xD134_2543_DE82_EF95) | 1),
+            log: Log::default(),
+            people: Vec::new(),
+            events: BinaryHeap::new(),
+            scheduled: 0,
+            observed: Vec::new(),
+            is_over: false,
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.scheduled += 1;
+        self.events.push(Reverse((os::time() + after, self.scheduled, event)));
+    }
+
+    /// Somebody connects, and will act.
+    fn add(&mut self, character: Character) -> usize {
+        let id = self.people.len();
+        let name = match character.has_long_name {
+            true => format!("{:x<50}", format!("p{id}-")),
+            false => format!("p{id}"),
+        };
+        let port = 1024 + (id % 60_000) as u16;
+        let peer = Peer::connect((character.address, port).into(), character.buffers);
+        assert_eq!(peer.number(), id);
+        self.log.people.push(Presence { name, ..Presence::default() });
+        self.people.push(Person::new(id, peer, character));
+        self.schedule(Duration::ZERO, Event::Act(id));
+        if let Reading::Steady { rate, step } = character.reading {
+            let period = Duration::from_secs_f64(step as f64 / rate as f64);
+            let phase = self.chance.below(1000) as u32;
+            self.people[id].is_refilling = true;
+            self.schedule(period * phase / 1000, Event::Refill(id));
+        }
+        id
+    }
+
+    fn act_as(&mut self, id: usize) {
+        let person = &mut self.people[id];
+        if person.phase != Phase::Open || self.is_over {
+            return;
+        }
+        if let Some((after, ending)) = person.character.ending {
+            if os::time() >= person.came + after {
+                return self.end(id, ending);
+            }
+        }
+        if person.character.role == Role::Silent {
+            return;
+        }
+        if !person.has_asked_for_name {
+            self.ask_for_name(id);
+        }
+        let pause = match self.people[id].character.role {
+            Role::Observer | Role::Silent => return,
+            Role::Talker { pause } => {
+                self.talk(id);
+                pause * (500 + self.chance.below(1000) as u32) / 1000
+            }
+            Role::Flooder { request, pause } => {
+                while self.people[id].peer.unread() < 8 * 1024 {
+                    self.flood(id, request);
+                }
+                pause
+            }
+        };
+        let ends = self.people[id].character.ending.map(|(after, _)| self.people[id].came + after);
+        let left = ends.map_or(Duration::MAX, |ends| ends.saturating_sub(os::time()));
+        self.schedule(pause.min(left), Event::Act(id));
+    }
+
+    fn ask_for_name(&mut self, id: usize) {
+        let person = &mut self.people[id];
+        person.has_asked_for_name = true;
+        if person.character.role != Role::Observer {
+            match self.chance.below(10) {
+                0 => person.ask("NAME P0", "ERR name-taken "),
+                1 => person.ask("NAME two words", "ERR bad-name "),
+                2 => person.ask("MSG hello?", "ERR not-named "),
+                3 => person.ping(),
+                _ => {}
+            }
+        }
+        person.send(&format!("NAME {}", self.log.people[id].name));
+        person.expected.push_back(Reply::Welcome);
+    }
+
+    fn talk(&mut self, id: usize) {
+        let other = 1 + self.chance.below(self.people.len() - 1);
+        let length = match self.chance.below(20) {
+            // Who is to be answered soon must not ask for much.
+            0 if self.people[id].character.patience.is_none() => self.chance.below(3900),
+            _ => self.chance.below(100),
+        };
+        let person = &mut self.people[id];
+        match self.chance.below(20) {
+            0..=8 => person.say(length),
+            9..=13 => self.whisper(id, other, length),
+            14..=15 => person.ping(),
+            16 => person.list(&self.log),
+            17 => person.ask("MSG \u{202e}", "ERR bad-text "),
+            18 => person.ask("nonsense", "ERR unknown-command "),
+            _ => {
+                person.send("HELP");
+                person.expected.extend([(); 7].map(|()| Reply::Start("HELP ")));
+                person.replies_owed += 1000;
+            }
+        }
+    }
+
+    fn whisper(&mut self, id: usize, to: usize, length: usize) {
+        let before = self.people[id].sent;
+        self.people[id].whisper(to, &self.log, length);
+        self.people[to].whispers_owed += self.people[id].sent - before + 60;
+    }
+
+    fn flood(&mut self, id: usize, request: Flood) {
+        match request {
+            Flood::Msg { length } => self.people[id].say(length),
+            Flood::Priv { to } => self.whisper(id, to.min(self.people.len() - 1), 0),
+            Flood::List => self.people[id].list(&self.log),
+            Flood::Ping => self.people[id].ping(),
+            Flood::Mixed => self.talk(id),
+        }
+    }
+
+    fn end(&mut self, id: usize, ending: Ending) {
+        let person = &mut self.people[id];
+        match ending {
+            Ending::Quit => {
+                person.ask("QUIT", "BYE");
+                person.has_quit = true;
+                person.phase = Phase::Leaving { reason: "quit" };
+            }
+            Ending::HalfClose => {
+                person.peer.send(b"MSG unfinish");
+                person.peer.half_close();
+                person.phase = Phase::Leaving { reason: "disconnected" };
+            }
+            Ending::Close => person.peer.close(),
+            Ending::Reset => person.peer.reset(),
+            Ending::Vanish => self.schedule(seconds(60), Event::Vanish(id)),
+        }
+        let person = &mut self.people[id];
+        if person.phase == Phase::Open {
+            person.phase = Phase::Gone;
+        }
+        let character = person.character;
+        if character.comes_again && !self.is_over {
+            self.add(character);
+        }
+    }
+
+    fn refill(&mut self, id: usize) {
+        let person = &mut self.people[id];
+        if let Reading::Steady { step, .. } = person.character.reading {
+            person.credit = step;
+            person.refilled = os::time();
+            person.is_refilling = false;
+            self.read(id);
+        }
+    }
+
+    /// Takes what there is, as far as this one reads, and checks it.
+    fn read(&mut self, id: usize) {
+        let person = &mut self.people[id];
+        if person.phase == Phase::Gone {
+            return;
+        }
+        match person.character.reading {
+            Reading::Never => return,
+            Reading::Eager => drop(person.peer.take(usize::MAX, &mut person.received)),
+            Reading::Steady { rate, step } => {
+                person.credit -= person.peer.take(person.credit, &mut person.received);
+                if person.credit == 0 && !mem::replace(&mut person.is_refilling, true) {
+                    let period = Duration::from_secs_f64(step as f64 / rate as f64);
+                    let next = (person.refilled + period).saturating_sub(os::time());
+                    self.schedule(next, Event::Refill(id));
+                }
+            }
+        }
+        let person = &mut self.people[id];
+        if person.received.capacity() > 0 {
+            person.check(&self.log);
+        }
+        if person.peer.sees_end() {
+            person.check_end(&self.log);
+            let delay = Duration::from_millis(self.chance.below(20_000) as u64);
+            self.schedule(delay, Event::Close(id));
+        } else if person.peer.was_reset() {
+            // Closing has its time-outs, and who is turned away may have sent more than is read.
+            let is_eager = person.character.reading == Reading::Eager;
+            let may_be = match person.phase {
+                Phase::Leaving { .. } => !is_eager,
+                Phase::Open => person.expected.len() > 0 && !person.is_greeted,
+                Phase::Refused | Phase::Gone => true,
+            };
+            assert!(may_be || self.log.people[id].was_slow, "p{id} is reset");
+            person.phase = Phase::Gone;
+        }
+    }
+
+    /// After each turn of the server: everybody looks at what has come.
+    fn look(&mut self) {
+        self.observe();
+        for peer in os::touched() {
+            self.read(peer.number());
+        }
+        assert_eq!(os::misuse(), Vec::<String>::new());
+    }
+
+    // What the observer sees
+
+    fn observe(&mut self) {
+        self.people[0].peer.take(usize::MAX, &mut self.observed);
+        let observed = mem::take(&mut self.observed);
+        let mut rest = observed.as_slice();
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let line = std::str::from_utf8(&rest[..end]).expect("UTF-8");
+            self.observe_line(line.strip_suffix('\r').expect("CRLF"));
+            rest = &rest[end + 1..];
+        }
+        self.observed = rest.to_vec();
+    }
+
+    fn observe_line(&mut self, line: &str) {
+        if let Some(next) = self.log.roster.pop_front() {
+            assert_eq!(line, next);
+            return self.log.push(line);
+        }
+        let words: Vec<&str> = line.splitn(3, ' ').collect();
+        match words.as_slice() {
+            ["HELLO" | "BYE", ..] => {}
+            ["WELCOME", "p0", "1"] => self.joins(0, line),
+            ["JOINED", name, count] => {
+                self.joins(self.log.who(name), line);
+                assert_eq!(*count, self.log.room.len().to_string());
+            }
+            ["LEFT", name, rest] => {
+                let id = self.log.who(name);
+                let (count, reason) = rest.split_once(' ').expect("a reason");
+                self.leaves(id, line, reason);
+                assert_eq!(count, self.log.room.len().to_string());
+            }
+            ["MSG", name, text] => self.is_said(self.log.who(name), line, text),
+            _ => panic!("the observer receives: {line}"),
+        }
+    }
+
+    fn joins(&mut self, id: usize, line: &str) {
+        assert!(self.people[id].has_asked_for_name && self.log.people[id].joined.is_none());
+        self.log.push(line);
+        self.log.people[id].joined = Some(self.log.text.len());
+        self.log.room.push(id);
+        self.log.room_has_changed();
+    }
+
+    fn is_said(&mut self, id: usize, line: &str, text: &str) {
+        let presence = &self.log.people[id];
+        assert!(presence.joined.is_some() && presence.left.is_none(), "nobody here says: {line}");
+        let pending = self.people[id].pending.pop_front().expect("something that was said");
+        assert_eq!(text, pending.text, "the next line of p{id}");
+        self.people[id].was_in_time(pending.since);
+        let start = self.log.text.len();
+        self.log.push(line);
+        let end = self.log.text.len();
+        self.log.people[id].said.push(Said { start, end, number: pending.number });
+    }
+
+    fn leaves(&mut self, id: usize, line: &str, reason: &str) {
+        let person = &self.people[id];
+        match (reason, person.phase) {
+            ("slow", _) => self.is_slow(id),
+            ("quit", _) => assert!(person.has_quit),
+            ("disconnected", Phase::Gone | Phase::Leaving { reason: "disconnected" }) => {}
+            _ => panic!("{:?} is told of as: {line}", person.phase),
+        }
+        // All that had arrived by then has been carried out.
+        let next = person.pending.front();
+        let is_left_out = next.is_some_and(|next| next.end <= person.peer.all_arrived());
+        assert!(reason == "slow" || !is_left_out, "lines that p{id} had sent are left out");
+        let presence = &mut self.log.people[id];
+        assert!(presence.joined.is_some() && presence.left.is_none());
+        presence.left = Some(self.log.text.len());
+        presence.was_slow = reason == "slow";
+        self.log.push(line);
+        self.log.room.retain(|&other| other != id);
+        self.log.room_has_changed();
+    }
+
+    /// What has been confirmed to its sender has arrived, if its recipient did not go before.
+    fn check_whispers(&self, id: usize) {
+        for (&to, &confirmed) in &self.people[id].confirmed {
+            let recipient = &self.people[to];
+            let received = recipient.whispers.get(&id).map_or(0, |whispers| whispers.0);
+            assert!(!recipient.has_all || received >= confirmed, "p{to} misses messages of p{id}");
+        }
+    }
+
+    /// At most so much the server can keep for somebody.
+    fn most_owed(&self, id: usize) -> usize {
+        let (person, presence) = (&self.people[id], &self.log.people[id]);
+        let Some(joined) = presence.joined else { return person.replies_owed };
+        let end = presence.left.unwrap_or(self.log.text.len());
+        let own: usize = presence.said.iter().map(|own| own.end - own.start).sum();
+        let all = end - joined - own + person.whispers_owed + person.replies_owed;
+        all.saturating_sub(person.peer.all_written().0)
+    }
+
+    /// Somebody is removed as slow: that must not be against what PROTOCOL.md promises.
+    fn is_slow(&self, id: usize) {
+        let person = &self.people[id];
+        let is_promised = person.character.is_promised_to_stay() && person.phase != Phase::Gone;
+        assert!(!is_promised, "p{id} is removed: {:?}", person.character.reading);
+        let owed = self.most_owed(id);
+        let stalled = os::time() - person.peer.all_written().1;
+        let is_just = owed > 4 << 20 || (owed > 256 << 10 && stalled >= seconds(60));
+        assert!(is_just, "p{id} is removed with {owed} bytes after {stalled:?}");
+    }
+}
+
+// The simulation: a server, and a crowd
+
+struct Simulation {
+    server: Server,
+    crowd: Rc<RefCell<Crowd>>,
+    console: Receiver<Vec<u8>>,
+}
+
+fn options() -> Options {
+    Options {
+        address: None,
+        max_clients: usize::MAX,
+        max_per_ip: Some(0),
+        name_timeout: NAME_TIMEOUT,
+        verbose: false,
+    }
+}
+
+impl Simulation {
+    /// A server with the observer in its room.
+    fn new(seed: u64, conditions: Conditions, options: Options) -> Self {
+        let (listener, signals) = os::begin(seed, conditions);
+        let (sender, console) = sync_channel(1024);
+        let server = Server::new(options, listener, signals, Console::new(sender));
+        let crowd = Rc::new(RefCell::new(Crowd::new(seed)));
+        os::set_peers(crowd.clone());
+        let mut simulation = Simulation { server: server.expect("a server"), crowd, console };
+        let buffers = Buffers::UNLIMITED;
+        simulation.add(Character { role: Role::Observer, buffers, ..Character::default() });
+        simulation.run(Duration::from_millis(1));
+        simulation
+    }
+
+    fn add(&mut self, character: Character) -> usize {
+        self.crowd.borrow_mut().add(character)
+    }
+
+    fn turn(&mut self) {
+        self.server.turn().expect("the poller works");
+        self.crowd.borrow_mut().look();
+        self.console.try_iter().for_each(drop);
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = os::time() + time;
+        os::set_alarm(Some(end));
+        while os::time() < end {
+            self.turn();
+        }
+    }
+
+    // The end of a run
+
+    /// Nobody asks for anything any more, and who does not read goes; the others must receive all
+    /// that they are due. Then everybody goes, and the books are empty.
+    fn wind_down(&mut self) {
+        let everybody = {
+            let mut crowd = self.crowd.borrow_mut();
+            crowd.is_over = true;
+            0..crowd.people.len()
+        };
+        for id in everybody.clone() {
+            let mut crowd = self.crowd.borrow_mut();
+            let person = &crowd.people[id];
+            if !person.character.is_promised_to_stay() && person.phase != Phase::Gone {
+                crowd.end(id, Ending::Reset);
+                crowd.people[id].phase = Phase::Gone;
+            }
+        }
+        self.run(seconds(300));
+        for id in everybody.clone() {
+            let mut crowd = self.crowd.borrow_mut();
+            let Crowd { people, log, .. } = &mut *crowd;
+            if id > 0 && people[id].phase == Phase::Open {
+                people[id].check_all(log, Some(log.text.len()));
+                crowd.end(id, Ending::Quit);
+            }
+        }
+        self.run(seconds(200));
+        self.check_books();
+        let crowd = self.crowd.borrow();
+        assert_eq!(crowd.log.room, [0], "who is still in the room");
+        everybody.for_each(|id| crowd.check_whispers(id));
+        crowd.people[0].peer.close();
+        drop(crowd);
+        self.run(seconds(20));
+        self.check_books_are_empty();
+    }
+
+    /// What must be true of the server's books after every turn.
+    fn check_books(&self) {
+        let Server { connections, room, flow, hosts, deadlines, .. } = &self.server;
+        let count = |is: fn(&Connection) -> bool| connections.iter().filter(|it| is(it.1)).count();
+        assert_eq!(hosts.values().sum::<usize>(), connections.len());
+        let sockets = count(|it| it.socket.is_some());
+        assert_eq!(os::descriptors(), sockets + usize::from(self.server.reserve.is_some()));
+        assert_eq!(deadlines.len(), count(|it| it.phase.deadline().is_some()));
+        assert_eq!(flow.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
+        assert_eq!(flow.waiting.len(), flow.finishes.len());
+        assert_eq!(room.by_name.len(), room.count());
+        for (id, connection) in connections.iter() {
+            let backlog = room.delivery.backlog(id);
+            let is_over = connection.is_open() && backlog > SOFT_LIMIT;
+            assert_eq!(flow.over_soft_limit.contains(&id), is_over, "{backlog} bytes");
+            // A reply is at most a roster, and a turn is full soon.
+            let replies = room.delivery.outbox(id).map_or(0, |outbox| outbox.replies);
+            let roster = 60 * (room.count() + 10);
+            assert!(replies <= REPLY_LIMIT + roster + 4096, "{replies} bytes of replies");
+            assert!(backlog <= HARD_LIMIT + 600 * 1024, "{backlog} bytes of backlog");
+            assert!(connection.unread.capacity() <= 16 * 1024);
+            assert!(connection.decoder.line.capacity() <= 16 * 1024);
+        }
+    }
+
+    fn check_books_are_empty(&self) {
+        self.check_books();
+        let Server { connections, room, flow, to_serve, lost, to_free, .. } = &self.server;
+        assert_eq!((connections.len(), room.count(), flow.over_soft_limit.len()), (0, 0, 0));
+        assert_eq!((to_serve.len(), lost.len(), to_free.len()), (0, 0, 0));
+        assert!(room.people.iter().all(Option::is_none), "somebody is still in the room");
+        assert!(room.delivery.outboxes.iter().all(Option::is_none), "somebody is still owed");
+        assert!(room.delivery.broadcast.is_empty() && room.delivery.pending_writes.is_empty());
+    }
+}
+
+// Runs by chance
+
+fn pick<T: Copy>(chance: &mut Chance, from: &[T]) -> T {
+    from[chance.below(from.len())]
+}
+
+/// What a run's people have in common.
+#[derive(Debug)]
+struct Plan {
+    people: usize,
+    /// About how long a person pauses between two requests.
+    pace: Duration,
+    length: Duration,
+    /// Of a hundred people so many flood, read slowly or never, and come and go.
+    flooders: usize,
+    slow: usize,
+    restless: usize,
+    max_clients: usize,
+    conditions: Conditions,
+}
+
+impl Plan {
+    fn new(chance: &mut Chance) -> Self {
+        let people = pick(chance, &[2, 5, 10, 20, 20, 50, 120, 250]);
+        let pace = Duration::from_millis(pick(chance, &[10, 100, 1000, 10_000, 600_000]));
+        Plan {
+            people,
+            pace,
+            length: pace * 100 + seconds(100),
+            flooders: pick(chance, &[0, 0, 5, 30]),
+            slow: pick(chance, &[0, 5, 20, 50]),
+            restless: pick(chance, &[0, 5, 50]),
+            max_clients: pick(chance, &[usize::MAX, usize::MAX, usize::MAX, people]),
+            conditions: Conditions {
+                partial: pick(chance, &[0, 0, 10, 50]),
+                call_cost: Duration::from_nanos(pick(chance, &[0, 3500])),
+                kib_cost: Duration::from_nanos(300),
+                descriptors: usize::MAX,
+            },
+        }
+    }
+
+    fn character(&self, chance: &mut Chance, number: usize) -> Character {
+        let mut is = |percent: usize| chance.below(100) < percent;
+        let (floods, is_slow, is_restless, is_silent) =
+            (is(self.flooders), is(self.slow), is(self.restless), is(3));
+        let pause = self.pace * (100 + chance.below(1900) as u32) / 1000;
+        let length = pick(chance, &[0, 0, 50, 3000]);
+        let to = 1 + chance.below(self.people);
+        let requests = [Flood::Msg { length }, Flood::Priv { to }, Flood::List, Flood::Ping];
+        let other = pick(chance, &requests);
+        let request = pick(chance, &[requests[0], other, Flood::Mixed]);
+        let is_typist = !floods && !is_slow && pause >= seconds(1);
+        let ending =
+            Duration::from_millis(chance.below(2 * self.length.as_millis() as usize) as u64);
+        let endings =
+            [Ending::Quit, Ending::HalfClose, Ending::Close, Ending::Reset, Ending::Vanish];
+        Character {
+            role: match (is_silent, floods) {
+                (true, _) => Role::Silent,
+                (_, true) => Role::Flooder { request, pause: pause.min(seconds(1)) },
+                _ => Role::Talker { pause },
+            },
+            reading: if is_slow { random_reading(chance) } else { Reading::Eager },
+            buffers: if is_typist { Buffers::default() } else { random_buffers(chance) },
+            address: random_address(chance, number),
+            has_long_name: chance.below(4) == 0,
+            ending: Some((if is_restless { ending / 50 } else { ending }, pick(chance, &endings))),
+            comes_again: is_restless || chance.below(2) == 0,
+            patience: (is_typist && self.conditions.partial == 0)
+                .then_some(Duration::from_millis(500)),
+        }
+    }
+}
+
+fn random_reading(chance: &mut Chance) -> Reading {
+    let rate = pick(chance, &[500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000]);
+    let step = pick(chance, &[100, 1500, 65_536, 700_000, 2 * 1024 * 1024]);
+    match chance.below(5) {
+        0 => Reading::Never,
+        _ => Reading::Steady { rate, step: step.min(rate * 50) },
+    }
+}
+
+fn random_buffers(chance: &mut Chance) -> Buffers {
+    let sizes = [1, 100, 4096, 65_536, 1024 * 1024];
+    let window = pick(chance, &sizes).max(2);
+    let step = (window / pick(chance, &[2, 16, 1000])).max(1);
+    Buffers { receive: pick(chance, &sizes).max(100), unsent: pick(chance, &sizes), window, step }
+}
+
+fn random_address(chance: &mut Chance, number: usize) -> IpAddr {
+    let number = number as u16;
+    match chance.below(3) {
+        0 => IpAddr::from([10, 0, (number >> 8) as u8, number as u8]),
+        1 => IpAddr::from([0x2001, 0xdb8, 0, number, 0, 0, 0, 1]),
+        _ => IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a01, number]),
+    }
+}
+
+/// One run that follows from its seed. Returns how much time it simulates.
+fn random_run(seed: u64) -> Duration {
+    struct OnFailure(String);
+    impl Drop for OnFailure {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("{}", self.0);
+            }
+        }
+    }
+    let mut chance = Chance(seed.wrapping_mul(0xA076_1D64_78BD_642F) | 1);
+    let plan = Plan::new(&mut chance);
+    let _message = OnFailure(format!("again with LINECHAT_SEED={seed}: {plan:?}"));
+    let options = Options { max_clients: plan.max_clients, ..options() };
+    let mut simulation = Simulation::new(seed, plan.conditions, options);
+    let end = os::time() + plan.length;
+    let mut turns = 0;
+    os::set_alarm(Some(end));
+    while os::time() < end {
+        let present = simulation.crowd.borrow().people.len();
+        if present <= plan.people && chance.below(3) == 0 {
+            simulation.add(plan.character(&mut chance, present));
+        }
+        simulation.turn();
+        turns += 1;
+        if turns % 16 == 0 {
+            simulation.check_books();
+        }
+        let said = simulation.crowd.borrow().log.text.len();
+        if said * plan.people > MOST_DELIVERED || turns > MOST_TURNS {
+            break;
+        }
+    }
+    simulation.wind_down();
+    os::time()
+}
+
+/// After so many bytes said, times the people who hear them, or turns of the server a run ends.
+const MOST_DELIVERED: usize = if cfg!(debug_assertions) { 8 << 20 } else { 64 << 20 };
+const MOST_TURNS: usize = 50_000;
+
+#[test]
+fn random_people_are_served_as_promised() {
+    let number = |name| std::env::var(name).ok().map(|it| it.parse::<u64>().expect(name));
+    if let Some(seed) = number("LINECHAT_SEED") {
+        random_run(seed);
+        return;
+    }
+    let mut simulated: Duration = SEEDS.map(random_run).sum();
+    let mut runs = SEEDS.count();
+    if let Some(limit) = number("LINECHAT_SIMULATE") {
+        let first =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |it| it.as_nanos() as u64);
+        let begun = Instant::now();
+        for seed in (first..).take_while(|_| begun.elapsed() < seconds(limit)) {
+            simulated += random_run(seed);
+            runs += 1;
+        }
+    }
+    println!("{runs} runs, {} simulated seconds", simulated.as_secs());
+}
