@@ -491,8 +491,10 @@ impl Write for Socket {
             let Buffers { window, unsent, .. } = connection.buffers;
             let room = window - connection.used + unsent - connection.unsent;
             let all = pieces.iter().map(|piece| piece.len()).sum::<usize>();
-            let length = match window == Buffers::UNLIMITED.window {
-                true => all,
+            // A fresh connection takes a short line as a whole, as real ones do.
+            let is_first = connection.all_written == 0 && all < 100;
+            let length = match is_first || window == Buffers::UNLIMITED.window {
+                true => all.min(room),
                 false => network.part(all.min(room)),
             };
             network.charge(length);
@@ -710,21 +712,28 @@ impl Peer {
         });
     }
 
-    /// Takes up to `most` bytes of what has come. Returns how many.
+    /// Takes up to `most` bytes of what has come, and of what comes when that makes room in the
+    /// window. Returns how many.
     pub fn take(self, most: usize, into: &mut Vec<u8>) -> usize {
         self.with(|connection| {
-            let length = most.min(connection.written.len() - connection.unsent);
-            let (first, second) = connection.written.as_slices();
-            let from_first = length.min(first.len());
-            into.extend_from_slice(&first[..from_first]);
-            into.extend_from_slice(&second[..length - from_first]);
-            connection.written.drain(..length);
-            connection.freed += length;
-            if connection.freed >= connection.buffers.step {
-                connection.used -= mem::take(&mut connection.freed);
-                connection.depart();
+            let before = into.len();
+            loop {
+                let left = most - (into.len() - before);
+                let length = left.min(connection.written.len() - connection.unsent);
+                if length == 0 {
+                    return most - left;
+                }
+                let (first, second) = connection.written.as_slices();
+                let from_first = length.min(first.len());
+                into.extend_from_slice(&first[..from_first]);
+                into.extend_from_slice(&second[..length - from_first]);
+                connection.written.drain(..length);
+                connection.freed += length;
+                if connection.freed >= connection.buffers.step {
+                    connection.used -= mem::take(&mut connection.freed);
+                    connection.depart();
+                }
             }
-            length
         })
     }
 
