@@ -81,13 +81,14 @@ pub trait Peers {
     fn act(&mut self);
 }
 
-/// How many system calls the server has made.
+/// How many system calls the server has made, and how many bytes they moved.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
     pub accept: usize,
     pub read: usize,
     pub write: usize,
     pub wait: usize,
+    pub bytes: usize,
 }
 
 thread_local! {
@@ -214,6 +215,7 @@ impl Network {
 
     /// A system call that moves so many bytes takes its time.
     fn charge(&mut self, bytes: usize) {
+        self.calls.bytes += bytes;
         let Conditions { call_cost, kib_cost, .. } = self.conditions;
         self.time += call_cost + kib_cost * bytes as u32 / 1024;
     }
