@@ -536,6 +536,7 @@ impl Peers for Crowd {
         while self.next().is_some_and(|next| next <= os::time()) {
             let Some(Reverse((_, _, event))) = self.events.pop() else { return };
             match event {
+                Event::Come(_) if self.is_over => {}
                 Event::Come(at) => drop(self.add(self.coming[at])),
                 Event::Act(id) => self.act_as(id),
                 Event::Refill(id) => self.refill(id),
@@ -977,7 +978,7 @@ impl Simulation {
         assert_eq!(os::descriptors(), sockets + usize::from(self.server.reserve.is_some()));
         assert_eq!(deadlines.len(), count(|it| it.phase.deadline().is_some()));
         assert_eq!(flow.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
-        assert_eq!(flow.waiting.len(), flow.finishes.len());
+        assert!(flow.finishes.len() <= connections.len());
         assert_eq!(room.by_name.len(), room.count());
         for (id, connection) in connections.iter() {
             let backlog = room.delivery.backlog(id);
@@ -1073,8 +1074,11 @@ impl Plan {
             has_long_name: chance.below(4) == 0,
             ending: Some((if is_restless { ending / 50 } else { ending }, pick(chance, &endings))),
             comes_again: is_restless || chance.below(2) == 0,
-            patience: (is_typist && self.conditions.partial == 0)
-                .then_some(Duration::from_millis(500)),
+            // While everybody else gets as much of the budget: twice their number, as those who
+            // have gone wait, too.
+            patience: (is_typist && self.conditions.partial == 0).then_some(
+                Duration::from_millis(200) + seconds(2 * 200 * self.people as u64) / 65_536,
+            ),
         }
     }
 }
