@@ -1346,8 +1346,10 @@ fn who_does_not_read_is_removed_after_a_minute_and_who_reads_too_slowly_at_four_
     assert!(simulation.is_here(1) && simulation.is_here(2));
     simulation.run(seconds(4));
     assert!(!simulation.is_here(1) && simulation.is_here(2));
-    simulation.run(seconds(30));
-    assert!(!simulation.is_here(2));
+    while simulation.is_here(2) {
+        assert!(os::time() < seconds(90));
+        simulation.run(Duration::from_millis(10));
+    }
     simulation.wind_down();
 }
 
@@ -1378,9 +1380,12 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
     simulation.run_until_limited();
     let since = os::time();
     simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
+    let before = simulation.crowd.borrow().log.text.len();
     simulation.run(seconds(50));
     let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
-    assert!((65_536.0..70_000.0).contains(&most), "{most} bytes beyond 64 KiB a second");
+    assert!(most < 70_000.0, "{most} bytes beyond 64 KiB a second");
+    let all = simulation.crowd.borrow().log.text.len() - before;
+    assert!(all > 48 * 65_536, "only {all} bytes in 50 seconds");
 }
 
 #[test]
@@ -1398,16 +1403,19 @@ fn while_somebody_is_behind_a_short_line_waits_for_less_than_half_a_second() {
 
 #[test]
 fn while_nobody_is_behind_a_request_waits_for_a_few_turns() {
-    for (flooders, request) in
-        [(1, Flood::Msg { length: 0 }), (20, Flood::Msg { length: 0 }), (20, Flood::Mixed)]
-    {
+    let talk = Flood::Msg { length: 0 };
+    for (flooders, request) in [(1, talk), (20, talk), (20, Flood::Mixed)] {
+        let crowd = vec![lurker(Reading::Eager); 200];
+        let mut simulation = Simulation::with(crowd);
+        simulation.run(seconds(2));
         // A turn's writes to 200 people take three milliseconds.
         let role = Role::Talker { pause: Duration::from_millis(10) };
-        let patience = Some(Duration::from_millis(20));
-        let people = vec![Character { role, patience, ..Character::default() }];
-        let crowd = vec![lurker(Reading::Eager); 200];
-        let floods = vec![flooder(request); flooders];
-        let mut simulation = Simulation::with(people.into_iter().chain(crowd).chain(floods));
+        let patience = Some(Duration::from_millis(15));
+        simulation.add(Character { role, patience, ..Character::default() });
+        simulation.run(Duration::from_millis(10));
+        for _ in 0..flooders {
+            simulation.add(flooder(request));
+        }
         simulation.run(Duration::from_millis(150));
     }
 }
@@ -1465,7 +1473,7 @@ fn one_who_does_not_read_keeps_a_place_until_given_up() {
 
 #[test]
 fn closing_has_ten_seconds_without_progress_and_a_minute_in_all() {
-    for (progress, dropped) in [(0, 10), (100, 60)] {
+    for (progress, dropped) in [(0, 10), (2000, 60)] {
         let mut stage = Stage::new(1, Conditions::default(), options());
         let ana = stage.connect([10, 0, 0, 1], "");
         let bob = stage.connect([10, 0, 0, 2], "NAME bob\n");
