@@ -1408,14 +1408,15 @@ fn while_somebody_is_behind_a_short_line_waits_for_less_than_half_a_second() {
 
 #[test]
 fn while_nobody_is_behind_a_request_waits_for_a_few_turns() {
-    // A turn's writes to 60 people take 0.8 ms, and 20 flooders take turns of 16 ms.
+    // A turn's writes to 60 people take 0.8 ms, and 20 flooders take 16 ms to have a turn each.
     let (patience, pause) = (Duration::from_millis(4), Duration::from_millis(50));
     let talk = Flood::Msg { length: 0 };
     for (flooders, request) in [(1, talk), (20, talk), (20, Flood::List), (20, Flood::Mixed)] {
-        let people = [vec![lurker(Reading::Eager); 50], vec![typist(patience, pause); 10]];
-        let mut simulation = Simulation::with(people.concat());
+        let mut simulation = Simulation::with(vec![lurker(Reading::Eager); 30]);
         simulation.run(seconds(1));
         (0..flooders).for_each(|_| drop(simulation.add(flooder(request))));
+        simulation.run(Duration::from_millis(30));
+        (0..10).for_each(|_| drop(simulation.add(typist(patience, pause))));
         simulation.run(Duration::from_millis(200));
     }
 }
