@@ -1037,11 +1037,11 @@ impl Simulation {
             let is_over = connection.is_open() && backlog > SOFT_LIMIT;
             assert_eq!(flow.over_soft_limit.contains(&id), is_over, "{backlog} bytes");
             // Replies to one request are at most a roster, or two lines (PRIV to oneself).
-            let replies = room.delivery.outbox(id).map_or(0, |outbox| outbox.replies);
+            let replies = room.delivery.outbox(id).map_or(0, Outbox::replies);
             let most = REPLY_LIMIT + 2 * MAX_LINE + 60 * room.count();
             assert!(replies <= most, "{replies} bytes of replies");
             assert!(backlog <= HARD_LIMIT + 600 * 1024, "{backlog} bytes of backlog");
-            assert!(connection.unread.capacity() <= 16 * 1024);
+            assert!(connection.unread.len() <= 16 * 1024);
             assert!(connection.decoder.line.capacity() <= 16 * 1024);
         }
     }
