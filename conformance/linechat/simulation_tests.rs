@@ -401,11 +401,7 @@ impl Person {
             }
             Some(Reply::Pong { number, since }) => {
                 assert_eq!(line, format!("PONG {number}"));
-                let own = log.people[self.id].said.get(self.own);
-                let is_passed = own.is_none_or(|own| own.number > number);
-                assert!(is_passed, "{name} has not received all that came before the PING");
-                let is_said = self.pending.front().is_none_or(|own| own.number > number);
-                assert!(is_said, "something that {name} said before the PING is not passed on");
+                self.check_fence(number, log);
                 self.was_in_time(since);
             }
             Some(Reply::Sent { to, text }) => {
@@ -427,6 +423,15 @@ impl Person {
             }
             None => panic!("{name} has asked for nothing: {line}"),
         }
+    }
+
+    /// Before the answer to a PING all comes that was caused before it.
+    fn check_fence(&self, number: usize, log: &Log) {
+        let Presence { name, said, .. } = &log.people[self.id];
+        let is_passed = said.get(self.own).is_none_or(|own| own.number > number);
+        assert!(is_passed, "{name} has not received all that came before the PING");
+        let is_said = self.pending.front().is_none_or(|own| own.number > number);
+        assert!(is_said, "something that {name} said before the PING is not passed on");
     }
 
     fn receive_whisper(&mut self, line: &str, log: &Log) {
@@ -966,6 +971,7 @@ impl Simulation {
         os::set_alarm(Some(end));
         while os::time() < end {
             self.turn();
+            assert!(os::calls().bytes < 1 << 32, "a flood goes on without limit");
         }
     }
 
