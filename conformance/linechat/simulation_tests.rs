@@ -921,6 +921,7 @@ impl Stage {
         while os::time() < end && !self.server.has_stopped() {
             self.turn();
         }
+        os::set_alarm(None);
     }
 
     /// Somebody connects from `10.0.0.x` or another address, and says `lines`.
@@ -973,6 +974,7 @@ impl Simulation {
             self.turn();
             assert!(os::calls().bytes < 1 << 32, "a flood goes on without limit");
         }
+        os::set_alarm(None);
     }
 
     // The end of a run
