@@ -282,6 +282,20 @@ fn who_gives_no_name_is_told_and_dropped() {
 }
 
 #[test]
+fn a_name_that_waits_for_the_budget_came_in_time() {
+    let options = Options { name_timeout: seconds(1), ..options() };
+    let mut simulation = Simulation::new(1, COSTS, options);
+    simulation.add_all([lurker(Reading::Never), flooder(Flood::Msg { length: 0 })]);
+    simulation.run_until_limited();
+    let newcomer = Character { has_long_name: true, ..lurker(Reading::Eager) };
+    simulation.add_all(vec![newcomer; 90]);
+    simulation.run(seconds(1));
+    assert!(!simulation.is_here(92));
+    simulation.run(seconds(15));
+    assert!((3..=92).all(|id| simulation.is_here(id)));
+}
+
+#[test]
 fn a_refusal_without_descriptors_takes_few_system_calls() {
     let conditions = Conditions { descriptors: 3, ..Conditions::default() };
     let mut stage = Stage::new(1, conditions, options());
