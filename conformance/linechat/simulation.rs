@@ -127,10 +127,6 @@ pub fn set_alarm(time: Option<Duration>) {
     with(|network| network.alarm = time);
 }
 
-pub fn set_conditions(conditions: Conditions) {
-    with(|network| network.conditions = conditions);
-}
-
 /// Sends the server a signal.
 pub fn signal(signal: Signal) {
     with(|network| {
@@ -170,7 +166,7 @@ struct Network {
     alarm: Option<Duration>,
     connections: Vec<Connection>,
     /// Connections that the server has not accepted yet.
-    arriving: VecDeque<usize>,
+    arriving: VecDeque<(usize, SocketAddr)>,
     signals: VecDeque<Signal>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
@@ -282,8 +278,8 @@ impl Network {
 }
 
 /// One connection, with what is on its way in both directions.
+#[derive(Default)]
 struct Connection {
-    address: SocketAddr,
     buffers: Buffers,
     is_touched: bool,
     /// Sent by the peer and not read by the server; the first `arrived` bytes are in its kernel.
@@ -384,11 +380,11 @@ impl Listener {
             if network.descriptors >= network.conditions.descriptors {
                 return Err(io::Error::from_raw_os_error(OUT_OF_DESCRIPTORS));
             }
-            let at = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
+            let (at, address) = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
             network.descriptors += 1;
             network.has_changed(LISTENER);
             network.touch(at);
-            Ok((Socket(at), network.connections[at].address))
+            Ok((Socket(at), address))
         })
     }
 }
@@ -578,6 +574,20 @@ impl Pollable for Socket {
     }
 }
 
+/// Has the poller watch a source from now on, or not any more. Fails unless it did, or did not.
+fn watch(number: usize, did: bool, watched: Option<(usize, Interest)>) -> io::Result<()> {
+    with(|network| {
+        network.charge(0);
+        let source = &mut network.sources[number];
+        if source.watched.is_some() != did {
+            return Err(ErrorKind::NotFound.into());
+        }
+        source.watched = watched;
+        network.has_changed(number);
+        Ok(())
+    })
+}
+
 pub struct Poller(());
 
 impl Poller {
@@ -586,48 +596,24 @@ impl Poller {
     }
 
     pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> io::Result<()> {
-        self.set(it, false, Some((token, interest)))
+        watch(it.number(), false, Some((token, interest)))
     }
 
     pub fn modify(&mut self, it: &impl Pollable, token: usize, new: Interest) -> io::Result<()> {
-        self.set(it, true, Some((token, new)))
+        watch(it.number(), true, Some((token, new)))
     }
 
     pub fn delete(&mut self, it: &impl Pollable, _token: usize) -> io::Result<()> {
-        self.set(it, true, None)
-    }
-
-    fn set(
-        &mut self,
-        it: &impl Pollable,
-        is_watched: bool,
-        watched: Option<(usize, Interest)>,
-    ) -> io::Result<()> {
-        with(|network| {
-            network.charge(0);
-            if network.sources[it.number()].watched.is_some() != is_watched {
-                return Err(ErrorKind::NotFound.into());
-            }
-            network.sources[it.number()].watched = watched;
-            network.has_changed(it.number());
-            Ok(())
-        })
+        watch(it.number(), true, None)
     }
 
     /// Waits until something is ready, the time is over, or the test's alarm; `Peers` act meanwhile.
-    pub fn wait(
-        &mut self,
-        ready: &mut Vec<Readiness>,
-        timeout: Option<Duration>,
-    ) -> io::Result<()> {
+    pub fn wait(&mut self, ready: &mut Vec<Readiness>, limit: Option<Duration>) -> io::Result<()> {
         ready.clear();
-        with(|network| {
-            network.calls.wait += 1;
-            network.charge(0);
-        });
-        let milliseconds = |timeout: Duration| timeout.as_nanos().div_ceil(1_000_000) as u64;
-        let timeout = timeout.map(|timeout| Duration::from_millis(milliseconds(timeout)));
-        let deadline = timeout.map(|timeout| time() + timeout);
+        with(|network| network.calls.wait += 1);
+        with(|network| network.charge(0));
+        let milliseconds = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000) as u64);
+        let deadline = milliseconds.map(|limit| time() + Duration::from_millis(limit));
         let peers = PEERS.with_borrow(Option::clone);
         loop {
             let next = peers.as_ref().and_then(|peers| {
@@ -636,11 +622,11 @@ impl Poller {
                 peers.next()
             });
             with(|network| network.report(ready));
-            let alarm = with(|network| network.alarm);
+            let (now, alarm) = with(|network| (network.time, network.alarm));
             let until = [deadline, alarm, next].into_iter().flatten().min();
             let until = until.expect("the server waits for ever, and nobody acts");
-            let is_over = |limit: Option<Duration>| limit.is_some_and(|limit| limit <= time());
-            if !ready.is_empty() || is_over(deadline) || is_over(alarm) {
+            let is_past = |time: Option<Duration>| time.is_some_and(|time| time <= now);
+            if !ready.is_empty() || is_past(deadline) || is_past(alarm) {
                 return Ok(());
             }
             with(|network| network.time = network.time.max(until));
@@ -651,7 +637,7 @@ impl Poller {
 // The peers' side
 
 /// The other end of one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer(usize);
 
 impl Peer {
@@ -659,28 +645,8 @@ impl Peer {
         with(|network| {
             let at = network.connections.len();
             network.sources.push(Source::default());
-            network.connections.push(Connection {
-                address,
-                buffers,
-                is_touched: false,
-                sent: VecDeque::new(),
-                arrived: 0,
-                all_arrived: 0,
-                peer_has_ended: false,
-                peer_has_closed: false,
-                written: VecDeque::new(),
-                unsent: 0,
-                used: 0,
-                freed: 0,
-                all_written: 0,
-                last_written: Duration::ZERO,
-                server_has_ended: false,
-                server_has_closed: false,
-                has_failed: false,
-                failure: None,
-                was_reset: false,
-            });
-            network.arriving.push_back(at);
+            network.connections.push(Connection { buffers, ..Connection::default() });
+            network.arriving.push_back((at, address));
             network.has_changed(LISTENER);
             Peer(at)
         })
@@ -737,11 +703,6 @@ impl Peer {
                 }
             }
         })
-    }
-
-    /// Whether there is something that can be taken.
-    pub fn has_input(self) -> bool {
-        self.look(|connection| connection.written.len() > connection.unsent)
     }
 
     /// Whether the server has ended its side of the stream, and all that came before is taken.
@@ -886,6 +847,6 @@ mod tests {
         let (mut socket, _) = listener.accept().unwrap();
         socket.write_all(b"last words").unwrap();
         drop(socket);
-        assert_eq!((peer.was_reset(), peer.has_input()), (true, false));
+        assert_eq!((peer.was_reset(), peer.take(100, &mut Vec::new())), (true, 0));
     }
 }

@@ -1,0 +1,364 @@
+//! The whole server in situations that are not left to chance: one for each promise of PROTOCOL.md,
+//! "Delivery" and "Time-outs", and for each way in which an earlier server broke it. Where people of
+//! a `Crowd` take part, all that simulation_tests.rs checks of everybody is checked here, too: that
+//! nobody is removed against the promises, or misses or is told anything wrong.
+
+use super::*;
+
+/// What the machine of issue 10 needs for a system call, and for moving bytes.
+const COSTS: Conditions = Conditions {
+    partial: 0,
+    call_cost: Duration::from_nanos(3500),
+    kib_cost: Duration::from_nanos(300),
+    descriptors: usize::MAX,
+};
+
+fn flooder(request: Flood) -> Character {
+    let role = Role::Flooder { request, pause: Duration::from_millis(1) };
+    Character { role, has_long_name: true, ..Character::default() }
+}
+
+fn lurker(reading: Reading) -> Character {
+    Character { role: Role::Talker { pause: seconds(1_000_000) }, reading, ..Character::default() }
+}
+
+fn steady(rate: usize, step: usize) -> Character {
+    lurker(Reading::Steady { rate, step })
+}
+
+/// Types a short line now and then, and wants it passed on within `patience`.
+fn typist(patience: Duration, pause: Duration) -> Character {
+    let role = Role::Talker { pause };
+    Character { role, patience: Some(patience), ..Character::default() }
+}
+
+/// Joins and quits, again and again.
+fn restless() -> Character {
+    let ending = Some((Duration::from_micros(1), Ending::Quit));
+    Character { ending, comes_again: true, ..lurker(Reading::Eager) }
+}
+
+impl Simulation {
+    fn add_all(&mut self, characters: impl IntoIterator<Item = Character>) {
+        for character in characters {
+            self.add(character);
+        }
+    }
+
+    fn with(characters: impl IntoIterator<Item = Character>) -> Self {
+        let mut simulation = Simulation::new(1, COSTS, options());
+        simulation.add_all(characters);
+        simulation
+    }
+
+    /// Runs until somebody is over the soft limit.
+    fn run_until_limited(&mut self) {
+        while !self.stage.server.flow.applies() {
+            self.run(Duration::from_millis(10));
+            assert!(os::time() < seconds(20), "nobody is ever over the soft limit");
+        }
+    }
+
+    fn is_here(&self, id: usize) -> bool {
+        self.crowd.borrow().log.room.contains(&id)
+    }
+}
+
+#[test]
+fn no_flood_removes_who_reads() {
+    for flooders in [1, 3, 10] {
+        let readers = [300_000, 1_250_000, 12_500_000].map(|rate| steady(rate, 65_536));
+        let floods = vec![flooder(Flood::Msg { length: 0 }); flooders];
+        let mut simulation = Simulation::with(readers.into_iter().chain(floods));
+        simulation.run(seconds(5));
+        assert!((1..=3).all(|id| simulation.is_here(id)));
+        simulation.wind_down();
+    }
+}
+
+#[test]
+fn no_flood_of_private_messages_removes_its_victim() {
+    for rate in [65_536, 1_250_000, 12_500_000] {
+        let floods = vec![flooder(Flood::Priv { to: 1 }); 9];
+        let mut simulation = Simulation::with([steady(rate, 65_536)].into_iter().chain(floods));
+        simulation.run(seconds(1));
+        assert!(simulation.is_here(1));
+        simulation.wind_down();
+    }
+}
+
+#[test]
+fn no_flood_of_joins_and_quits_removes_who_reads() {
+    let readers = vec![steady(300_000, 65_536); 97];
+    let mut simulation = Simulation::with(readers.into_iter().chain(vec![restless(); 8]));
+    simulation.run(seconds(5));
+    assert!((1..=97).all(|id| simulation.is_here(id)));
+    simulation.wind_down();
+}
+
+#[test]
+fn no_crowd_of_lost_connections_removes_who_reads() {
+    let ending = Some((seconds(1), Ending::Reset));
+    let people = vec![Character { ending, ..lurker(Reading::Eager) }; 2000];
+    let mut simulation = Simulation::with([steady(65_536, 1 << 20)].into_iter().chain(people));
+    simulation.run(seconds(60));
+    assert!(simulation.is_here(1));
+    simulation.wind_down();
+}
+
+#[test]
+fn whoever_takes_the_budget_in_steps_of_two_mebibytes_stays() {
+    let buffers = Buffers { window: 4 << 20, step: 1 << 20, ..Buffers::default() };
+    let reader = Character { buffers, ..steady(65_536, 2 << 20) };
+    let mut simulation =
+        Simulation::with([reader].into_iter().chain([flooder(Flood::Msg { length: 0 }); 4]));
+    simulation.run(seconds(200));
+    assert!(simulation.is_here(1));
+    simulation.wind_down();
+}
+
+#[test]
+fn who_does_not_read_is_removed_after_a_minute_and_who_reads_too_slowly_at_four_mebibytes() {
+    let readers = [lurker(Reading::Never), steady(10_000, 1000)];
+    let mut simulation =
+        Simulation::with(readers.into_iter().chain([flooder(Flood::Msg { length: 0 }); 4]));
+    simulation.run_until_limited();
+    simulation.run(seconds(58));
+    assert!(simulation.is_here(1) && simulation.is_here(2));
+    simulation.run(seconds(4));
+    assert!(!simulation.is_here(1) && simulation.is_here(2));
+    while simulation.is_here(2) {
+        assert!(os::time() < seconds(90));
+        simulation.run(Duration::from_millis(10));
+    }
+    simulation.wind_down();
+}
+
+#[test]
+fn who_reads_slowly_stays_when_nobody_speaks_any_more() {
+    for rate in [5000, 12_000] {
+        // The kernel's steps are of a minute's worth.
+        let reader = steady(rate, rate * 59);
+        let mut simulation = Simulation::with([reader, flooder(Flood::Msg { length: 1000 })]);
+        while simulation.crowd.borrow().log.text.len() < 700_000 {
+            simulation.turn();
+        }
+        simulation.crowd.borrow_mut().is_over = true;
+        simulation.run(seconds(300));
+        assert!(simulation.is_here(1));
+    }
+}
+
+#[test]
+fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited() {
+    let floods = [Flood::Msg { length: 0 }, Flood::Msg { length: 3000 }, Flood::Mixed].map(flooder);
+    let people = [restless(), restless()].into_iter().chain(floods);
+    let mut simulation = Simulation::with(people);
+    simulation.run(Duration::from_millis(100));
+    assert!(!simulation.stage.server.flow.applies());
+    assert!(simulation.crowd.borrow().log.text.len() > 1_000_000, "nobody is limited");
+    simulation.add(lurker(Reading::Never));
+    simulation.run_until_limited();
+    let since = os::time();
+    simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
+    let before = simulation.crowd.borrow().log.text.len();
+    simulation.run(seconds(50));
+    let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
+    assert!(most < 70_000.0, "{most} bytes beyond 64 KiB a second");
+    let all = simulation.crowd.borrow().log.text.len() - before;
+    assert!(all > 48 * 65_536, "only {all} bytes in 50 seconds");
+}
+
+#[test]
+fn while_somebody_is_behind_a_short_line_waits_for_less_than_half_a_second() {
+    let talk = |length| flooder(Flood::Msg { length });
+    for others in [talk(0), talk(3000), flooder(Flood::Priv { to: 1 }), restless()] {
+        let typist = typist(Duration::from_millis(500), seconds(1));
+        let mut simulation = Simulation::with([lurker(Reading::Never), typist, typist]);
+        simulation.run(seconds(1));
+        simulation.add_all(vec![others; 200]);
+        simulation.run(seconds(5));
+        assert!(simulation.stage.server.flow.applies());
+    }
+}
+
+#[test]
+fn while_nobody_is_behind_a_request_waits_for_a_few_turns() {
+    // A turn's writes to 60 people take 0.8 ms, and 20 flooders take 16 ms to have a turn each.
+    let (patience, pause) = (Duration::from_millis(4), Duration::from_millis(50));
+    let talk = Flood::Msg { length: 0 };
+    for (flooders, request) in [(1, talk), (20, talk), (20, Flood::List), (20, Flood::Mixed)] {
+        let mut simulation = Simulation::with(vec![lurker(Reading::Eager); 30]);
+        simulation.run(seconds(1));
+        simulation.add_all(vec![flooder(request); flooders]);
+        simulation.run(Duration::from_millis(30));
+        simulation.add_all(vec![typist(patience, pause); 10]);
+        simulation.run(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn what_is_said_right_before_closing_is_carried_out() {
+    let ending = Some((Duration::from_micros(1), Ending::Close));
+    let callers = vec![Character { ending, ..flooder(Flood::Msg { length: 100 }) }; 100];
+    let people = [lurker(Reading::Never), flooder(Flood::Msg { length: 0 })];
+    let mut simulation = Simulation::with(people.into_iter().chain(callers));
+    // That all of it is carried out is checked when they leave.
+    simulation.run(seconds(59));
+    simulation.wind_down();
+}
+
+#[test]
+fn requests_go_on_when_replies_are_taken_though_a_backlog_of_events_stays() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let ana = stage.connect([10, 0, 0, 1], "NAME ana\n");
+    let bob = stage.connect([10, 0, 0, 2], "NAME bob\n");
+    // More replies than may wait, then events behind them, and one more request.
+    ana.send(&b"PING 0123456789012345678901234567890123456789\n".repeat(4000));
+    stage.run(seconds(1));
+    for _ in 0..20 {
+        bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(10).as_bytes());
+        stage.run(Duration::from_millis(1));
+    }
+    ana.send(b"MSG still here\n");
+    stage.run(seconds(1));
+    assert!(!take_lines(bob).contains(&"MSG ana still here".to_owned()));
+    for _ in 0..300_000 / 1000 {
+        ana.take(1000, &mut Vec::new());
+        stage.run(Duration::from_millis(1));
+    }
+    assert!(take_lines(bob).contains(&"MSG ana still here".to_owned()));
+}
+
+#[test]
+fn one_who_does_not_read_keeps_a_place_until_given_up() {
+    let mut stage = Stage::new(1, Conditions::default(), Options { max_clients: 2, ..options() });
+    let ana = stage.connect([10, 0, 0, 1], "NAME ana\n");
+    ana.send(&b"LIST\n".repeat(20_000));
+    stage.run(seconds(1));
+    let bob = stage.connect([10, 0, 0, 2], "NAME bob\n");
+    ana.take(200_000, &mut Vec::new());
+    ana.send(b"QUIT\n");
+    stage.run(seconds(1));
+    assert!(take_lines(stage.connect([10, 0, 0, 3], ""))[0].starts_with("ERR full "));
+    // Bob has all, and only his end is awaited: somebody else can have the place.
+    bob.send(b"QUIT\n");
+    stage.run(seconds(1));
+    assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("BYE")));
+    assert!(take_lines(stage.connect([10, 0, 0, 3], ""))[0].starts_with("HELLO "));
+}
+
+#[test]
+fn closing_has_ten_seconds_without_progress_and_a_minute_in_all() {
+    for (progress, dropped) in [(0, 10), (1000, 60)] {
+        let mut stage = Stage::new(1, Conditions::default(), options());
+        let ana = stage.connect([10, 0, 0, 1], "");
+        let bob = stage.connect([10, 0, 0, 2], "NAME bob\n");
+        ana.send(&[&b"NAME ana\n"[..], &b"LIST\n".repeat(9_000), b"QUIT\n"].concat());
+        stage.run(seconds(1));
+        while !take_lines(bob).iter().any(|line| line.starts_with("LEFT")) {
+            ana.take(100, &mut Vec::new());
+            stage.run(Duration::from_millis(1));
+        }
+        for second in 0..70 {
+            assert_eq!(ana.is_dropped(), second >= dropped, "after {second} seconds");
+            ana.take(progress, &mut Vec::new());
+            stage.run(seconds(1));
+        }
+    }
+}
+
+#[test]
+fn who_gives_no_name_is_told_and_dropped() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let silent = stage.connect([10, 0, 0, 1], "PING\n");
+    stage.run(seconds(59));
+    assert_eq!(take_lines(silent).len(), 2);
+    stage.run(seconds(2));
+    assert!(take_lines(silent)[0].starts_with("ERR timeout "));
+    assert!(silent.sees_end() && !silent.is_dropped());
+    stage.run(seconds(10));
+    assert!(silent.is_dropped());
+}
+
+#[test]
+fn a_name_that_waits_for_the_budget_came_in_time() {
+    let options = Options { name_timeout: seconds(1), ..options() };
+    let mut simulation = Simulation::new(1, COSTS, options);
+    simulation.add_all([lurker(Reading::Never), flooder(Flood::Msg { length: 0 })]);
+    simulation.run_until_limited();
+    let newcomer = Character { has_long_name: true, ..lurker(Reading::Eager) };
+    simulation.add_all(vec![newcomer; 90]);
+    simulation.run(seconds(1));
+    assert!(!simulation.is_here(92));
+    simulation.run(seconds(15));
+    assert!((3..=92).all(|id| simulation.is_here(id)));
+}
+
+#[test]
+fn a_refusal_without_descriptors_takes_few_system_calls() {
+    let conditions = Conditions { descriptors: 3, ..Conditions::default() };
+    let mut stage = Stage::new(1, conditions, options());
+    let people = [1, 2].map(|at| stage.connect([10, 0, 0, at], "NAME p\n"));
+    let before = os::calls();
+    for at in 0..10 {
+        let refused = take_lines(stage.connect([10, 0, 1, at], ""));
+        assert!(refused[0].starts_with("ERR full "), "{refused:?}");
+    }
+    let after = os::calls();
+    assert!(after.accept - before.accept <= 40 && after.wait - before.wait <= 40, "{after:?}");
+    people[0].close();
+    stage.run(seconds(1));
+    assert!(take_lines(stage.connect([10, 0, 2, 1], ""))[0].starts_with("HELLO "));
+}
+
+#[test]
+fn a_limit_for_one_address_counts_a_network_of_ipv6() {
+    let greeted = |max_per_ip, addresses: &mut dyn Iterator<Item = IpAddr>| {
+        let mut stage = Stage::new(1, Conditions::default(), Options { max_per_ip, ..options() });
+        let greets = |it: &IpAddr| take_lines(stage.connect(*it, ""))[0].starts_with("HELLO ");
+        addresses.filter(greets).count()
+    };
+    let v6 = |network, host| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, host]);
+    assert_eq!(greeted(Some(3), &mut (1..180).map(|host| v6(1, host))), 3);
+    assert_eq!(greeted(Some(3), &mut (1..180).map(|network| v6(network, 1))), 179);
+    let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 1]);
+    let ipv4 = IpAddr::from([10, 0, 0, 1]);
+    assert_eq!(greeted(Some(3), &mut [ipv4, mapped, ipv4, mapped].into_iter()), 3);
+    assert_eq!(greeted(Some(0), &mut [ipv4; 300].into_iter()), 300);
+    assert_eq!(greeted(None, &mut [ipv4; 300].into_iter()), 200);
+    assert_eq!(greeted(None, &mut [IpAddr::from([192, 0, 2, 1]); 300].into_iter()), 300);
+}
+
+#[test]
+fn at_a_stop_everybody_gets_all_and_the_end_though_they_still_send() {
+    let mut stage = Stage::new(1, Conditions { partial: 20, ..Conditions::default() }, options());
+    let bob = stage.connect([10, 0, 0, 1], "NAME bob\n");
+    let names = ["p1", "p2", "p3"];
+    let people = names.map(|name| stage.connect([10, 0, 0, 2], &format!("NAME {name}\n")));
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(100).as_bytes());
+    stage.run(Duration::from_millis(100));
+    os::signal(Signal::Stop);
+    let mut received = [(); 3].map(|()| Vec::new());
+    while !stage.server.has_stopped() {
+        for (peer, received) in people.iter().zip(&mut received) {
+            peer.send(b"MSG I did not see it yet\n");
+            peer.take(20_000, received);
+            if peer.sees_end() {
+                peer.close();
+            }
+        }
+        take_lines(bob);
+        if bob.sees_end() {
+            bob.close();
+        }
+        stage.run(Duration::from_millis(5));
+    }
+    for received in received {
+        let text = String::from_utf8(received).expect("UTF-8");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.iter().filter(|line| line.starts_with("MSG bob x")).count(), 100);
+        assert!(lines.last().is_some_and(|line| line.starts_with("BYE ")), "{:?}", lines.last());
+    }
+    assert!(os::time() < seconds(2));
+}
