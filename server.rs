@@ -490,6 +490,8 @@ struct Delivery {
     broadcast: Vec<u8>,
     /// Bytes put into single outboxes in this turn, and `MIN_EFFORT` for each time.
     direct: usize,
+    /// Bytes of the lines in this turn that somebody has caused for one other client.
+    told: usize,
     /// Whose outbox has grown in this turn.
     pending_writes: Vec<Id>,
     /// A line for a single client has brought its backlog over the soft limit in this turn.
@@ -643,6 +645,7 @@ impl Delivery {
     fn tell(&mut self, id: Id, words: &[&str]) {
         let was_over = self.backlog(id) > SOFT_LIMIT;
         self.put(id, Kind::Event, line_length(words), |bytes| put_line(bytes, words));
+        self.told += line_length(words);
         self.passed_soft_limit |= !was_over && self.backlog(id) > SOFT_LIMIT;
     }
 
@@ -711,6 +714,11 @@ impl Delivery {
         outbox.kept.is_none()
     }
 
+    /// Bytes that requests have caused for others in this turn, each line counted once.
+    fn caused(&self) -> usize {
+        self.broadcast.len() + self.told
+    }
+
     /// What this turn has cost so far.
     fn effort(&self) -> u64 {
         (self.broadcast.len() + self.direct) as u64
@@ -720,7 +728,7 @@ impl Delivery {
     fn end_turn(&mut self) {
         self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
         self.broadcast.clear();
-        self.direct = 0;
+        (self.direct, self.told) = (0, 0);
         self.passed_soft_limit = false;
     }
 }
@@ -1031,7 +1039,6 @@ impl Flow {
                 self.next_batch = now + excess.max(Self::BATCH_INTERVAL);
                 return None;
             }
-            self.paid_until = paid_until;
         }
         self.position += cost as u64 * Self::SCALE / self.waiting.len() as u64;
         self.waiting.pop_first();
@@ -1039,6 +1046,14 @@ impl Flow {
             self.finishes.clear();
         }
         Some(id)
+    }
+
+    /// A request has caused so many bytes for others. That is more than was expected if the roster
+    /// has grown while it waited.
+    fn spend(&mut self, bytes: usize, now: Instant) {
+        if self.applies() {
+            self.paid_until = self.paid_until.max(now) + time_for(bytes);
+        }
     }
 
     /// When `next` is to be asked again.
@@ -1624,10 +1639,12 @@ impl Server {
         let Some(address) = self.connections.get(id).map(|connection| connection.address) else {
             return;
         };
+        let caused = self.room.delivery.caused();
         let outcome = match parse(line, self.room.is_named(id)) {
             Ok(request) => self.room.carry_out(id, request),
             Err(refusal) => return self.room.refuse(id, refusal),
         };
+        self.flow.spend(self.room.delivery.caused() - caused, self.now);
         match outcome {
             Outcome::Joined => {
                 self.set_phase(id, Phase::Open { name_by: None, stalled_by: None });
@@ -1809,7 +1826,10 @@ impl Server {
     fn leave(&mut self, id: Id, reason: Reason) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let (address, is_open) = (connection.address, connection.is_open());
-        match self.room.leave(id, reason) {
+        let caused = self.room.delivery.caused();
+        let name = self.room.leave(id, reason);
+        self.flow.spend(self.room.delivery.caused() - caused, self.now);
+        match name {
             Some(name) => {
                 let (reason, count) = (reason.word(), self.room.count());
                 self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
