@@ -8,7 +8,7 @@
 //!     MSG hello, everyone
 //!
 //! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
-//! in turns; another only prints what the console shows. The parts, each of which knows nothing of
+//! in turns; another only prints what the console shows. The parts, each of which calls nothing in
 //! those below it:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
@@ -23,16 +23,15 @@
 //! A turn, from top to bottom (`Server::turn`):
 //!
 //!     Poller::wait
-//!     accept ──────────── greet with HELLO, or turn_away
-//!     depart ──────────── of those whose connection was given up in the last turn
-//!     Flow::next ──────── carry_out the requests that have waited for the budget
-//!     serve ───────────── of each connection with something to read, longest unserved first:
-//!       read              at most 16 KiB
-//!       digest            Decoder::next, until the turn is full or the connection must wait
-//!         request         parse, Flow::admit, carry_out: Room::carry_out fills Delivery
-//!     expire ──────────── time-outs
-//!     flush ───────────── one write to each client that is owed something, then after_write
-//!     free ────────────── of those that are done with
+//!     accept ─────────────── add_connection greets with HELLO, or turn_away
+//!     carry_out_waiting ──── Flow::next: requests and leaves that have waited for the budget
+//!     serve_all ──────────── each connection with something to read, who asks for little first:
+//!       serve, read            at most 16 KiB
+//!       digest                 Decoder::next, until the turn is full or the connection must wait
+//!         request              parse, Flow::admit, carry_out: Room::carry_out fills Delivery
+//!     expire ─────────────── time-outs
+//!     flush ──────────────── write: once to each client that is owed something; after_write
+//!     free ───────────────── those that are done with
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
@@ -40,9 +39,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
+#[cfg(not(test))]
+use std::net::Ipv4Addr;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
 use std::{
@@ -173,7 +174,7 @@ impl Decoder {
                     return Some(Decoded::Line(&self.line));
                 }
             } else if self.skipped.is_none() && self.has_no_room_for(byte) {
-                self.skipped = Some(b' ');
+                self.skipped = Some(self.line.last().copied().unwrap_or(0));
                 self.handed_out = true;
                 return Some(Decoded::TooLong(&self.line));
             } else {
@@ -320,25 +321,25 @@ const VERBS: [Verb; 7] = [
     (
         "NAME",
         Asker::Unnamed,
-        |it| some(it, Request::Name),
+        |it| with_argument(it, Request::Name),
         "NAME <name> takes a name and enters the room",
     ),
     (
         "MSG",
         Asker::Named,
-        |it| some(it, Request::Msg),
+        |it| with_argument(it, Request::Msg),
         "MSG <text> says something to everybody else",
     ),
     ("PRIV", Asker::Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
-    ("LIST", Asker::Named, |it| none(it, Request::List), "LIST tells who is here"),
+    ("LIST", Asker::Named, |it| without_argument(it, Request::List), "LIST tells who is here"),
     (
         "PING",
         Asker::Anybody,
         |it| Some(Request::Ping(it)),
         "PING [token] is answered with PONG and the same token",
     ),
-    ("HELP", Asker::Anybody, |it| none(it, Request::Help), "HELP shows these lines"),
-    ("QUIT", Asker::Anybody, |it| none(it, Request::Quit), "QUIT leaves"),
+    ("HELP", Asker::Anybody, |it| without_argument(it, Request::Help), "HELP shows these lines"),
+    ("QUIT", Asker::Anybody, |it| without_argument(it, Request::Quit), "QUIT leaves"),
 ];
 
 fn parse_priv(argument: &str) -> Option<Request<'_>> {
@@ -347,16 +348,20 @@ fn parse_priv(argument: &str) -> Option<Request<'_>> {
 }
 
 /// A request that needs an argument.
-fn some<'a>(argument: &'a str, request: fn(&'a str) -> Request<'a>) -> Option<Request<'a>> {
+fn with_argument<'a>(
+    argument: &'a str,
+    request: fn(&'a str) -> Request<'a>,
+) -> Option<Request<'a>> {
     (!argument.is_empty()).then(|| request(argument))
 }
 
 /// A request that has no argument other than spaces.
-fn none<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
+fn without_argument<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
     argument.bytes().all(|byte| byte == b' ').then_some(request)
 }
 
-/// Understands a line, checked in the order that PROTOCOL.md gives under "Requests".
+/// Understands a line. `Server::request` has made the checks that come before, and `Room` makes
+/// those that come behind (PROTOCOL.md, "Requests").
 fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -404,7 +409,7 @@ fn is_good_name(name: &str) -> bool {
         && name.chars().all(|c| is_further(c) && !is_invisible(c))
 }
 
-/// Unicode's categories L and N, and most of Mc; circled and squared letters are symbols, though
+/// Unicode's categories L and N, and most of the marks in Mc; circled and squared letters are symbols, though
 /// Alphabetic.
 fn is_letter_or_number(character: char) -> bool {
     let is_symbol = matches!(character,
@@ -433,39 +438,49 @@ fn is_invisible(character: char) -> bool {
 }
 
 /// Appends one line to `out`: the words, a space between each two, CRLF.
-fn put_line<'a>(out: &mut impl Extend<&'a u8>, words: &[&'a str]) {
+fn put_line(out: &mut Vec<u8>, words: &[&str]) {
     for (position, word) in words.iter().enumerate() {
         if position > 0 {
-            out.extend(b" ");
+            out.push(b' ');
         }
         out.extend(word.as_bytes());
     }
     out.extend(b"\r\n");
 }
 
-/// The bytes of that line.
-fn line_length(words: &[&str]) -> usize {
-    words.iter().map(|word| word.len() + 1).sum::<usize>() + 1
+fn line(words: &[&str]) -> Vec<u8> {
+    let mut line = Vec::with_capacity(words.iter().map(|word| word.len() + 1).sum::<usize>() + 1);
+    put_line(&mut line, words);
+    line
 }
 
-/// Appends a roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Joining, leaving, roster").
-fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &'a str>) {
+/// A roster, on as many USERS lines as it takes (PROTOCOL.md, "Joining, leaving, roster").
+fn roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let head = format!("USERS {count}");
     let room = MAX_LINE - b"\r\n".len();
-    let mut length = 0;
-    for (position, name) in names.enumerate() {
-        if position == 0 || length + 1 + name.len() > room {
-            if position > 0 {
-                out.extend(b"\r\n");
-            }
-            out.extend(head.as_bytes());
+    let mut lines = head.clone().into_bytes();
+    let mut length = head.len();
+    for name in names {
+        if length + 1 + name.len() > room {
+            lines.extend(b"\r\n");
+            lines.extend(head.as_bytes());
             length = head.len();
         }
-        out.extend(b" ");
-        out.extend(name.as_bytes());
+        lines.push(b' ');
+        lines.extend(name.as_bytes());
         length += 1 + name.len();
     }
-    out.extend(b"\r\n");
+    lines.extend(b"\r\n");
+    lines
+}
+
+/// The roster that follows a join or a leave: none if the room is too large for that. An empty room
+/// has nobody to be told.
+fn pushed_roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    match count {
+        1..=MAX_PUSHED_ROSTER => roster(count, names),
+        _ => Vec::new(),
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -498,6 +513,7 @@ struct Delivery {
     passed_soft_limit: bool,
     /// The last turn was full, or somebody had sent more than is read in one.
     is_flooded: bool,
+    /// Somebody has, in this turn.
     has_more: bool,
 }
 
@@ -558,11 +574,10 @@ impl Kept {
 }
 
 impl Outbox {
-    fn append(&mut self, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
+    fn append(&mut self, kind: Kind, bytes: &[u8]) {
         let kept = self.kept.get_or_insert_with(Box::default);
-        kept.bytes.reserve(length);
-        put(&mut kept.bytes);
-        kept.count(kind, length);
+        kept.bytes.extend(bytes);
+        kept.count(kind, bytes.len());
     }
 
     fn replies(&self) -> usize {
@@ -638,14 +653,14 @@ impl Delivery {
 
     /// A line that answers a client's request.
     fn reply(&mut self, id: Id, words: &[&str]) {
-        self.put(id, Kind::Reply, line_length(words), |bytes| put_line(bytes, words));
+        self.put(id, Kind::Reply, &line(words));
     }
 
     /// A line that somebody else has caused for a client.
     fn tell(&mut self, id: Id, words: &[&str]) {
-        let was_over = self.backlog(id) > SOFT_LIMIT;
-        self.put(id, Kind::Event, line_length(words), |bytes| put_line(bytes, words));
-        self.told += line_length(words);
+        let (line, was_over) = (line(words), self.backlog(id) > SOFT_LIMIT);
+        self.put(id, Kind::Event, &line);
+        self.told += line.len();
         self.passed_soft_limit |= !was_over && self.backlog(id) > SOFT_LIMIT;
     }
 
@@ -660,11 +675,11 @@ impl Delivery {
     }
 
     /// Appends to one client's outbox, behind what everybody was told before.
-    fn put(&mut self, id: Id, kind: Kind, length: usize, put: impl FnOnce(&mut VecDeque<u8>)) {
+    fn put(&mut self, id: Id, kind: Kind, bytes: &[u8]) {
         self.catch_up(id);
         if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
-            outbox.append(kind, length, put);
-            self.direct += length.max(Self::MIN_EFFORT);
+            outbox.append(kind, bytes);
+            self.direct += bytes.len().max(Self::MIN_EFFORT);
         }
     }
 
@@ -676,7 +691,7 @@ impl Delivery {
             let fresh = self.broadcast.get(*cursor..).unwrap_or_default();
             *cursor = self.broadcast.len();
             if !fresh.is_empty() {
-                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
+                outbox.append(Kind::Event, fresh);
                 self.direct += fresh.len();
             }
         }
@@ -708,7 +723,7 @@ impl Delivery {
             let start = mem::take(cursor) + taken;
             let fresh = self.broadcast.get(start..).unwrap_or_default();
             if !fresh.is_empty() {
-                outbox.append(Kind::Event, fresh.len(), |bytes| bytes.extend(fresh));
+                outbox.append(Kind::Event, fresh);
             }
         }
         outbox.kept.is_none()
@@ -824,11 +839,12 @@ impl Room {
             (Request::Name(name), None) if self.check_name(name).is_ok() => {
                 let count = self.count() + 1;
                 let names = self.names().map(|(_, name)| name).chain([name]);
-                line_length(&["JOINED", name, &count.to_string()]) + roster_length(count, names)
+                line(&["JOINED", name, &count.to_string()]).len()
+                    + pushed_roster(count, names).len()
             }
-            (Request::Msg(text), Some(from)) => line_length(&["MSG", &from.name, text]),
+            (Request::Msg(text), Some(from)) => line(&["MSG", &from.name, text]).len(),
             (Request::Priv { to, text }, Some(from)) => match self.find(to) {
-                Some(to) if to != id => line_length(&["PRIV", &from.name, text]),
+                Some(to) if to != id => line(&["PRIV", &from.name, text]).len(),
                 _ => 0,
             },
             (Request::Quit, Some(_)) => self.cost_of_leaving(id, Reason::Quit),
@@ -841,8 +857,8 @@ impl Room {
         let Some(name) = self.name(id) else { return 0 };
         let count = self.count() - 1;
         let names = self.names().filter(|&(other, _)| other != id).map(|(_, name)| name);
-        line_length(&["LEFT", &name, &count.to_string(), reason.word()])
-            + roster_length(count, names)
+        line(&["LEFT", &name, &count.to_string(), reason.word()]).len()
+            + pushed_roster(count, names).len()
     }
 
     /// Does what a client asks for.
@@ -863,10 +879,8 @@ impl Room {
             }
             Request::Priv { to, text } => self.whisper(id, to, text),
             Request::List => {
-                let mut lines = Vec::new();
-                put_roster(&mut lines, self.count(), self.names().map(|(_, name)| name));
-                let put = |bytes: &mut VecDeque<u8>| bytes.extend(&lines);
-                self.delivery.put(id, Kind::Reply, lines.len(), put);
+                let lines = roster(self.count(), self.names().map(|(_, name)| name));
+                self.delivery.put(id, Kind::Reply, &lines);
             }
             Request::Ping("") => self.delivery.reply(id, &["PONG"]),
             Request::Ping(token) => self.delivery.reply(id, &["PONG", token]),
@@ -933,24 +947,10 @@ impl Room {
         Some(name)
     }
 
-    /// The roster for everybody, unless the room is too large for that. An empty room has nobody
-    /// to be told.
     fn push_roster(&mut self) {
-        if (1..=MAX_PUSHED_ROSTER).contains(&self.count()) {
-            let mut lines = mem::take(&mut self.delivery.broadcast);
-            put_roster(&mut lines, self.count(), self.names().map(|(_, name)| name));
-            self.delivery.broadcast = lines;
-        }
+        let lines = pushed_roster(self.count(), self.names().map(|(_, name)| name));
+        self.delivery.broadcast.extend(lines);
     }
-}
-
-/// The bytes of the roster that is pushed to a room of `count`.
-fn roster_length<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> usize {
-    let mut lines = Vec::new();
-    if (1..=MAX_PUSHED_ROSTER).contains(&count) {
-        put_roster(&mut lines, count, names);
-    }
-    lines.len()
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1013,13 +1013,13 @@ impl Flow {
         if !self.applies() || cost == 0 {
             return true;
         }
-        self.wait(id, cost);
+        self.enqueue(id, cost);
         let first = self.waiting.first_key_value().map(|(&(_, first), _)| first);
         first == Some(id) && self.next(now).is_some()
     }
 
     /// A client waits with a request that causes so many bytes for others.
-    fn wait(&mut self, id: Id, cost: usize) {
+    fn enqueue(&mut self, id: Id, cost: usize) {
         let start = self.finishes.get(&id).map_or(self.position, |&last| last.max(self.position));
         let finish = start + cost as u64 * Self::SCALE;
         self.waiting.insert((finish, id), cost);
@@ -1036,7 +1036,7 @@ impl Flow {
             let paid_until = self.paid_until.max(now) + time_for(cost);
             let excess = paid_until.saturating_duration_since(now + time_for(BUDGET));
             if !excess.is_zero() {
-                self.next_batch = now + excess.max(Self::BATCH_INTERVAL);
+                self.next_batch = now + Self::BATCH_INTERVAL;
                 return None;
             }
         }
@@ -1106,9 +1106,9 @@ struct Connection {
 /// patience ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Connected, or in the room. `name_by` while it has no name; `stalled_by` while it is over the
-    /// soft limit.
-    Open { name_by: Option<Instant>, stalled_by: Option<Instant> },
+    /// Connected, or in the room. Without a name, it must have one by then; with one, there is a
+    /// deadline only while it is over the soft limit, by which it must take something.
+    Open { deadline: Option<Instant> },
     /// What it is owed is being delivered; nothing that it sends counts any more.
     Closing { stalled_by: Instant, closed_by: Instant },
     /// Everything is delivered and the stream ended on our side. Closing the socket now could
@@ -1122,7 +1122,7 @@ enum Phase {
 impl Phase {
     fn deadline(self) -> Option<Instant> {
         match self {
-            Phase::Open { name_by, stalled_by } => name_by.into_iter().chain(stalled_by).min(),
+            Phase::Open { deadline } => deadline,
             Phase::Closing { stalled_by, closed_by } => Some(stalled_by.min(closed_by)),
             Phase::Finished { closed_by } => Some(closed_by),
             Phase::Gone => None,
@@ -1173,7 +1173,7 @@ impl Connection {
         Connection {
             socket: Some(socket),
             address,
-            phase: Phase::Open { name_by: Some(name_by), stalled_by: None },
+            phase: Phase::Open { deadline: Some(name_by) },
             input: Input::Flowing,
             waiting: Waiting::Nothing,
             decoder: Decoder::default(),
@@ -1191,18 +1191,13 @@ impl Connection {
         matches!(self.phase, Phase::Open { .. })
     }
 
-    /// Whether its requests are carried out now.
-    fn takes_requests(&self, is_over_reply_limit: bool) -> bool {
-        self.is_open() && self.waiting == Waiting::Nothing && !is_over_reply_limit
+    /// Whether what it sends is of use now: to be carried out, or thrown away.
+    fn is_read(&self, is_over_reply_limit: bool) -> bool {
+        !self.is_open() || (self.waiting == Waiting::Nothing && !is_over_reply_limit)
     }
 
-    /// The readiness that its state can make use of.
-    fn wanted_interest(&self, is_over_reply_limit: bool) -> Interest {
-        let is_wanted = !self.is_open() || self.takes_requests(is_over_reply_limit);
-        Interest { read: self.input == Input::Flowing && is_wanted, write: self.is_blocked }
-    }
-
-    /// Reads once. The end of the stream is `Ok(Some(0))`; nothing now is `Ok(None)`.
+    /// Reads once. The end of the stream is `Ok(Some(0))`, nothing now `Ok(None)`; after a failure
+    /// there is nothing to wait for, and that is an error.
     fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(socket) = &mut self.socket else { return Ok(None) };
         match socket.read(into) {
@@ -1272,11 +1267,11 @@ struct Server {
     hosts: HashMap<IpAddr, usize>,
     /// Every connection's deadline, the next first.
     deadlines: BTreeSet<(Instant, Id)>,
-    /// Who has something to read, or requests left over from the last turn.
-    to_serve: Vec<Id>,
+    /// Who has something to read, or requests left over from the last turn, by finish.
+    to_serve: BTreeSet<(u64, Id)>,
     /// Where the queue of those stands.
     position: u64,
-    /// To be freed at the end of this turn, so that no `Id` changes its meaning within one.
+    /// To be freed at the end of this turn, when little refers to them any more.
     to_free: Vec<Id>,
     ready: Vec<Readiness>,
     /// What has just been read, of whichever connection.
@@ -1285,8 +1280,8 @@ struct Server {
     reserve: Option<os::Reserve>,
     /// The listener is left alone until then.
     accept_again: Option<Instant>,
-    /// When the budget applied last, since the console was told that it does.
-    limited: Option<Instant>,
+    /// When the budget applied last, if the console was told that it does.
+    last_limited: Option<Instant>,
     is_asked_to_stop: bool,
     /// The server is stopping, and waits until then for the last lines to be delivered.
     stop_by: Option<Instant>,
@@ -1325,14 +1320,14 @@ impl Server {
             connections: Slab::default(),
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
-            to_serve: Vec::new(),
+            to_serve: BTreeSet::new(),
             position: 0,
             to_free: Vec::new(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
             reserve: os::reserve_descriptor(),
             accept_again: None,
-            limited: None,
+            last_limited: None,
             is_asked_to_stop: false,
             stop_by: None,
             now,
@@ -1350,7 +1345,7 @@ impl Server {
             match readiness.token {
                 LISTENER => {}
                 SIGNALS => self.obey(),
-                _ => self.note(readiness),
+                _ => self.note_readiness(readiness),
             }
         }
         self.ready = ready;
@@ -1367,12 +1362,11 @@ impl Server {
         for id in mem::take(&mut self.to_free) {
             self.free(id);
         }
-        self.console.flush();
         Ok(())
     }
 
     /// What the poller has reported of a connection.
-    fn note(&mut self, readiness: Readiness) {
+    fn note_readiness(&mut self, readiness: Readiness) {
         let id = readiness.token;
         let Some(connection) = self.connections.get_mut(id) else { return };
         if readiness.writable && mem::take(&mut connection.is_blocked) {
@@ -1385,11 +1379,13 @@ impl Server {
         }
     }
 
-    /// Has a connection be served in this turn, or in the next.
+    /// Has a connection be served in this turn, or in the next. What it asks for is taken to be what
+    /// it asked for last.
     fn list(&mut self, id: Id) {
         if let Some(connection) = self.connections.get_mut(id) {
             if !mem::replace(&mut connection.is_listed, true) {
-                self.to_serve.push(id);
+                let finish = connection.finish.max(self.position) + connection.last_effort;
+                self.to_serve.insert((finish, id));
             }
         }
     }
@@ -1399,9 +1395,9 @@ impl Server {
     fn accept(&mut self) {
         for _ in 0..Self::ACCEPT_SHARE {
             match self.listener.accept() {
-                // A failure to set the socket up means that the peer is gone already.
+                // A failure to set the socket up mostly means that the peer is gone already.
                 Ok((socket, address)) => {
-                    let _ = self.admit(socket, address);
+                    let _ = self.add_connection(socket, address);
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
@@ -1432,7 +1428,7 @@ impl Server {
         self.reserve = os::reserve_descriptor();
     }
 
-    fn admit(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
+    fn add_connection(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let host = host(address);
         let is_own = || {
@@ -1472,13 +1468,13 @@ impl Server {
     /// Tells one too many so, and closes. What it has sent is read first, for the reason given at
     /// `Phase::Finished`; but nothing is awaited, because this must not use up descriptors.
     fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, why: &str) {
-        let mut line = Vec::new();
-        put_line(&mut line, &["ERR", FULL.0, FULL.1]);
-        if socket.set_nonblocking(true).is_ok() && socket.write(&line).is_ok() {
+        let refusal = line(&["ERR", FULL.0, FULL.1]);
+        if socket.set_nonblocking(true).is_ok() && socket.write(&refusal).is_ok() {
             let _ = socket.shutdown(Shutdown::Write);
             let _ = socket.read(&mut self.scratch);
         }
-        self.console.log(format_args!("{address} refused ({why})"));
+        let (ip, port) = (address.ip().to_canonical(), address.port());
+        self.console.log(format_args!("{} refused ({why})", SocketAddr::new(ip, port)));
     }
 
     /// Leaves the listener alone for a while, so that a lasting failure does not spin.
@@ -1509,19 +1505,13 @@ impl Server {
     }
 
     /// Serves by fair queueing as `Flow` does, smallest finish first, until the turn is full: so who
-    /// asks for little is not kept waiting by who asks for much. What a connection asks for is taken
-    /// to be what it asked for last.
+    /// asks for little is not kept waiting by who asks for much.
     fn serve_all(&mut self) {
-        let mut to_serve = mem::take(&mut self.to_serve);
-        let finish = |&id: &Id| {
-            let connection = self.connections.get(id);
-            connection.map_or(0, |it| it.finish.max(self.position) + it.last_effort)
-        };
-        to_serve.sort_unstable_by_key(finish);
+        let to_serve = mem::take(&mut self.to_serve);
         let (count, before) = (to_serve.len() as u64, self.room.delivery.effort());
-        for id in to_serve {
+        for (finish, id) in to_serve {
             match self.room.delivery.is_full() {
-                true => self.to_serve.push(id),
+                true => drop(self.to_serve.insert((finish, id))),
                 false => self.serve(id),
             }
         }
@@ -1550,8 +1540,8 @@ impl Server {
     fn read(&mut self, id: Id) {
         let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let can_be_used = connection.takes_requests(is_over_reply_limit) || !connection.is_open();
-        if connection.input == Input::Ended || !can_be_used || !connection.unread.is_empty() {
+        let is_read = connection.is_read(is_over_reply_limit) && connection.unread.is_empty();
+        if !is_read || connection.input == Input::Ended {
             return;
         }
         let mut scratch = mem::take(&mut self.scratch);
@@ -1559,7 +1549,8 @@ impl Server {
             Ok(None) => {}
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
-                self.room.delivery.has_more |= length == Self::READ_SHARE;
+                let has_more = connection.is_open() && length == Self::READ_SHARE;
+                self.room.delivery.has_more |= has_more;
                 if connection.input == Input::Failed {
                     self.list(id);
                 }
@@ -1584,8 +1575,7 @@ impl Server {
                 Some(Decoded::Line(line)) => self.request(id, line, true),
                 Some(Decoded::TooLong(line)) => self.request(id, line, false),
                 Some(Decoded::TelnetAnswer(answer)) => {
-                    let put = |bytes: &mut VecDeque<u8>| bytes.extend(answer);
-                    self.room.delivery.put(id, Kind::Reply, answer.len(), put);
+                    self.room.delivery.put(id, Kind::Reply, &answer);
                 }
                 None => break,
             }
@@ -1604,7 +1594,7 @@ impl Server {
     fn takes_requests(&self, id: Id) -> bool {
         let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
         let connection = self.connections.get(id);
-        connection.is_some_and(|connection| connection.takes_requests(is_over_reply_limit))
+        connection.is_some_and(|it| it.is_open() && it.is_read(is_over_reply_limit))
     }
 
     /// One line from a connection: whole, or the beginning of one that is too long. It is carried
@@ -1647,7 +1637,7 @@ impl Server {
         self.flow.spend(self.room.delivery.caused() - caused, self.now);
         match outcome {
             Outcome::Joined => {
-                self.set_phase(id, Phase::Open { name_by: None, stalled_by: None });
+                self.set_phase(id, Phase::Open { deadline: None });
                 let name = self.room.name(id).unwrap_or_default();
                 let count = self.room.count();
                 self.console.log(format_args!("{address} joined as {name}, {count} online"));
@@ -1665,19 +1655,16 @@ impl Server {
 
     /// Writes to everybody what they are owed, once.
     fn flush(&mut self) {
-        let mut pending_writes = mem::take(&mut self.room.delivery.pending_writes);
-        if self.room.delivery.broadcast.is_empty() {
-            pending_writes.drain(..).for_each(|id| self.write(id));
-        } else {
-            pending_writes.clear();
-            (0..self.connections.places.len()).for_each(|id| self.write(id));
+        let pending_writes = mem::take(&mut self.room.delivery.pending_writes);
+        match self.room.delivery.broadcast.is_empty() {
+            true => pending_writes.into_iter().for_each(|id| self.write(id)),
+            false => (0..self.connections.places.len()).for_each(|id| self.write(id)),
         }
-        self.room.delivery.pending_writes = pending_writes;
         self.room.delivery.end_turn();
         match self.flow.applies() {
-            true => self.limited = Some(self.now),
-            false if self.limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
-                self.limited = None;
+            true => self.last_limited = Some(self.now),
+            false if self.last_limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
+                self.last_limited = None;
                 self.console.log(format_args!("the budget ceases to apply"));
             }
             false => {}
@@ -1689,7 +1676,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let delivery = &mut self.room.delivery;
         let Some(pending) = delivery.pending(id) else { return };
-        let Ok(taken) = connection.write(pending) else { return self.end_output(id) };
+        let Ok(taken) = connection.write(pending) else { return self.fail(id) };
         let is_delivered = delivery.settle(id, taken);
         self.after_write(id, taken > 0, is_delivered);
         self.update_interest(id);
@@ -1699,15 +1686,15 @@ impl Server {
     fn after_write(&mut self, id: Id, has_taken: bool, is_delivered: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match connection.phase {
-            Phase::Open { name_by, stalled_by } => {
+            Phase::Open { deadline } => {
                 let backlog = self.room.delivery.backlog(id);
-                let is_over = backlog > SOFT_LIMIT;
-                if is_over || stalled_by.is_some() {
-                    let again = stalled_by.filter(|_| !has_taken);
-                    let stalled_by = again.unwrap_or(self.now + STALL_TIMEOUT);
-                    let stalled_by = is_over.then_some(stalled_by);
-                    self.set_phase(id, Phase::Open { name_by, stalled_by });
-                    self.note_backlog(id, backlog);
+                let was_over = self.flow.over_soft_limit.contains(&id);
+                if backlog > SOFT_LIMIT || was_over {
+                    let stalled_by = deadline.filter(|_| was_over && !has_taken);
+                    let stalled_by = stalled_by.unwrap_or(self.now + STALL_TIMEOUT);
+                    let deadline = (backlog > SOFT_LIMIT).then_some(stalled_by);
+                    self.set_phase(id, Phase::Open { deadline });
+                    self.check_backlog(id, backlog);
                 }
                 let has_unread = self.connections.get(id).is_some_and(|it| !it.unread.is_empty());
                 if has_unread && self.takes_requests(id) {
@@ -1731,11 +1718,11 @@ impl Server {
         }
     }
 
-    /// Somebody has a backlog about the soft limit.
-    fn note_backlog(&mut self, id: Id, backlog: usize) {
+    /// Somebody's backlog is over the soft limit, or was.
+    fn check_backlog(&mut self, id: Id, backlog: usize) {
         self.flow.set_over_soft_limit(id, backlog > SOFT_LIMIT);
-        if self.flow.applies() && self.limited.is_none() {
-            self.limited = Some(self.now);
+        if self.flow.applies() && self.last_limited.is_none() {
+            self.last_limited = Some(self.now);
             let (name, backlog) = (self.room.name(id).unwrap_or_default(), backlog >> 10);
             self.console.log(format_args!(
                 "the budget begins to apply: {name} has not taken {backlog} KiB"
@@ -1750,7 +1737,8 @@ impl Server {
     fn update_interest(&mut self, id: Id) {
         let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let interest = connection.wanted_interest(is_over_reply_limit);
+        let read = connection.input == Input::Flowing && connection.is_read(is_over_reply_limit);
+        let interest = Interest { read, write: connection.is_blocked };
         let Some(socket) = &connection.socket else { return };
         if connection.input != Input::Failed
             && mem::replace(&mut connection.interest, interest) != interest
@@ -1760,7 +1748,12 @@ impl Server {
         }
     }
 
-    // Leaving: depart (or wait for that), drain, free later, free
+    // Leaving:
+    //
+    //     end_of_input ─────────────── depart ─── leave ─── drain ─── after_write ─── free_later ─── free
+    //     fail, read to its end ────── depart ─── leave ─── free_later
+    //     give_up, in the next turn ─────────── leave ─── free
+    //     QUIT ────────────────────── leave ─── drain
 
     /// The client's stream has ended.
     fn end_of_input(&mut self, id: Id) {
@@ -1773,8 +1766,8 @@ impl Server {
         }
     }
 
-    /// The connection has failed while nothing was being read from it. What its peer had sent
-    /// before is read in time.
+    /// The connection has failed, or nothing can be written any more. What its peer had sent before
+    /// counts, and is read in time.
     fn fail(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if !connection.is_open() || connection.input == Input::Ended {
@@ -1784,22 +1777,12 @@ impl Server {
         if let Some(socket) = &connection.socket {
             let _ = self.poller.delete(socket, id);
         }
-        self.end_output(id);
-        self.list(id);
-    }
-
-    /// Nothing can be written any more. That alone does not end a connection: what its peer had
-    /// sent before counts.
-    fn end_output(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        match connection.phase {
-            Phase::Open { name_by, .. } => {
-                self.room.delivery.close(id);
-                self.flow.set_over_soft_limit(id, false);
-                self.set_phase(id, Phase::Open { name_by, stalled_by: None });
-            }
-            _ => self.free_later(id),
+        self.room.delivery.close(id);
+        self.flow.set_over_soft_limit(id, false);
+        if self.room.is_named(id) {
+            self.set_phase(id, Phase::Open { deadline: None });
         }
+        self.list(id);
     }
 
     /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
@@ -1818,7 +1801,7 @@ impl Server {
             return self.free_later(id);
         }
         self.close(id);
-        self.flow.wait(id, self.room.cost_of_leaving(id, reason));
+        self.flow.enqueue(id, self.room.cost_of_leaving(id, reason));
         self.wait(id, Waiting::Leave(reason));
     }
 
@@ -1925,11 +1908,10 @@ impl Server {
         }
         let now = os::now();
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let console = self.console.retry_time(now);
-        let limited = self.limited.filter(|_| !self.flow.applies());
+        let limited = self.last_limited.filter(|_| !self.flow.applies());
         let limited = limited.map(|last| last + Self::LIMIT_PAUSE);
         let flow = self.flow.next_time(now);
-        let next = [deadline, flow, console, limited, self.accept_again, self.stop_by];
+        let next = [deadline, flow, limited, self.accept_again, self.stop_by];
         Some(next.into_iter().flatten().min()?.saturating_duration_since(now))
     }
 
@@ -1953,16 +1935,16 @@ impl Server {
     fn time_out(&mut self, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         match connection.phase {
-            Phase::Open { name_by: Some(_), .. } if connection.waiting == Waiting::Nothing => {
+            Phase::Open { .. } if self.room.is_named(id) => self.give_up(id, Reason::Slow),
+            Phase::Open { .. } if connection.waiting == Waiting::Nothing => {
                 self.room.refuse(id, TIMED_OUT);
                 self.leave(id, Reason::Disconnected);
             }
             // Its NAME came in time, and waits for the budget.
-            Phase::Open { name_by: Some(_), stalled_by } => {
-                let name_by = Some(self.now + self.options.name_timeout);
-                self.set_phase(id, Phase::Open { name_by, stalled_by });
+            Phase::Open { .. } => {
+                let deadline = Some(self.now + self.options.name_timeout);
+                self.set_phase(id, Phase::Open { deadline });
             }
-            Phase::Open { .. } => self.give_up(id, Reason::Slow),
             Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free_later(id),
         }
     }
@@ -2071,8 +2053,7 @@ impl<T> Slab<T> {
 /// Hands lines to the thread that prints them, and never waits for it: what nobody reads is dropped
 /// and counted. Names and texts come here only after `parse`, so they cannot forge a line.
 struct Console {
-    printer: SyncSender<Vec<u8>>,
-    pending: Vec<u8>,
+    printer: SyncSender<String>,
     /// Lines dropped since the last one that was not, and in all.
     dropped: u64,
     all_dropped: u64,
@@ -2080,51 +2061,28 @@ struct Console {
 }
 
 impl Console {
-    /// Bytes kept while the printer takes none.
-    const MAX_PENDING: usize = 1024 * 1024;
-    /// How long to wait before lines are handed over again that the printer did not take.
-    const PAUSE: Duration = Duration::from_millis(100);
-    /// Pieces of text that the printer may be behind, so that a burst is not held up.
-    #[cfg(not(test))]
-    const PIECES_AHEAD: usize = 16;
+    /// Lines that the printer may be behind.
+    const MAX_PENDING: usize = 16 * 1024;
 
-    fn new(printer: SyncSender<Vec<u8>>) -> Self {
-        let started = SystemTime::now();
-        Console { printer, pending: Vec::new(), dropped: 0, all_dropped: 0, started }
+    fn new(printer: SyncSender<String>) -> Self {
+        Console { printer, dropped: 0, all_dropped: 0, started: SystemTime::now() }
     }
 
     /// One line, with the time in front.
     fn log(&mut self, what: fmt::Arguments) {
-        if self.pending.len() >= Self::MAX_PENDING {
-            self.flush();
-        }
-        if self.pending.len() >= Self::MAX_PENDING {
-            self.dropped += 1;
-            self.all_dropped += 1;
-            return;
-        }
         let time = utc(SystemTime::now());
+        let mut text = format!("{time} {what}\n");
         if self.dropped > 0 {
-            let dropped = mem::take(&mut self.dropped);
-            let _ = writeln!(self.pending, "{time} {dropped} lines dropped: nobody read them");
+            let dropped = self.dropped;
+            text.insert_str(0, &format!("{time} {dropped} lines dropped: nobody read them\n"));
         }
-        let _ = writeln!(self.pending, "{time} {what}");
-    }
-
-    /// Hands over what has been logged, if the printer takes it now.
-    fn flush(&mut self) {
-        if !self.pending.is_empty() {
-            if let Err(TrySendError::Full(text)) =
-                self.printer.try_send(mem::take(&mut self.pending))
-            {
-                self.pending = text;
+        match self.printer.try_send(text) {
+            Ok(()) => self.dropped = 0,
+            Err(_) => {
+                self.dropped += 1;
+                self.all_dropped += 1;
             }
         }
-    }
-
-    /// When `flush` is to be tried again.
-    fn retry_time(&self, now: Instant) -> Option<Instant> {
-        (!self.pending.is_empty()).then_some(now + Self::PAUSE)
     }
 }
 
@@ -2132,14 +2090,15 @@ impl Console {
 /// selected) keeps whoever writes to it waiting, and that must not be the chat. The receiver hears
 /// when everything has been printed, once the sender is gone.
 #[cfg(not(test))]
-fn start_printer() -> io::Result<(SyncSender<Vec<u8>>, Receiver<()>)> {
-    let (printer, texts) = sync_channel::<Vec<u8>>(Console::PIECES_AHEAD);
+fn start_printer() -> io::Result<(SyncSender<String>, Receiver<()>)> {
+    let (printer, lines) = sync_channel::<String>(Console::MAX_PENDING);
     let (done, is_done) = sync_channel(1);
     thread::Builder::new().name("console".to_owned()).spawn(move || {
         let mut out = io::stdout();
-        for text in texts {
+        while let Ok(mut text) = lines.recv() {
+            text.extend(lines.try_iter());
             // Closed, or the disk is full: there is nobody to tell.
-            if out.write_all(&text).and_then(|()| out.flush()).is_err() {
+            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
                 break;
             }
         }
@@ -2267,27 +2226,18 @@ fn bind(address: Option<&str>) -> Result<system::Listener, String> {
         };
         format!("cannot listen on {address}: {error}{advice}")
     };
-    // Where a socket for IPv6 serves IPv4 too; on other systems it would serve IPv6 alone.
-    let serves_both = match cfg!(target_os = "linux") {
-        true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
-        false => cfg!(target_os = "macos"),
+    let Some(address) = address else {
+        // Where a socket for IPv6 serves IPv4 too; on other systems it would serve IPv6 alone.
+        let serves_both = match cfg!(target_os = "linux") {
+            true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
+            false => cfg!(target_os = "macos"),
+        };
+        let all: [SocketAddr; 2] =
+            [(Ipv6Addr::UNSPECIFIED, 9999).into(), (Ipv4Addr::UNSPECIFIED, 9999).into()];
+        let addresses = if serves_both { &all[..] } else { &all[1..] };
+        return system::Listener::bind(addresses).map_err(|error| explain("port 9999", error));
     };
-    let defaults: &[&str] =
-        if serves_both { &["[::]:9999", "0.0.0.0:9999"] } else { &["0.0.0.0:9999"] };
-    let mut result = Err("there is no address to listen on".to_owned());
-    for address in address.as_slice().iter().chain(defaults.iter().filter(|_| address.is_none())) {
-        match system::Listener::bind(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => {
-                let is_in_use = error.kind() == ErrorKind::AddrInUse;
-                result = Err(explain(address, error));
-                if is_in_use {
-                    break;
-                }
-            }
-        }
-    }
-    result
+    system::Listener::bind(address).map_err(|error| explain(address, error))
 }
 
 #[cfg(not(test))]
@@ -2311,7 +2261,6 @@ fn serve(mut options: Options) -> Result<(), String> {
         let signals = system::Signals::new()?;
         let mut server = Server::new(options, listener, signals, Console::new(printer))?;
         server.console.log(format_args!("listening on {address}"));
-        server.console.flush();
         while !server.has_stopped() {
             server.turn()?;
         }

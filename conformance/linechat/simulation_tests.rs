@@ -892,7 +892,7 @@ impl Crowd {
 /// A server in a network of its own.
 struct Stage {
     server: Server,
-    console: Receiver<Vec<u8>>,
+    console: Receiver<String>,
 }
 
 fn options() -> Options {
