@@ -82,10 +82,8 @@ enum Stage {
     Greeting,
     /// A name is to be typed.
     Asking,
-    /// A name was sent. If it is the command line's and nobody is at a terminal, it is the only one.
-    Naming {
-        is_only: bool,
-    },
+    /// A name was sent.
+    Naming,
     Talking,
     /// QUIT was sent; the server's BYE is awaited.
     Leaving,
@@ -131,12 +129,11 @@ enum Request {
 
 /// A request that the server has not confirmed. Each is followed by a PING, whose PONG tells that
 /// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
-/// first of them, and what is lost with a connection is known.
+/// first of them, of which then only the sign of life is left, and what a connection loses is known.
 struct Sent {
     token: u64,
     request: Request,
     since: Instant,
-    is_refused: bool,
 }
 
 /// Who is in the room, as far as is known.
@@ -151,8 +148,7 @@ struct Roster {
 }
 
 struct Client {
-    address: String,
-    rings: bool,
+    options: Options,
     screen: Screen,
     /// To the thread that writes to the server.
     out: Sender<String>,
@@ -179,12 +175,11 @@ struct Client {
 impl Client {
     fn new(options: Options, screen: Screen, out: Sender<String>) -> Self {
         Client {
-            address: options.address,
-            rings: options.rings,
+            name: options.name.clone(),
+            options,
             screen,
             out,
             stage: Stage::Connecting,
-            name: options.name,
             offer: None,
             waiting: VecDeque::new(),
             unconfirmed: VecDeque::new(),
@@ -237,7 +232,12 @@ impl Client {
                 self.enter(self.stage);
             }
             Event::Lost(sentence) => return Err(End::Failed(sentence)),
-            Event::Redraw => self.screen.resize(),
+            // Some terminals fold the line being typed anew, and its first rows stay above the
+            // cursor; others (xterm) have messages there, so nothing above is erased.
+            Event::Redraw => {
+                let input = self.screen.input.as_mut();
+                input.map_or((), |input| input.columns = terminal::columns());
+            }
             Event::Typed => {}
         }
         Ok(())
@@ -275,7 +275,7 @@ impl Client {
             _ if !is_asked => self.send(Request::Heartbeat),
             _ if late < PAUSE => {
                 let reason = say(text::STOPPED_ANSWERING, &[]);
-                return Err(failed(text::LOST, &[&self.address, &reason]));
+                return Err(failed(text::LOST, &[&self.options.address, &reason]));
             }
             _ => {}
         }
@@ -285,22 +285,20 @@ impl Client {
 
     /// What stands before the line being typed.
     fn prompt(&self) -> String {
-        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
-        let unconfirmed = self.unconfirmed.iter().map(|sent| &sent.request);
-        let is_line =
-            |request: &&Request| matches!(request, Request::Say(_) | Request::Whisper { .. });
-        let lines = unconfirmed.chain(&self.waiting).filter(is_line);
         let editor = self.screen.input.as_ref().map(|input| &input.editor);
         if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
+        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
         match (self.stage, &self.offer) {
-            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[&self.address]),
+            (Stage::Connecting | Stage::Greeting, _) => {
+                say(text::CONNECTING, &[&self.options.address])
+            }
             (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
             (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
             (Stage::Leaving, _) => say(text::LEAVING, &[]),
             _ if !is_slow => "> ".to_owned(),
-            _ => match lines.count() {
+            _ => match self.unconfirmed_texts().count() + self.waiting_texts().count() {
                 0 => say(text::NO_ANSWER_YET, &[]),
                 count => say(text::UNCONFIRMED, &[&count.to_string()]),
             },
@@ -314,33 +312,32 @@ impl Client {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
         let is_name = (1..=MAX_NAME).contains(&first.len());
+        let server = self.options.address.as_str();
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[&self.address, &quoted(rest)])),
-            (Stage::Greeting, "HELLO") if first == "linechat/1" => {
-                self.stage = Stage::Asking;
-                match self.name.take() {
-                    Some(name) => self.try_name(name, self.screen.input.is_none()),
-                    None => self.ask_for_name(),
-                }
-            }
+            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[server, &quoted(rest)])),
+            (Stage::Greeting, "HELLO") if first == "linechat/1" => match self.name.take() {
+                Some(name) => self.try_name(name),
+                None => self.ask_for_name(),
+            },
             (_, "ERR") if self.stage == Stage::Greeting || matches!(first, "full" | "timeout") => {
-                let reason = explain_code(first, text);
-                return Err(failed(text::CLOSED_BY, &[&self.address, &reason]));
+                return Err(failed(text::CLOSED_BY, &[server, &explain_code(first, text)]));
             }
-            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[&self.address])),
-            (Stage::Naming { .. }, "WELCOME") => self.welcomed(first, text),
-            (Stage::Naming { is_only }, "ERR") => self.name_refused(first, text, is_only)?,
+            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[server])),
+            (Stage::Naming, "WELCOME") => self.welcomed(first, text),
+            (Stage::Naming, "ERR") => self.name_refused(&explain_code(first, text))?,
             (_, "ERR") => self.refused(first, text),
             (_, "PONG") => self.confirmed(first),
             (_, "USERS") => self.list(first, text),
             (_, "MSG") if is_name => self.said(first, text),
             (_, "PRIV") if is_name => {
-                self.whispered(text::PRIVATE, first, text);
+                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE, &[first, text]));
                 self.confidant = Some(first.to_owned());
                 self.ring();
             }
-            (_, "SENT") if is_name => self.whispered(text::PRIVATE_TO, first, text),
+            (_, "SENT") if is_name => {
+                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE_TO, &[first, text]));
+            }
             (_, "JOINED") if is_name => {
                 self.roster.add(first);
                 self.came_or_went(text::JOINED, first, text);
@@ -367,16 +364,11 @@ impl Client {
 
     fn show_message(&mut self, name: &str, text: &str, style: &str) {
         let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(&format!("{name}: {text}"));
-    }
-
-    fn whispered(&mut self, text: Text, name: &str, said: &str) {
-        let shown = self.screen.painted(STANDS_OUT, &say(text, &[name, said]));
-        self.screen.show_event(&shown);
+        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
     }
 
     fn ring(&mut self) {
-        if self.rings {
+        if self.options.rings {
             self.screen.pending.push('\x07');
         }
     }
@@ -387,13 +379,13 @@ impl Client {
         let count = counted.split(' ').next().unwrap_or_default();
         if let Ok(number) = count.parse::<usize>() {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let names = if is_known { self.roster.sorted().join(", ") } else { String::new() };
-            let roster = say(text::ONLINE, &[count, &names]);
-            let fits = width_of(&line) + width_of(&roster) <= self.screen.room();
-            line += &if is_known && fits { roster } else { say(text::HEADCOUNT, &[count]) };
+            let names = || self.roster.sorted().join(", ");
+            let roster = is_known.then(|| say(text::ONLINE, &[count, &names()]));
+            let room = self.screen.room().saturating_sub(width_of(&line));
+            let roster = roster.filter(|roster| width_of(roster) <= room);
+            line += &roster.unwrap_or_else(|| say(text::HEADCOUNT, &[count]));
         }
-        let shown = self.screen.painted(NOTICE, &line);
-        self.screen.show_event(&shown);
+        self.screen.show_event(NOTICE, &line);
     }
 
     /// A part of a list (PROTOCOL.md, "Roster"). It is shown when the last part has come, if it was
@@ -410,18 +402,17 @@ impl Client {
             return;
         }
         self.roster.arriving = 0;
-        let is_asked_for =
-            self.unconfirmed.front().is_some_and(|sent| sent.request == Request::List);
-        if mem::take(&mut self.roster.is_first) || is_asked_for {
+        let awaited = self.unconfirmed.front().map(|sent| &sent.request);
+        if mem::take(&mut self.roster.is_first) || awaited == Some(&Request::List) {
             let names = self.roster.sorted().into_iter();
             let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
-            self.screen.show(&say(text::USERS, &[count, &names.join(", ")]));
+            self.screen.show(PLAIN, &say(text::USERS, &[count, &names.join(", ")]));
         }
     }
 
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
-        self.screen.show(&self.screen.painted(ERROR, &say(text, words)));
+        self.screen.show(ERROR, &say(text, words));
     }
 
     fn complain_of_error(&mut self, text: Text, words: &[&str]) {
@@ -430,20 +421,16 @@ impl Client {
 
     /// An ERR that answers the first request which is not confirmed.
     fn refused(&mut self, code: &str, text: &str) {
-        let reason = explain_code(code, text);
-        let Some(first) = self.unconfirmed.front_mut() else {
-            return self.complain(text::ERROR, &[&reason]);
-        };
-        first.is_refused = true;
-        match (&first.request, code) {
-            (Request::Whisper { mark, to, .. }, "no-such-user") => {
-                let (mark, to) = (*mark, to.clone());
-                match mark {
-                    '/' => self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]),
-                    _ => self.complain(text::NO_SUCH_USER, &[&to]),
-                }
+        let first = self.unconfirmed.front_mut();
+        let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
+        match (refused, code) {
+            (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
+                self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]);
             }
-            _ => self.complain(text::ERROR, &[&reason]),
+            (Some(Request::Whisper { to, .. }), "no-such-user") => {
+                self.complain(text::NO_SUCH_USER, &[&to]);
+            }
+            _ => self.complain(text::ERROR, &[&explain_code(code, text)]),
         }
     }
 
@@ -452,10 +439,9 @@ impl Client {
     fn confirmed(&mut self, token: &str) {
         let Ok(token) = token.parse::<u64>() else { return };
         while self.unconfirmed.front().is_some_and(|sent| sent.token <= token) {
-            let Some(sent) = self.unconfirmed.pop_front() else { return };
-            if let (Request::Say(text), false, true, Some(name)) =
-                (sent.request, sent.is_refused, self.screen.input.is_some(), self.name.clone())
-            {
+            let request = self.unconfirmed.pop_front().map(|sent| sent.request);
+            let name = self.name.clone().filter(|_| self.screen.input.is_some());
+            if let (Some(Request::Say(text)), Some(name)) = (request, name) {
                 self.show_message(&name, &text, PLAIN);
             }
         }
@@ -467,26 +453,25 @@ impl Client {
     fn ask_for_name(&mut self) {
         self.stage = Stage::Asking;
         if self.screen.input.is_none() {
-            self.screen.show(&say(text::YOUR_NAME, &[]));
+            self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
 
-    fn try_name(&mut self, name: String, is_only: bool) {
-        self.stage = Stage::Naming { is_only };
+    fn try_name(&mut self, name: String) {
+        self.stage = Stage::Naming;
         let _ = self.out.send(format!("NAME {name}\n"));
         self.name = Some(name);
     }
 
-    fn name_refused(&mut self, code: &str, text: &str, is_only: bool) -> Result<(), End> {
+    /// Asks for another name, unless a script was given this one to be called by.
+    fn name_refused(&mut self, reason: &str) -> Result<(), End> {
         let name = self.name.take().unwrap_or_default();
-        let words: &[&str] = &[&name, &explain_code(code, text)];
-        if is_only {
-            return Err(failed(text::NAME_REFUSED, words));
+        match &mut self.screen.input {
+            Some(input) => input.editor.remember(&name),
+            None if self.options.name.is_none() => {}
+            None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
         }
-        self.complain_of_error(text::NAME_REFUSED, words);
-        if let Some(input) = &mut self.screen.input {
-            input.editor.remember(&name);
-        }
+        self.complain_of_error(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
         Ok(())
     }
@@ -497,10 +482,10 @@ impl Client {
         self.is_troubled = false;
         self.roster.is_first = true;
         if self.screen.input.is_some() {
-            self.screen.show(&self.screen.painted(NOTICE, &say(text::WELCOME, &[name])));
+            self.screen.show(NOTICE, &say(text::WELCOME, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
-                self.screen.show(&say(text::USERS, &[count, "/list"]));
+                self.screen.show(PLAIN, &say(text::USERS, &[count, "/list"]));
                 self.send(Request::Roster);
             }
         }
@@ -542,7 +527,7 @@ impl Client {
     fn press(&mut self, key: Key) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else { return Ok(()) };
         match input.editor.press(key) {
-            Some(Key::ClearScreen) => input.erase = CLEAR,
+            Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
             Some(Key::Interrupt | Key::EndOfInput) => self.leave()?,
             Some(Key::Suspend) => terminal::suspend(),
             Some(Key::Tab) => self.complete(),
@@ -583,7 +568,7 @@ impl Client {
 
     fn entered(&mut self, line: &str) -> Result<(), End> {
         match parse(line, &self.roster) {
-            Typed::Help => self.screen.show(&say(text::HELP, &[])),
+            Typed::Help => self.screen.show(PLAIN, &say(text::HELP, &[])),
             Typed::Quit => {
                 // Who asks to leave has seen what was refused; a script that just ends has not.
                 self.is_troubled = false;
@@ -600,9 +585,9 @@ impl Client {
     /// A name, or nothing where Enter alone gives the one that is offered.
     fn entered_name(&mut self, line: &str) {
         match (line, self.stage, self.offer.take()) {
-            ("", Stage::Asking, Some(offer)) => self.try_name(offer, false),
+            ("", Stage::Asking, Some(offer)) => self.try_name(offer),
             ("", _, offer) => self.offer = offer,
-            (_, Stage::Asking, _) => self.try_name(line.to_owned(), false),
+            (_, Stage::Asking, _) => self.try_name(line.to_owned()),
             _ => self.name = Some(line.to_owned()),
         }
     }
@@ -661,18 +646,23 @@ impl Client {
         // Nobody takes it when the server is lost, which another thread reports.
         let _ = self.out.send(format!("{}PING {token}\n", request.wire()));
         let since = Instant::now();
-        self.unconfirmed.push_back(Sent { token, request, since, is_refused: false });
+        self.unconfirmed.push_back(Sent { token, request, since });
+    }
+
+    fn unconfirmed_texts(&self) -> impl Iterator<Item = String> + '_ {
+        self.unconfirmed.iter().filter_map(|sent| sent.request.text())
+    }
+
+    fn waiting_texts(&self) -> impl Iterator<Item = String> + '_ {
+        self.waiting.iter().filter_map(Request::text)
     }
 
     /// What was typed and did not, or perhaps not, reach the server, as sentences.
     fn unsent(&self, end: &End) -> Vec<String> {
         // BYE comes after everything that was sent before QUIT has been carried out.
-        let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
-        let unconfirmed = unconfirmed.filter(|sent| !sent.is_refused);
-        let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
+        let unconfirmed = self.unconfirmed_texts().filter(|_| *end != End::Left);
         let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
-        let waiting = self.waiting.iter().filter_map(Request::text).chain(typed);
-        let waiting = waiting.filter(|text| !text.is_empty());
+        let waiting = self.waiting_texts().chain(typed).filter(|text| !text.is_empty());
         let report = |text| move |line: String| say(text, &[&line]);
         let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
         perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
@@ -1160,42 +1150,36 @@ struct Screen {
     pending: String,
 }
 
+#[derive(Default)]
 struct Input {
     editor: Editor,
     keys: Keys,
     columns: usize,
-    /// What takes back the last drawing.
-    erase: &'static str,
 }
 
 impl Screen {
-    fn new(is_terminal: bool, has_colours: bool, shows_time: bool) -> Self {
-        let columns = terminal::columns;
-        let (editor, keys, erase) = (Editor::default(), Keys::default(), ERASE);
-        let input = is_terminal.then(|| Input { editor, keys, columns: columns(), erase });
-        Screen { input, has_colours, shows_time, ..Screen::default() }
-    }
-
     /// Shows a line, in as many rows as it takes. Only the first begins at the left edge, so that
     /// what stands there is never somebody else's text.
-    fn show(&mut self, line: &str) {
+    fn show(&mut self, style: &str, line: &str) {
+        let line = self.painted(style, line);
         match &self.input {
             Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
-            None => self.pending += &format!("{line}\n"),
+            None => self.pending += &(line + "\n"),
         }
     }
 
     /// Shows what somebody said or did, with the time if there is room for it.
-    fn show_event(&mut self, line: &str) {
+    fn show_event(&mut self, style: &str, line: &str) {
         if !self.has_times() {
-            return self.show(line);
+            return self.show(style, line);
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let minute = now.as_secs() / 60;
         if self.clock.0 != minute {
             self.clock = (minute, terminal::local_time().unwrap_or_default());
         }
-        self.show(&format!("{} {line}", self.painted(NOTICE, &self.clock.1)));
+        let time = self.painted(NOTICE, &self.clock.1);
+        self.show(PLAIN, &format!("{time} {}", self.painted(style, line)));
     }
 
     fn has_times(&self) -> bool {
@@ -1222,20 +1206,11 @@ impl Screen {
         self.painted(&format!("38;5;{}", colour.copied().unwrap_or_default()), name)
     }
 
-    /// The window has another size. Where a terminal folds the line anew its first rows stay above
-    /// the cursor; others (xterm) have messages there, so nothing above is erased.
-    fn resize(&mut self) {
-        if let Some(input) = &mut self.input {
-            input.columns = terminal::columns();
-        }
-    }
-
     /// Shows what is pending, and the line being typed behind its prompt, with one write.
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let mut shown = mem::take(&mut self.pending);
-        if let Some(input) = &mut self.input {
-            let erase = mem::replace(&mut input.erase, ERASE);
-            shown = format!("{erase}{shown}{}", input.draw(prompt));
+        if let Some(input) = &self.input {
+            shown = format!("{ERASE}{shown}{}", input.draw(prompt));
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
@@ -1558,7 +1533,9 @@ fn chat(options: Options) -> Vec<String> {
         report(panic);
     }));
     let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
-    let screen = Screen::new(is_raw, has_colours, options.shows_time);
+    let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
+    let shows_time = options.shows_time;
+    let screen = Screen { input, has_colours, shows_time, ..Screen::default() };
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));

@@ -43,8 +43,7 @@ fn plain() -> Screen {
 
 /// A terminal with so many columns.
 fn terminal(columns: usize) -> Screen {
-    let (editor, keys) = (Editor::default(), Keys::default());
-    Screen { input: Some(Input { editor, keys, columns, erase: ERASE }), ..Screen::default() }
+    Screen { input: Some(Input { columns, ..Input::default() }), ..Screen::default() }
 }
 
 fn type_in(client: &mut Client, keys: &str) {
@@ -419,7 +418,7 @@ fn what_is_above_the_line_being_typed_is_never_erased() {
     client.screen.input.as_mut().unwrap().columns = 20;
     client.happened(Event::Redraw).unwrap();
     let input = client.screen.input.as_ref().unwrap();
-    assert_eq!(input.erase, "\r\x1b[J");
+    assert_eq!(ERASE, "\r\x1b[J");
     assert!(!input.draw("> ").contains("A"));
 }
 
@@ -428,7 +427,7 @@ fn clearing_the_screen_keeps_what_was_not_yet_shown() {
     let (mut client, _sent) = welcomed(terminal(80));
     client.arrived("MSG bob one").unwrap();
     type_in(&mut client, "\x0c");
-    assert_eq!(client.screen.input.as_ref().unwrap().erase, CLEAR);
+    assert!(client.screen.pending.starts_with(CLEAR));
     assert!(client.screen.pending.contains("bob: one\n"));
 }
 
