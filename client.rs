@@ -235,8 +235,9 @@ impl Client {
             // Some terminals fold the line being typed anew, and its first rows stay above the
             // cursor; others (xterm) have messages there, so nothing above is erased.
             Event::Redraw => {
-                let input = self.screen.input.as_mut();
-                input.map_or((), |input| input.columns = terminal::columns());
+                if let Some(input) = &mut self.screen.input {
+                    input.columns = terminal::columns();
+                }
             }
             Event::Typed => {}
         }
@@ -510,9 +511,9 @@ impl Client {
         }
         match &mut self.screen.input {
             Some(input) => input.keys.add(&bytes),
-            None => match text_of(bytes) {
-                Ok(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
-                Err(bytes) => {
+            None => match terminal::decode(&bytes) {
+                Some(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
+                None => {
                     let line = printable(bytes.trim_ascii_end());
                     self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
                 }
@@ -693,18 +694,15 @@ impl Roster {
 
 /// What a typed line means, in this room.
 fn parse(line: &str, roster: &Roster) -> Typed {
+    let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
-    if start.is_empty() {
-        return Typed::Nothing;
-    }
-    if let Some(text) = start.strip_prefix("//") {
-        return Typed::Request(Request::Say(format!("/{text}")));
-    }
-    let mark = match start.chars().next() {
-        Some(mark @ ('@' | '/')) => mark,
-        _ => return Typed::Request(Request::Say(line.to_owned())),
+    let (mark, rest) = match start.split_at_checked(1) {
+        _ if start.is_empty() => return Typed::Nothing,
+        Some(("/", text)) if text.starts_with('/') => return say(text),
+        Some(("@", rest)) => ('@', rest),
+        Some(("/", rest)) => ('/', rest),
+        _ => return say(line),
     };
-    let rest = start.strip_prefix(mark).unwrap_or_default();
     let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
     let command = match word.to_lowercase().as_str() {
         _ if mark == '@' => None,
@@ -781,34 +779,22 @@ fn plain_letters(text: &str) -> String {
 }
 
 /// Whether a character could move the cursor, forge a line or turn the direction of the text
-/// (PROTOCOL.md, "Text"). TAB is one, though it may be sent.
+/// (PROTOCOL.md, "Text"). TAB may be sent and is drawn as spaces.
 fn is_unprintable(character: char) -> bool {
     let turns = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || character.is_control()
+    turns || (character.is_control() && character != '\t')
 }
 
 /// Text from the network without anything that a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
     let mut shown = String::new();
     for character in String::from_utf8_lossy(bytes).chars() {
-        match is_unprintable(character) && character != '\t' {
+        match is_unprintable(character) {
             true => shown.extend(character.escape_default()),
             false => shown.push(character),
         }
     }
     shown
-}
-
-/// What of a text can stand in a line.
-fn without_controls(text: &str) -> String {
-    text.chars().filter(|&c| c == '\t' || !is_unprintable(c)).collect()
-}
-
-/// A piped line, which is UTF-8 or, on Windows, what its console would have sent.
-fn text_of(line: Vec<u8>) -> Result<String, Vec<u8>> {
-    String::from_utf8(line)
-        .map_err(|error| error.into_bytes())
-        .or_else(|bytes| terminal::decode(&bytes).ok_or(bytes))
 }
 
 // The threads
@@ -864,12 +850,9 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
 }
 
 fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
-    for line in lines {
-        if socket.write_all(line.as_bytes()).is_err() {
-            // Whoever reads from it learns why.
-            let _ = socket.shutdown(Shutdown::Both);
-            return;
-        }
+    if lines.iter().any(|line| socket.write_all(line.as_bytes()).is_err()) {
+        // Whoever reads from it learns why.
+        let _ = socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -978,7 +961,7 @@ impl Editor {
 
     /// Puts text in at the cursor, without what a terminal would obey.
     fn insert(&mut self, text: &str) {
-        let text = without_controls(text);
+        let text = text.replace(is_unprintable, "");
         self.line.insert_str(self.cursor, &text);
         self.cursor += text.len();
     }
@@ -1000,7 +983,7 @@ impl Editor {
     /// One line is put in, to be edited; of several the person is asked.
     fn take_paste(&mut self, text: &str) {
         let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
-        let lines: Vec<_> = lines.map(without_controls).collect();
+        let lines: Vec<_> = lines.map(|line| line.replace(is_unprintable, "")).collect();
         match lines.as_slice() {
             [] => {}
             [line] => self.insert(line),
@@ -1052,26 +1035,21 @@ impl Editor {
 
     /// Completes the name at the cursor, wherever in the line; again, with the next of `names`.
     fn complete(&mut self, names: &[&str]) {
-        let completion = self.completion.take();
         if self.line.is_empty() && !names.is_empty() {
             self.insert("@");
         }
-        let before = self.line.get(..self.cursor).unwrap_or_default();
-        let Completion { start, stem, shown } = completion.unwrap_or_else(|| {
-            let word = before.trim_end_matches(|c: char| !c.is_whitespace()).len();
-            let start =
-                word + usize::from(before.get(word..).is_some_and(|it| it.starts_with(['@', '/'])));
-            let stem = plain_letters(before.get(start..).unwrap_or_default());
-            Completion { start, stem, shown: 0 }
+        let (before, rest) = self.line.split_at_checked(self.cursor).unwrap_or_default();
+        let Completion { start, stem, shown } = self.completion.take().unwrap_or_else(|| {
+            let word = before.rsplit(char::is_whitespace).next().unwrap_or_default();
+            let stem = word.strip_prefix(['@', '/']).unwrap_or(word);
+            Completion { start: before.len() - stem.len(), stem: plain_letters(stem), shown: 0 }
         });
-        let fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem));
-        let fits: Vec<_> = fits.collect();
-        let Some(name) = fits.get(shown.checked_rem(fits.len()).unwrap_or(0)) else { return };
+        let mut fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem)).cycle();
+        let Some(name) = fits.nth(shown) else { return };
         // What stands behind the cursor may be the end of this very name.
-        let rest = self.line.get(self.cursor..).unwrap_or_default();
-        let word = rest.split(' ').next().unwrap_or_default();
+        let (word, behind) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
         let is_its_end = plain_letters(name).strip_prefix(&stem) == Some(&plain_letters(word));
-        let rest = if is_its_end { rest.get(word.len()..).unwrap_or_default() } else { rest };
+        let rest = if is_its_end { behind } else { rest };
         // Behind the first word the text begins; behind another there may be a comma.
         let (gap, rest) = if start <= 1 { (" ", rest.trim_start()) } else { ("", rest) };
         let completed = format!("{}{name}{gap}", self.line.get(..start).unwrap_or_default());
@@ -1256,16 +1234,14 @@ fn wrap(line: &str, columns: usize) -> String {
             continue;
         }
         if column + width > columns {
-            match space.take() {
-                Some((at, before)) if indent + column - before + width <= columns => {
-                    rows.replace_range(at..=at, &edge);
-                    column = indent + column - before;
+            let (at, word) = match space.take() {
+                Some((at, start)) if indent + column - start + width <= columns => {
+                    (at..at + 1, column - start)
                 }
-                _ => {
-                    rows += &edge;
-                    column = indent;
-                }
-            }
+                _ => (rows.len()..rows.len(), 0),
+            };
+            rows.replace_range(at, &edge);
+            column = indent + word;
         }
         column += width;
         match character {
@@ -1323,16 +1299,19 @@ enum Place {
 #[derive(Default)]
 struct Keys {
     pending: Vec<u8>,
+    /// How many of these bytes do not hold the end of a paste.
+    searched: usize,
     /// When something was last added.
     since: Option<Instant>,
 }
 
-impl Keys {
-    /// The longest escape sequence that is waited for.
-    const MAX_SEQUENCE: usize = 16;
-    /// What the terminal puts around pasted text.
-    const PASTE: [&[u8]; 2] = [b"\x1b[200~", b"\x1b[201~"];
+/// What the terminal puts around pasted text.
+const PASTE_BEGINS: &[u8] = b"\x1b[200~";
+const PASTE_ENDS: &[u8] = b"\x1b[201~";
+/// The longest escape sequence that is waited for.
+const MAX_SEQUENCE: usize = 16;
 
+impl Keys {
     fn add(&mut self, bytes: &[u8]) {
         self.pending.extend(bytes);
         self.since = Some(Instant::now());
@@ -1340,9 +1319,26 @@ impl Keys {
 
     /// The next whole key.
     fn next(&mut self) -> Option<Key> {
-        let (key, length) = Self::first(&self.pending)?;
+        let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
+            true => self.paste()?,
+            false => Self::first(&self.pending)?,
+        };
         self.pending.drain(..length);
+        self.searched = 0;
         Some(key)
+    }
+
+    /// A whole paste. Each of its bytes is looked at once, however many pieces it comes in.
+    fn paste(&mut self) -> Option<(Key, usize)> {
+        let start = PASTE_BEGINS.len();
+        let from = self.searched.max(start);
+        let mut places = self.pending.get(from..)?.windows(PASTE_ENDS.len());
+        let Some(end) = places.position(|bytes| bytes == PASTE_ENDS).map(|at| from + at) else {
+            self.searched = self.pending.len().saturating_sub(PASTE_ENDS.len());
+            return None;
+        };
+        let text = String::from_utf8_lossy(self.pending.get(start..end)?).into_owned();
+        Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
     /// Until when more may come of what could be the key Esc.
@@ -1414,18 +1410,12 @@ impl Keys {
             0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
             _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
         }
-        if let (true, [begin, end]) = (bytes.starts_with(Self::PASTE[0]), Self::PASTE) {
-            let pasted = bytes.get(begin.len()..)?;
-            let length = pasted.windows(end.len()).position(|window| window == end)?;
-            let text = String::from_utf8_lossy(pasted.get(..length)?).into_owned();
-            return Some((Key::Paste(text), begin.len() + length + end.len()));
-        }
         // The console's F1 is `ESC [ [ A`, and End of PuTTY that plays rxvt `ESC [ O w`; what Shift
         // adds in rxvt ends with `$`.
         let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
         let Some(end) = rest.iter().skip(begun).position(is_final) else {
-            return (rest.len() > Self::MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
+            return (rest.len() > MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
         };
         let key = match rest.get(..=begun + end)? {
             b"A" => Key::Up,
@@ -1698,9 +1688,9 @@ mod terminal {
         run("date", &["+%H:%M"]).ok()
     }
 
-    /// Text that is not UTF-8 has no other encoding that is known here.
-    pub fn decode(_: &[u8]) -> Option<String> {
-        None
+    /// The text of a piped line, if it is UTF-8.
+    pub fn decode(bytes: &[u8]) -> Option<String> {
+        String::from_utf8(bytes.to_vec()).ok()
     }
 
     /// Runs a program at the terminal. Returns what it prints.
@@ -1716,10 +1706,8 @@ mod terminal {
 
     // signal(7); these numbers are the same on Linux (but for MIPS), macOS and the BSDs, two of them
     // exchanged.
-    const SIGHUP: c_int = 1;
-    const SIGINT: c_int = 2;
-    const SIGQUIT: c_int = 3;
-    const SIGTERM: c_int = 15;
+    /// Those that end the program: SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+    const ENDING: [c_int; 4] = [1, 2, 3, 15];
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
     const SIGWINCH: c_int = 28;
@@ -1733,7 +1721,7 @@ mod terminal {
         let (mut reader, writer) = UnixStream::pair()?;
         SIGNALS.store(writer.as_raw_fd(), Ordering::SeqCst);
         std::mem::forget(writer);
-        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGCONT, SIGWINCH] {
+        for number in ENDING.into_iter().chain([SIGTSTP, SIGCONT, SIGWINCH]) {
             // SAFETY: the handler only does what signal-safety(7) allows.
             unsafe { signal(number, on_signal as *const () as usize) };
         }
@@ -1763,7 +1751,7 @@ mod terminal {
         // SAFETY: the descriptor stays open for ever; one byte is there to be written. A second
         // signal of those that end the process does so even if the terminal cannot be given back.
         unsafe {
-            if !matches!(number, SIGTSTP | SIGCONT | SIGWINCH) {
+            if ENDING.contains(&number) {
                 signal(number, SIG_DFL);
             }
             write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
@@ -1781,8 +1769,8 @@ mod terminal {
     use std::os::windows::io::{AsRawHandle, RawHandle};
     use std::sync::mpsc::SyncSender;
     use std::sync::OnceLock;
-    use std::thread;
     use std::time::Duration;
+    use std::{mem, thread};
 
     #[link(name = "kernel32")]
     extern "system" {
@@ -1805,18 +1793,13 @@ mod terminal {
     /// window's left, top, right and bottom are.
     type ScreenBuffer = [i16; 11];
 
-    // Of the input: keys one by one, not shown, Ctrl-C among them, and as control sequences.
-    const ENABLE_PROCESSED_INPUT: u32 = 0x1;
-    const ENABLE_LINE_INPUT: u32 = 0x2;
-    const ENABLE_ECHO_INPUT: u32 = 0x4;
-    const ENABLE_VIRTUAL_TERMINAL_INPUT: u32 = 0x200;
-    // Of the output: control sequences are obeyed.
-    const ENABLE_PROCESSED_OUTPUT: u32 = 0x1;
-    const ENABLE_VIRTUAL_TERMINAL_PROCESSING: u32 = 0x4;
+    /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
+    const COOKED: u32 = 0x1 | 0x2 | 0x4;
+    /// ENABLE_VIRTUAL_TERMINAL_INPUT: keys come as control sequences.
+    const SENDS_SEQUENCES: u32 = 0x200;
+    /// ENABLE_PROCESSED_OUTPUT and ENABLE_VIRTUAL_TERMINAL_PROCESSING.
+    const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
     const MB_ERR_INVALID_CHARS: u32 = 0x8;
-
-    /// How often the width is looked at, since no signal tells of its change.
-    const GLANCE: Duration = Duration::from_millis(250);
 
     /// The modes of input and output to give the console back with.
     static MODES: OnceLock<(u32, u32)> = OnceLock::new();
@@ -1824,21 +1807,17 @@ mod terminal {
     /// Takes the console over until `give_back`. An event is sent when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
-        let without = ENABLE_PROCESSED_INPUT | ENABLE_LINE_INPUT | ENABLE_ECHO_INPUT;
-        let obeys = ENABLE_PROCESSED_OUTPUT | ENABLE_VIRTUAL_TERMINAL_PROCESSING;
-        let raw = |mode| mode & !without | ENABLE_VIRTUAL_TERMINAL_INPUT;
-        let keys = change_mode(input, raw)?;
-        let screen = change_mode(output, |mode| mode | obeys)
+        let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
+        let screen = change_mode(output, |mode| mode | OBEYS_SEQUENCES)
             .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
         let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
+            // No signal tells that the window has another width.
             loop {
-                thread::sleep(GLANCE);
-                if std::mem::replace(&mut last, columns()) != last
-                    && events.send(Event::Redraw).is_err()
-                {
-                    return;
+                thread::sleep(Duration::from_millis(250));
+                if mem::replace(&mut last, columns()) != last {
+                    let _ = events.send(Event::Redraw);
                 }
             }
         });
@@ -1879,8 +1858,11 @@ mod terminal {
         Some(format!("{hour:02}:{minute:02}"))
     }
 
-    /// Text in the console's encoding, which is what cmd.exe writes into a pipe.
+    /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
     pub fn decode(bytes: &[u8]) -> Option<String> {
+        if let Ok(text) = String::from_utf8(bytes.to_vec()) {
+            return Some(text);
+        }
         let length = i32::try_from(bytes.len()).ok()?;
         // No encoding has a byte that stands for more than one unit of UTF-16.
         let mut wide = vec![0; bytes.len()];
