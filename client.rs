@@ -25,16 +25,15 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use std::{env, mem, panic, thread};
 
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_PORT: u16 = 9999;
-/// Bytes of a request before its line ending (PROTOCOL.md, "Limits").
+/// Bytes of a request before its line ending, of the server's lines with theirs, and of a name
+/// (PROTOCOL.md, "Limits").
 const MAX_REQUEST: usize = 4000;
-/// Bytes of a line from the server, its ending included (PROTOCOL.md, "Limits").
 const MAX_LINE: u64 = 4096;
-/// Bytes of a name (PROTOCOL.md, "Limits").
 const MAX_NAME: usize = 50;
 /// In a larger room the roster is not pushed, and has to be asked for (PROTOCOL.md, "Roster").
 const MAX_PUSHED_ROSTER: usize = 100;
@@ -363,15 +362,15 @@ impl Client {
         }
     }
 
-    fn show_message(&mut self, name: &str, text: &str, style: &str) {
-        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
-    }
-
     fn ring(&mut self) {
         if self.options.rings {
             self.screen.pending.push('\x07');
         }
+    }
+
+    fn show_message(&mut self, name: &str, text: &str, style: &str) {
+        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
+        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
     }
 
     /// Shows who came or went, with the roster where it is known and fits beside it.
@@ -1122,8 +1121,6 @@ struct Screen {
     input: Option<Input>,
     has_colours: bool,
     shows_time: bool,
-    /// The minute of the last time that was shown, since 1970, and the time as people read it.
-    clock: (u64, String),
     /// To be shown with the next `flush`.
     pending: String,
 }
@@ -1148,16 +1145,14 @@ impl Screen {
 
     /// Shows what somebody said or did, with the time if there is room for it.
     fn show_event(&mut self, style: &str, line: &str) {
-        if !self.has_times() {
-            return self.show(style, line);
+        let line = self.painted(style, line);
+        match self.has_times() {
+            true => {
+                let time = self.painted(NOTICE, &terminal::local_time());
+                self.show(PLAIN, &format!("{time} {line}"));
+            }
+            false => self.show(PLAIN, &line),
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let minute = now.as_secs() / 60;
-        if self.clock.0 != minute {
-            self.clock = (minute, terminal::local_time().unwrap_or_default());
-        }
-        let time = self.painted(NOTICE, &self.clock.1);
-        self.show(PLAIN, &format!("{time} {}", self.painted(style, line)));
     }
 
     fn has_times(&self) -> bool {
@@ -1516,7 +1511,9 @@ fn chat(options: Options) -> Vec<String> {
     let (keyboard, typed) = mpsc::sync_channel(1);
     let (out, lines) = mpsc::channel();
     let is_at_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let is_raw = is_at_terminal && !is_dumb() && terminal::take_over(events.clone()).is_ok();
+    // What understands no control sequences says so. Windows has no such variable.
+    let is_dumb = variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb");
+    let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
@@ -1524,8 +1521,8 @@ fn chat(options: Options) -> Vec<String> {
     }));
     let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
     let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let shows_time = options.shows_time;
-    let screen = Screen { input, has_colours, shows_time, ..Screen::default() };
+    let (shows_time, pending) = (options.shows_time, String::new());
+    let screen = Screen { input, has_colours, shows_time, pending };
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));
@@ -1550,23 +1547,15 @@ fn chat(options: Options) -> Vec<String> {
     complaints
 }
 
-/// Whether the terminal understands no control sequences.
-fn is_dumb() -> bool {
-    // Windows has no such variable.
-    variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb")
-}
-
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Who is logged in, if that can be a name in the room.
 fn login_name() -> Option<String> {
-    let mut names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(variable);
-    names.next().filter(|name| {
-        let begins_well = name.starts_with(char::is_alphanumeric);
-        begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)
-    })
+    let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
+    let begins_well = name.starts_with(char::is_alphanumeric);
+    (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
 /// What the locale says of something, by the first of its variables that is set (locale(7)); one
@@ -1629,6 +1618,9 @@ mod terminal {
         fn kill(process: c_int, number: c_int) -> c_int;
         fn raise(number: c_int) -> c_int;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
+        fn time(now: *mut i64) -> i64;
+        /// `struct tm` begins with the second, the minute and the hour (<time.h>).
+        fn localtime(time: *const i64) -> *const [c_int; 3];
     }
 
     /// The settings to give the terminal back with.
@@ -1683,9 +1675,17 @@ mod terminal {
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 
-    /// HH:MM here and now. std knows no local time; date(1) does.
-    pub fn local_time() -> Option<String> {
-        run("date", &["+%H:%M"]).ok()
+    /// HH:MM here and now.
+    pub fn local_time() -> String {
+        let mut now = 0;
+        // SAFETY: each is given the `time_t` that the other fills or reads, which is no longer than
+        // `now`. What comes back is nothing, or is left alone until the next call, which is here.
+        let time = unsafe {
+            time(&mut now);
+            localtime(&now).as_ref()
+        };
+        let [_, minute, hour] = time.copied().unwrap_or_default();
+        format!("{hour:02}:{minute:02}")
     }
 
     /// The text of a piped line, if it is UTF-8.
@@ -1849,13 +1849,13 @@ mod terminal {
     }
 
     /// HH:MM here and now.
-    pub fn local_time() -> Option<String> {
+    pub fn local_time() -> String {
         // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, …
         let mut time = [0; 8];
         // SAFETY: `time` has the size of what the call fills, and outlives it.
         unsafe { GetLocalTime(&mut time) };
         let [.., hour, minute, _, _] = time;
-        Some(format!("{hour:02}:{minute:02}"))
+        format!("{hour:02}:{minute:02}")
     }
 
     /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
