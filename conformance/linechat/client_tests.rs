@@ -152,6 +152,25 @@ fn keys_are_found_however_they_are_cut() {
 }
 
 #[test]
+fn a_paste_is_searched_for_its_end_only_once() {
+    let mut keys = Keys::default();
+    keys.add(PASTE_BEGINS);
+    for _ in 0..100 {
+        keys.add(&[b'x'; 4096]);
+        assert_eq!(keys.next(), None);
+        assert_eq!(keys.pending.len() - keys.searched, PASTE_ENDS.len());
+    }
+    // The end may come in pieces too.
+    for byte in &PASTE_ENDS[..5] {
+        keys.add(&[*byte]);
+        assert_eq!(keys.next(), None);
+    }
+    keys.add(b"~a");
+    assert_eq!(keys.next(), Some(Key::Paste("x".repeat(100 * 4096))));
+    assert_eq!(keys.next(), Some(Key::Character('a')));
+}
+
+#[test]
 fn keys_of_every_terminal_take_nothing_that_is_not_theirs() {
     use Key::*;
     let a = || Character('a');
