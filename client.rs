@@ -22,6 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::OnceLock;
@@ -41,8 +42,6 @@ const MAX_PUSHED_ROSTER: usize = 100;
 const MAX_ROSTER: usize = 100_000;
 /// Requests on their way to a server that has not confirmed them; further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Lines remembered for the arrow keys.
-const MAX_HISTORY: usize = 1000;
 /// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
 const EVENTS_AHEAD: usize = 256;
 /// After so much silence the server is asked for a sign of life.
@@ -130,7 +129,6 @@ enum Request {
 /// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
 /// first of them, of which then only the sign of life is left, and what a connection loses is known.
 struct Sent {
-    token: u64,
     request: Request,
     since: Instant,
 }
@@ -159,7 +157,8 @@ struct Client {
     /// Typed, and not yet sent. If there is a Quit, it is the last.
     waiting: VecDeque<Request>,
     unconfirmed: VecDeque<Sent>,
-    requests: u64,
+    /// Requests that were sent. Its number is the token of a request's PING.
+    requests: usize,
     /// Something was not taken, which a script should know.
     is_troubled: bool,
     /// The person knows that the terminal does not send UTF-8.
@@ -290,15 +289,15 @@ impl Client {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
+        let requests = self.unconfirmed.iter().map(|sent| &sent.request).chain(&self.waiting);
+        let server = &self.options.address;
         match (self.stage, &self.offer) {
-            (Stage::Connecting | Stage::Greeting, _) => {
-                say(text::CONNECTING, &[&self.options.address])
-            }
+            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[server]),
             (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
             (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
             (Stage::Leaving, _) => say(text::LEAVING, &[]),
             _ if !is_slow => "> ".to_owned(),
-            _ => match self.unconfirmed_texts().count() + self.waiting_texts().count() {
+            _ => match requests.filter_map(Request::text).count() {
                 0 => say(text::NO_ANSWER_YET, &[]),
                 count => say(text::UNCONFIRMED, &[&count.to_string()]),
             },
@@ -315,7 +314,7 @@ impl Client {
         let server = self.options.address.as_str();
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[server, &quoted(rest)])),
+            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[server, &format!("\"{rest}\"")])),
             (Stage::Greeting, "HELLO") if first == "linechat/1" => match self.name.take() {
                 Some(name) => self.try_name(name),
                 None => self.ask_for_name(),
@@ -437,11 +436,11 @@ impl Client {
     /// A PONG: everything up to the request with this token has been carried out. Our own messages
     /// are shown now, in their place among what others said.
     fn confirmed(&mut self, token: &str) {
-        let Ok(token) = token.parse::<u64>() else { return };
-        while self.unconfirmed.front().is_some_and(|sent| sent.token <= token) {
-            let request = self.unconfirmed.pop_front().map(|sent| sent.request);
+        let Ok(token) = token.parse::<usize>() else { return };
+        while self.requests - self.unconfirmed.len() < token {
+            let Some(sent) = self.unconfirmed.pop_front() else { return };
             let name = self.name.clone().filter(|_| self.screen.input.is_some());
-            if let (Some(Request::Say(text)), Some(name)) = (request, name) {
+            if let (Request::Say(text), Some(name)) = (sent.request, name) {
                 self.show_message(&name, &text, PLAIN);
             }
         }
@@ -624,45 +623,33 @@ impl Client {
     /// Sends what has been typed, as far as the stage allows.
     fn send_waiting(&mut self) {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
-            match self.waiting.pop_front() {
-                Some(Request::Quit) => self.quit(),
-                Some(request) => self.send(request),
-                None => break,
-            }
+            let Some(request) = self.waiting.pop_front() else { break };
+            self.send(request);
         }
         if self.stage == Stage::Asking && self.is_leaving() {
-            self.quit();
+            self.send(Request::Quit);
         }
     }
 
-    fn quit(&mut self) {
-        let _ = self.out.send(Request::Quit.wire());
-        self.enter(Stage::Leaving);
-    }
-
+    /// Sends a request. Nobody takes it when the server is lost, which another thread reports.
     fn send(&mut self, request: Request) {
+        if request == Request::Quit {
+            let _ = self.out.send(request.wire());
+            return self.enter(Stage::Leaving);
+        }
         self.requests += 1;
-        let token = self.requests;
-        // Nobody takes it when the server is lost, which another thread reports.
-        let _ = self.out.send(format!("{}PING {token}\n", request.wire()));
-        let since = Instant::now();
-        self.unconfirmed.push_back(Sent { token, request, since });
-    }
-
-    fn unconfirmed_texts(&self) -> impl Iterator<Item = String> + '_ {
-        self.unconfirmed.iter().filter_map(|sent| sent.request.text())
-    }
-
-    fn waiting_texts(&self) -> impl Iterator<Item = String> + '_ {
-        self.waiting.iter().filter_map(Request::text)
+        let _ = self.out.send(format!("{}PING {}\n", request.wire(), self.requests));
+        self.unconfirmed.push_back(Sent { request, since: Instant::now() });
     }
 
     /// What was typed and did not, or perhaps not, reach the server, as sentences.
     fn unsent(&self, end: &End) -> Vec<String> {
         // BYE comes after everything that was sent before QUIT has been carried out.
-        let unconfirmed = self.unconfirmed_texts().filter(|_| *end != End::Left);
+        let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
+        let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
         let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
-        let waiting = self.waiting_texts().chain(typed).filter(|text| !text.is_empty());
+        let waiting = self.waiting.iter().filter_map(Request::text);
+        let waiting = waiting.chain(typed).filter(|text| !text.is_empty());
         let report = |text| move |line: String| say(text, &[&line]);
         let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
         perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
@@ -940,17 +927,18 @@ impl Editor {
     /// Where a key goes from the cursor.
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
-        let is_word = is_part_of_word;
-        let to_left = |text: &str| text.trim_end_matches(is_word).len();
+        let is_gap = |character| !is_part_of_word(character);
         match to {
             Place::Left => self.left_of(self.cursor),
             Place::Right => self.right_of(self.cursor),
             Place::Start => 0,
             Place::End => self.line.len(),
-            Place::WordLeft => to_left(before.trim_end_matches(|c| !is_word(c))),
+            Place::WordLeft => {
+                before.trim_end_matches(is_gap).trim_end_matches(is_part_of_word).len()
+            }
             Place::WordRight => {
-                let rest = after.trim_start_matches(|c| !is_word(c));
-                self.line.len() - rest.trim_start_matches(is_word).len()
+                let rest = after.trim_start_matches(is_gap).trim_start_matches(is_part_of_word);
+                self.line.len() - rest.len()
             }
             Place::SpaceLeft => {
                 before.trim_end().trim_end_matches(|c: char| !c.is_whitespace()).len()
@@ -1014,9 +1002,6 @@ impl Editor {
         if self.history.last().map(String::as_str) != Some(line) {
             self.history.push(line.to_owned());
         }
-        if self.history.len() > MAX_HISTORY {
-            self.history.remove(0);
-        }
     }
 
     /// Shows the line that was entered so many lines ago; 0 is the one that is being typed.
@@ -1069,11 +1054,13 @@ impl Editor {
     /// within an emoji or a flag that is made of several.
     fn is_between_characters(&self, at: usize) -> bool {
         let Some((before, after)) = self.line.split_at_checked(at) else { return false };
-        let halves = before.chars().rev().take_while(|&c| FLAGS(c)).count();
-        let is_within_flag = halves % 2 == 1 && after.starts_with(FLAGS);
+        let is_half = |c: char| HALVES_OF_FLAGS.contains(&c);
+        let halves = before.chars().rev().take_while(|&c| is_half(c)).count();
+        let is_within_flag = halves % 2 == 1 && after.starts_with(is_half);
         // ZERO WIDTH JOINER makes one emoji of those on both its sides.
-        let is_joined = before.ends_with('\u{200d}') || after.starts_with(SKIN_TONES);
-        !is_joined && !is_within_flag && !after.starts_with(|c| width(c) == 0)
+        let is_joined = before.ends_with('\u{200d}');
+        let joins = |c| width(c) == 0 || SKIN_TONES.contains(&c);
+        !is_joined && !is_within_flag && !after.starts_with(joins)
     }
 
     /// What to show in so many columns: the parts before and after the cursor. A longer line is
@@ -1145,14 +1132,11 @@ impl Screen {
 
     /// Shows what somebody said or did, with the time if there is room for it.
     fn show_event(&mut self, style: &str, line: &str) {
-        let line = self.painted(style, line);
-        match self.has_times() {
-            true => {
-                let time = self.painted(NOTICE, &terminal::local_time());
-                self.show(PLAIN, &format!("{time} {line}"));
-            }
-            false => self.show(PLAIN, &line),
+        let mut line = self.painted(style, line);
+        if self.has_times() {
+            line = format!("{} {line}", self.painted(NOTICE, &terminal::local_time()));
         }
+        self.show(PLAIN, &line);
     }
 
     fn has_times(&self) -> bool {
@@ -1580,19 +1564,18 @@ fn main() -> ExitCode {
     let _ = LANGUAGE.set(options.language);
     let (status, complaints) = match command {
         Ok(None) => (1, chat(options)),
-        Ok(Some(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
+        Ok(Some(text)) => {
+            let text = say(text, &[env!("CARGO_PKG_VERSION")]);
+            let error = io::stdout().write_all(text.as_bytes()).err();
+            let complaint = error.map(|error| say(text::NO_OUTPUT, &[&explain(&error)]));
+            (1, complaint.into_iter().collect())
+        }
         Err((text, word)) => (2, vec![say(text, &[&word])]),
     };
     for complaint in &complaints {
         let _ = writeln!(io::stderr(), "linechat-client: {complaint}");
     }
     ExitCode::from(if complaints.is_empty() { 0 } else { status })
-}
-
-/// Prints something. Returns what to complain of.
-fn print(text: &str) -> Vec<String> {
-    let printed = io::stdout().write_all(text.as_bytes());
-    printed.err().map(|error| say(text::NO_OUTPUT, &[&explain(&error)])).into_iter().collect()
 }
 
 // ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
@@ -1913,12 +1896,8 @@ fn say(text: Text, words: &[&str]) -> String {
     said
 }
 
-/// Somebody else's words, which are in their own language.
-fn quoted(words: &str) -> String {
-    format!("\"{words}\"")
-}
-
-/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text.
+/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text, quoted as
+/// words in another language.
 fn explain_code(code: &str, text: &str) -> String {
     let ours = match code {
         "bad-name" => text::BAD_NAME,
@@ -1929,7 +1908,7 @@ fn explain_code(code: &str, text: &str) -> String {
         "full" => text::FULL,
         "timeout" => text::NO_NAME_IN_TIME,
         "usage" | "unknown-command" | "not-named" | "already-named" => text::NOT_UNDERSTOOD,
-        _ => return quoted(if text.is_empty() { code } else { text }),
+        _ => return format!("\"{}\"", if text.is_empty() { code } else { text }),
     };
     say(ours, &[])
 }
@@ -1940,7 +1919,7 @@ fn explain(error: &io::Error) -> String {
         ErrorKind::ConnectionRefused => text::REFUSED,
         ErrorKind::TimedOut => text::NO_ANSWER,
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => text::CLOSED_CONNECTION,
-        _ => return quoted(&error.to_string()),
+        _ => return format!("\"{error}\""),
     };
     say(ours, &[])
 }
@@ -2076,9 +2055,8 @@ Opções:
 
 // ---- The widths of characters ------------------------------------------------------------------
 
-const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
-/// Two of these are one flag.
-const FLAGS: fn(char) -> bool = |c| matches!(c, '\u{1f1e6}'..='\u{1f1ff}');
+const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
+const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
 /// Columns of a text in which nothing is painted.
 fn width_of(text: &str) -> usize {
