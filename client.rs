@@ -495,11 +495,8 @@ impl Client {
     /// Without a terminal, a line is taken only when it can be dealt with, since what is behind it
     /// depends on that; at one, keys are always taken.
     fn can_take_more(&self) -> bool {
-        match (&self.screen.input, self.stage) {
-            (Some(_), _) => true,
-            (None, Stage::Asking | Stage::Talking) => self.waiting.is_empty(),
-            (None, _) => false,
-        }
+        let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
+        self.screen.input.is_some() || (is_free && self.waiting.is_empty())
     }
 
     /// Keys of the terminal, or one line of something else; nothing at all at the end of it.
@@ -1759,22 +1756,12 @@ mod terminal {
     extern "system" {
         fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
         fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
-        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut ScreenBuffer) -> i32;
+        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        fn MultiByteToWideChar(
-            code_page: u32,
-            flags: u32,
-            bytes: *const u8,
-            length: i32,
-            wide: *mut u16,
-            capacity: i32,
-        ) -> i32;
+        /// From a code page, with flags; so many bytes, to so many units.
+        fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
-
-    /// `CONSOLE_SCREEN_BUFFER_INFO`, which is eleven SHORTs and WORDs; from the sixth on, where the
-    /// window's left, top, right and bottom are.
-    type ScreenBuffer = [i16; 11];
 
     /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
     const COOKED: u32 = 0x1 | 0x2 | 0x4;
@@ -1822,10 +1809,11 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let mut info = ScreenBuffer::default();
-        // SAFETY: `info` is the structure that the call fills, and outlives it.
-        let is_known =
-            unsafe { GetConsoleScreenBufferInfo(io::stdout().as_raw_handle(), &mut info) } != 0;
+        let output = io::stdout().as_raw_handle();
+        // `CONSOLE_SCREEN_BUFFER_INFO` has, from the sixth number on, the window's left, top, right.
+        let mut info = [0; 11];
+        // SAFETY: `info` has the size of what the call fills, and outlives it.
+        let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
         let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
         columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
@@ -1997,8 +1985,7 @@ Digite um texto e tecle Enter para enviar a todos.
 //texto      envia uma linha que começa com barra
 Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
-    REFUSED "connection refused; is the server running?"
-        "conexão recusada; o servidor está no ar?"
+    REFUSED "connection refused; is the server running?" "conexão recusada; o servidor está no ar?"
     NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"
     NO_ANSWER "no answer" "sem resposta"
     LOST "lost the server at {}: {}" "a conexão com {} caiu: {}"
