@@ -1431,17 +1431,12 @@ impl Options {
 
     /// Reads the command line, which may ask for nothing but a text. An error is what to say on
     /// standard error, and about which word.
-    fn parse(
-        &mut self,
-        arguments: impl Iterator<Item = String>,
-    ) -> Result<Option<Text>, (Text, String)> {
-        let mut words = Vec::new();
-        let halves = |argument: String| match argument.strip_prefix("--lang=") {
-            Some(language) => vec!["--lang".to_owned(), language.to_owned()],
-            None => vec![argument],
-        };
-        let mut arguments = arguments.flat_map(halves);
-        while let Some(argument) = arguments.next() {
+    fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
+        let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
+        while let Some(mut argument) = arguments.next() {
+            if argument == "--lang" {
+                argument = format!("--lang={}", arguments.next().unwrap_or_default());
+            }
             if argument.contains(is_unprintable) {
                 return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
             }
@@ -1451,12 +1446,10 @@ impl Options {
                 "--no-time" => self.shows_time = false,
                 "--help" | "-h" => return Ok(Some(text::USAGE)),
                 "--version" | "-V" => return Ok(Some(text::VERSION)),
-                "--lang" => {
-                    self.language = match arguments.next().unwrap_or_default().as_str() {
-                        "en" => Language::English,
-                        "pt" => Language::Portuguese,
-                        other => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
-                    }
+                "--lang=en" => self.language = Language::English,
+                "--lang=pt" => self.language = Language::Portuguese,
+                _ if argument.starts_with("--lang=") => {
+                    return Err((text::NO_SUCH_LANGUAGE, argument.replace("--lang=", "")));
                 }
                 _ if argument.starts_with('-') => return Err((text::NO_SUCH_OPTION, argument)),
                 _ => words.push(argument),
@@ -1517,15 +1510,13 @@ fn chat(options: Options) -> Vec<String> {
     }
     let end = client.run(&happened, &typed);
     terminal::give_back();
-    let mut complaints = client.unsent(&end);
-    match end {
-        End::Failed(reason) => complaints.insert(0, reason),
-        End::Left if client.is_troubled && !is_at_terminal => {
-            complaints.insert(0, say(text::SOME_NOT_TAKEN, &[]));
-        }
-        End::Left => {}
-    }
-    complaints
+    let unsent = client.unsent(&end);
+    let is_troubled = client.is_troubled && !is_at_terminal;
+    let reason = match end {
+        End::Failed(reason) => Some(reason),
+        End::Left => is_troubled.then(|| say(text::SOME_NOT_TAKEN, &[])),
+    };
+    reason.into_iter().chain(unsent).collect()
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -1557,7 +1548,7 @@ fn main() -> ExitCode {
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
     let mut options = Options::new(language);
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    let command = options.parse(arguments);
+    let command = options.parse(arguments.collect());
     let _ = LANGUAGE.set(options.language);
     let (status, complaints) = match command {
         Ok(None) => (1, chat(options)),
@@ -1875,13 +1866,9 @@ type Text = [&'static str; 2];
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
     let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
-    let mut pieces = if is_portuguese { portuguese } else { english }.split("{}");
-    let mut said = pieces.next().unwrap_or_default().to_owned();
-    for (piece, word) in pieces.zip(words) {
-        said += word;
-        said += piece;
-    }
-    said
+    let pieces = if is_portuguese { portuguese } else { english }.split("{}");
+    // A word stands before every piece but the first.
+    [""].iter().chain(words).zip(pieces).flat_map(|(word, piece)| [*word, piece]).collect()
 }
 
 /// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text, quoted as

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 /// What a command line asks for, and the options it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
     let mut options = Options::new(Language::English);
-    let command = options.parse(arguments.iter().map(|&word| word.to_owned()))?;
+    let command = options.parse(arguments.iter().map(|&word| word.to_owned()).collect())?;
     Ok((command, options))
 }
 
