@@ -25,7 +25,7 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, mem, panic, thread};
 
@@ -545,15 +545,13 @@ impl Client {
 
     /// Offers the others' names, first of all that of who wrote privately last.
     fn complete(&mut self) {
-        let confidant = self.confidant.as_ref().filter(|name| self.roster.has(name));
-        let Some(input) = &mut self.screen.input else { return };
-        if confidant.is_none() && input.editor.line.is_empty() {
-            return;
+        let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
+        let names = confidant.into_iter().chain(self.roster.sorted());
+        let names: Vec<_> = names.filter(|name| Some(*name) != self.name.as_deref()).collect();
+        let Some(Input { editor, .. }) = &mut self.screen.input else { return };
+        if confidant.is_some() || !editor.line.is_empty() {
+            editor.complete(&names);
         }
-        let is_other = |name: &&str| Some(*name) != self.name.as_deref();
-        let names = confidant.map(String::as_str).into_iter();
-        let names: Vec<_> = names.chain(self.roster.sorted()).filter(is_other).collect();
-        input.editor.complete(&names);
     }
 
     fn warn_of_terminal(&mut self) {
@@ -786,26 +784,23 @@ fn printable(bytes: &[u8]) -> String {
 fn talk_to_server(address: &str, lines: Receiver<String>, events: &SyncSender<Event>) {
     let sentence = match connect(address) {
         Err(reason) => say(text::CANNOT_CONNECT, &[address, &reason]),
-        Ok((socket, writer)) => {
+        Ok(socket) => {
             let _ = events.send(Event::Connected);
-            thread::spawn(move || write_to_server(writer, &lines));
-            say(text::LOST, &[address, &listen_to_server(socket, events)])
+            let writer = socket.clone();
+            thread::spawn(move || write_to_server(&writer, &lines));
+            say(text::LOST, &[address, &listen_to_server(&socket, events)])
         }
     };
     let _ = events.send(Event::Lost(sentence));
 }
 
-/// Connects to the first of the host's addresses that accepts, and gives the connection to read from
-/// and to write to. An error is the reason.
-fn connect(address: &str) -> Result<(TcpStream, TcpStream), String> {
+/// Connects to the first of the host's addresses that accepts. An error is the reason.
+fn connect(address: &str) -> Result<Arc<TcpStream>, String> {
     let mut reason = say(text::NO_SUCH_HOST, &[]);
     for address in address.to_socket_addrs().map_err(|_| reason.clone())? {
-        let connected = TcpStream::connect_timeout(&address, TIMEOUT).and_then(|socket| {
-            socket.set_nodelay(true)?;
-            Ok((socket.try_clone()?, socket))
-        });
-        match connected {
-            Ok(sockets) => return Ok(sockets),
+        let socket = TcpStream::connect_timeout(&address, TIMEOUT);
+        match socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
+            Ok(socket) => return Ok(Arc::new(socket)),
             Err(error) => reason = explain(&error),
         }
     }
@@ -813,7 +808,7 @@ fn connect(address: &str) -> Result<(TcpStream, TcpStream), String> {
 }
 
 /// Hands on the server's lines. Returns why there are no more.
-fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
+fn listen_to_server(socket: &TcpStream, events: &SyncSender<Event>) -> String {
     let mut socket = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -822,9 +817,7 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
             Ok(_) if line.ends_with(b"\n") => {
                 line.pop();
                 let line = line.strip_suffix(b"\r").unwrap_or(&line);
-                if events.send(Event::Arrived(printable(line))).is_err() {
-                    return String::new();
-                }
+                let _ = events.send(Event::Arrived(printable(line)));
             }
             Ok(length) if length as u64 == MAX_LINE => return say(text::LINE_TOO_LONG, &[]),
             Ok(_) => return say(text::CLOSED_CONNECTION, &[]),
@@ -832,7 +825,7 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
     }
 }
 
-fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
+fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
     if lines.iter().any(|line| socket.write_all(line.as_bytes()).is_err()) {
         // Whoever reads from it learns why.
         let _ = socket.shutdown(Shutdown::Both);
@@ -1063,7 +1056,9 @@ impl Editor {
     /// What to show in so many columns: the parts before and after the cursor. A longer line is
     /// shown in part, moved by half a window at a time so that one sees what is around the cursor.
     fn view(&self, columns: usize) -> (String, String) {
-        let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
+        // A TAB would be as wide as the terminal likes.
+        let line = self.line.replace('\t', " ");
+        let (before, after) = line.split_at_checked(self.cursor).unwrap_or_default();
         let half = columns.div_ceil(2).max(1);
         let skipped = width_of(before).saturating_sub(columns).div_ceil(half) * half;
         let mut column = 0;
@@ -1071,8 +1066,7 @@ impl Editor {
             before.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
         let mut column = width_of(&before);
         let after = after.chars().take_while(|&c| (column += width(c), column <= columns).1);
-        // A TAB would be as wide as the terminal likes.
-        (before.replace('\t', " "), after.collect::<String>().replace('\t', " "))
+        (before, after.collect())
     }
 }
 
@@ -1575,8 +1569,8 @@ fn main() -> ExitCode {
 mod terminal {
     use super::Event;
     use std::ffi::c_int;
-    use std::io::{self, Read, Write};
-    use std::os::fd::AsRawFd;
+    use std::io::{self, BufReader, Read, Write};
+    use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
     use std::sync::atomic::{AtomicI32, Ordering};
@@ -1689,17 +1683,14 @@ mod terminal {
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
     fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
-        let (mut reader, writer) = UnixStream::pair()?;
-        SIGNALS.store(writer.as_raw_fd(), Ordering::SeqCst);
-        std::mem::forget(writer);
+        let (reader, writer) = UnixStream::pair()?;
+        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
         for number in ENDING.into_iter().chain([SIGTSTP, SIGCONT, SIGWINCH]) {
             // SAFETY: the handler only does what signal-safety(7) allows.
             unsafe { signal(number, on_signal as *const () as usize) };
         }
         thread::spawn(move || {
-            let mut number = [0];
-            while reader.read_exact(&mut number).is_ok() {
-                let [number] = number;
+            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
                 match c_int::from(number) {
                     SIGTSTP => suspend(),
                     // Whoever had the terminal meanwhile has changed its settings.
