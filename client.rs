@@ -1594,7 +1594,7 @@ mod terminal {
     /// Takes the terminal over until `give_back`, which also happens when a signal ends the process.
     /// An event is sent when the line being typed is to be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
-        let _ = SETTINGS.set(run("stty", &["-g"])?);
+        let _ = SETTINGS.set(stty(&["-g"])?);
         watch_signals(events)?;
         enter_raw_mode().inspect_err(|_| give_back())
     }
@@ -1603,7 +1603,7 @@ mod terminal {
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
         // like others; at least one byte, whenever it comes.
-        run("stty", &["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
+        stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
         // Pasted text comes between marks (xterm's control sequences, "Bracketed Paste Mode").
         io::stdout().write_all(b"\x1b[?2004h")
     }
@@ -1611,7 +1611,7 @@ mod terminal {
     /// Gives the terminal back as it was, without the line being typed.
     pub fn give_back() {
         if let Some(settings) = SETTINGS.get() {
-            let _ = run("stty", &[settings]);
+            let _ = stty(&[settings]);
             let mut out = io::stdout();
             let _ = out.write_all(b"\r\x1b[J\x1b[?7h\x1b[?2004l").and_then(|()| out.flush());
         }
@@ -1634,7 +1634,7 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let size = run("stty", &["size"]).unwrap_or_default();
+        let size = stty(&["size"]).unwrap_or_default();
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
         // A terminal that nobody told its size says 0.
         columns.filter(|&columns| columns > 0).unwrap_or(80)
@@ -1658,20 +1658,19 @@ mod terminal {
         String::from_utf8(bytes.to_vec()).ok()
     }
 
-    /// Runs a program at the terminal. Returns what it prints.
-    fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
-        let mut command = Command::new(program);
-        let command = command.args(arguments).stdin(Stdio::inherit()).stderr(Stdio::null());
+    /// Asks stty(1), or has it change settings. Returns what it prints.
+    fn stty(operands: &[&str]) -> io::Result<String> {
+        let mut command = Command::new("stty");
+        let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
         let output = command.output()?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-            false => Err(io::Error::other(format!("{program} failed"))),
+            false => Err(io::Error::other("stty failed")),
         }
     }
 
-    // signal(7); these numbers are the same on Linux (but for MIPS), macOS and the BSDs, two of them
-    // exchanged.
-    /// Those that end the program: SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. The numbers of signals are the same on
+    /// Linux (but for MIPS), macOS and the BSDs, two of them exchanged (signal(7)).
     const ENDING: [c_int; 4] = [1, 2, 3, 15];
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
