@@ -1198,12 +1198,12 @@ fn wrap(line: &str, columns: usize) -> String {
             '\t' => 8 - column % 8,
             _ => width(character),
         };
-        if column + width > columns && character.is_whitespace() {
-            // What follows begins a row.
-            (column, space) = (columns, None);
-            continue;
-        }
         if column + width > columns {
+            if character.is_whitespace() {
+                // What follows begins a row.
+                (column, space) = (columns, None);
+                continue;
+            }
             let (at, word) = match space.take() {
                 Some((at, start)) if indent + column - start + width <= columns => {
                     (at..at + 1, column - start)
