@@ -1570,12 +1570,9 @@ mod terminal {
     use super::Event;
     use std::ffi::c_int;
     use std::io::{self, BufReader, Read, Write};
-    use std::os::fd::IntoRawFd;
-    use std::os::unix::net::UnixStream;
-    use std::process::{Command, Stdio};
-    use std::sync::atomic::{AtomicI32, Ordering};
-    use std::sync::mpsc::SyncSender;
-    use std::sync::OnceLock;
+    use std::os::{fd::IntoRawFd, unix::net::UnixStream};
+    use std::process::{self, Command, Stdio};
+    use std::sync::{atomic::AtomicI32, atomic::Ordering, mpsc::SyncSender, OnceLock};
     use std::thread;
 
     extern "C" {
@@ -1698,7 +1695,7 @@ mod terminal {
                     number => {
                         give_back();
                         // What a shell reports of a program that a signal has ended.
-                        std::process::exit(128 + number);
+                        process::exit(128 + number);
                     }
                 }
                 let _ = events.send(Event::Redraw);
@@ -1728,10 +1725,8 @@ mod terminal {
     use super::Event;
     use std::io::{self, Write};
     use std::os::windows::io::{AsRawHandle, RawHandle};
-    use std::sync::mpsc::SyncSender;
-    use std::sync::OnceLock;
-    use std::time::Duration;
-    use std::{mem, thread};
+    use std::sync::{mpsc::SyncSender, OnceLock};
+    use std::{mem, thread, time::Duration};
 
     #[link(name = "kernel32")]
     extern "system" {
