@@ -22,19 +22,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use std::{env, mem, panic, thread};
 
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_PORT: u16 = 9999;
-/// Bytes of a request before its line ending (PROTOCOL.md, "Limits").
+/// Bytes of a request before its line ending, of the server's lines with theirs, and of a name
+/// (PROTOCOL.md, "Limits").
 const MAX_REQUEST: usize = 4000;
-/// Bytes of a line from the server, its ending included (PROTOCOL.md, "Limits").
 const MAX_LINE: u64 = 4096;
-/// Bytes of a name (PROTOCOL.md, "Limits").
 const MAX_NAME: usize = 50;
 /// In a larger room the roster is not pushed, and has to be asked for (PROTOCOL.md, "Roster").
 const MAX_PUSHED_ROSTER: usize = 100;
@@ -42,8 +42,6 @@ const MAX_PUSHED_ROSTER: usize = 100;
 const MAX_ROSTER: usize = 100_000;
 /// Requests on their way to a server that has not confirmed them; further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Lines remembered for the arrow keys.
-const MAX_HISTORY: usize = 1000;
 /// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
 const EVENTS_AHEAD: usize = 256;
 /// After so much silence the server is asked for a sign of life.
@@ -82,10 +80,8 @@ enum Stage {
     Greeting,
     /// A name is to be typed.
     Asking,
-    /// A name was sent. If it is the command line's and nobody is at a terminal, it is the only one.
-    Naming {
-        is_only: bool,
-    },
+    /// A name was sent.
+    Naming,
     Talking,
     /// QUIT was sent; the server's BYE is awaited.
     Leaving,
@@ -131,12 +127,10 @@ enum Request {
 
 /// A request that the server has not confirmed. Each is followed by a PING, whose PONG tells that
 /// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
-/// first of them, and what is lost with a connection is known.
+/// first of them, of which then only the sign of life is left, and what a connection loses is known.
 struct Sent {
-    token: u64,
     request: Request,
     since: Instant,
-    is_refused: bool,
 }
 
 /// Who is in the room, as far as is known.
@@ -151,8 +145,7 @@ struct Roster {
 }
 
 struct Client {
-    address: String,
-    rings: bool,
+    options: Options,
     screen: Screen,
     /// To the thread that writes to the server.
     out: Sender<String>,
@@ -164,7 +157,8 @@ struct Client {
     /// Typed, and not yet sent. If there is a Quit, it is the last.
     waiting: VecDeque<Request>,
     unconfirmed: VecDeque<Sent>,
-    requests: u64,
+    /// Requests that were sent. Its number is the token of a request's PING.
+    requests: usize,
     /// Something was not taken, which a script should know.
     is_troubled: bool,
     /// The person knows that the terminal does not send UTF-8.
@@ -179,12 +173,11 @@ struct Client {
 impl Client {
     fn new(options: Options, screen: Screen, out: Sender<String>) -> Self {
         Client {
-            address: options.address,
-            rings: options.rings,
+            name: options.name.clone(),
+            options,
             screen,
             out,
             stage: Stage::Connecting,
-            name: options.name,
             offer: None,
             waiting: VecDeque::new(),
             unconfirmed: VecDeque::new(),
@@ -237,7 +230,13 @@ impl Client {
                 self.enter(self.stage);
             }
             Event::Lost(sentence) => return Err(End::Failed(sentence)),
-            Event::Redraw => self.screen.resize(),
+            // Some terminals fold the line being typed anew, and its first rows stay above the
+            // cursor; others (xterm) have messages there, so nothing above is erased.
+            Event::Redraw => {
+                if let Some(input) = &mut self.screen.input {
+                    input.columns = terminal::columns();
+                }
+            }
             Event::Typed => {}
         }
         Ok(())
@@ -275,7 +274,7 @@ impl Client {
             _ if !is_asked => self.send(Request::Heartbeat),
             _ if late < PAUSE => {
                 let reason = say(text::STOPPED_ANSWERING, &[]);
-                return Err(failed(text::LOST, &[&self.address, &reason]));
+                return Err(failed(text::LOST, &[&self.options.address, &reason]));
             }
             _ => {}
         }
@@ -285,22 +284,20 @@ impl Client {
 
     /// What stands before the line being typed.
     fn prompt(&self) -> String {
-        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
-        let unconfirmed = self.unconfirmed.iter().map(|sent| &sent.request);
-        let is_line =
-            |request: &&Request| matches!(request, Request::Say(_) | Request::Whisper { .. });
-        let lines = unconfirmed.chain(&self.waiting).filter(is_line);
         let editor = self.screen.input.as_ref().map(|input| &input.editor);
         if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
+        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
+        let requests = self.unconfirmed.iter().map(|sent| &sent.request).chain(&self.waiting);
+        let server = &self.options.address;
         match (self.stage, &self.offer) {
-            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[&self.address]),
+            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[server]),
             (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
             (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
             (Stage::Leaving, _) => say(text::LEAVING, &[]),
             _ if !is_slow => "> ".to_owned(),
-            _ => match lines.count() {
+            _ => match requests.filter_map(Request::text).count() {
                 0 => say(text::NO_ANSWER_YET, &[]),
                 count => say(text::UNCONFIRMED, &[&count.to_string()]),
             },
@@ -314,33 +311,32 @@ impl Client {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
         let is_name = (1..=MAX_NAME).contains(&first.len());
+        let server = self.options.address.as_str();
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[&self.address, &quoted(rest)])),
-            (Stage::Greeting, "HELLO") if first == "linechat/1" => {
-                self.stage = Stage::Asking;
-                match self.name.take() {
-                    Some(name) => self.try_name(name, self.screen.input.is_none()),
-                    None => self.ask_for_name(),
-                }
-            }
+            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[server, &format!("\"{rest}\"")])),
+            (Stage::Greeting, "HELLO") if first == "linechat/1" => match self.name.take() {
+                Some(name) => self.try_name(name),
+                None => self.ask_for_name(),
+            },
             (_, "ERR") if self.stage == Stage::Greeting || matches!(first, "full" | "timeout") => {
-                let reason = explain_code(first, text);
-                return Err(failed(text::CLOSED_BY, &[&self.address, &reason]));
+                return Err(failed(text::CLOSED_BY, &[server, &explain_code(first, text)]));
             }
-            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[&self.address])),
-            (Stage::Naming { .. }, "WELCOME") => self.welcomed(first, text),
-            (Stage::Naming { is_only }, "ERR") => self.name_refused(first, text, is_only)?,
+            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[server])),
+            (Stage::Naming, "WELCOME") => self.welcomed(first, text),
+            (Stage::Naming, "ERR") => self.name_refused(&explain_code(first, text))?,
             (_, "ERR") => self.refused(first, text),
             (_, "PONG") => self.confirmed(first),
             (_, "USERS") => self.list(first, text),
             (_, "MSG") if is_name => self.said(first, text),
             (_, "PRIV") if is_name => {
-                self.whispered(text::PRIVATE, first, text);
+                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE, &[first, text]));
                 self.confidant = Some(first.to_owned());
                 self.ring();
             }
-            (_, "SENT") if is_name => self.whispered(text::PRIVATE_TO, first, text),
+            (_, "SENT") if is_name => {
+                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE_TO, &[first, text]));
+            }
             (_, "JOINED") if is_name => {
                 self.roster.add(first);
                 self.came_or_went(text::JOINED, first, text);
@@ -365,20 +361,15 @@ impl Client {
         }
     }
 
-    fn show_message(&mut self, name: &str, text: &str, style: &str) {
-        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(&format!("{name}: {text}"));
-    }
-
-    fn whispered(&mut self, text: Text, name: &str, said: &str) {
-        let shown = self.screen.painted(STANDS_OUT, &say(text, &[name, said]));
-        self.screen.show_event(&shown);
-    }
-
     fn ring(&mut self) {
-        if self.rings {
+        if self.options.rings {
             self.screen.pending.push('\x07');
         }
+    }
+
+    fn show_message(&mut self, name: &str, text: &str, style: &str) {
+        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
+        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
     }
 
     /// Shows who came or went, with the roster where it is known and fits beside it.
@@ -387,13 +378,13 @@ impl Client {
         let count = counted.split(' ').next().unwrap_or_default();
         if let Ok(number) = count.parse::<usize>() {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let names = if is_known { self.roster.sorted().join(", ") } else { String::new() };
-            let roster = say(text::ONLINE, &[count, &names]);
-            let fits = width_of(&line) + width_of(&roster) <= self.screen.room();
-            line += &if is_known && fits { roster } else { say(text::HEADCOUNT, &[count]) };
+            let names = || self.roster.sorted().join(", ");
+            let roster = is_known.then(|| say(text::ONLINE, &[count, &names()]));
+            let room = self.screen.room().saturating_sub(width_of(&line));
+            let roster = roster.filter(|roster| width_of(roster) <= room);
+            line += &roster.unwrap_or_else(|| say(text::HEADCOUNT, &[count]));
         }
-        let shown = self.screen.painted(NOTICE, &line);
-        self.screen.show_event(&shown);
+        self.screen.show_event(NOTICE, &line);
     }
 
     /// A part of a list (PROTOCOL.md, "Roster"). It is shown when the last part has come, if it was
@@ -410,18 +401,17 @@ impl Client {
             return;
         }
         self.roster.arriving = 0;
-        let is_asked_for =
-            self.unconfirmed.front().is_some_and(|sent| sent.request == Request::List);
-        if mem::take(&mut self.roster.is_first) || is_asked_for {
+        let awaited = self.unconfirmed.front().map(|sent| &sent.request);
+        if mem::take(&mut self.roster.is_first) || awaited == Some(&Request::List) {
             let names = self.roster.sorted().into_iter();
             let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
-            self.screen.show(&say(text::USERS, &[count, &names.join(", ")]));
+            self.screen.show(PLAIN, &say(text::USERS, &[count, &names.join(", ")]));
         }
     }
 
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
-        self.screen.show(&self.screen.painted(ERROR, &say(text, words)));
+        self.screen.show(ERROR, &say(text, words));
     }
 
     fn complain_of_error(&mut self, text: Text, words: &[&str]) {
@@ -430,32 +420,27 @@ impl Client {
 
     /// An ERR that answers the first request which is not confirmed.
     fn refused(&mut self, code: &str, text: &str) {
-        let reason = explain_code(code, text);
-        let Some(first) = self.unconfirmed.front_mut() else {
-            return self.complain(text::ERROR, &[&reason]);
-        };
-        first.is_refused = true;
-        match (&first.request, code) {
-            (Request::Whisper { mark, to, .. }, "no-such-user") => {
-                let (mark, to) = (*mark, to.clone());
-                match mark {
-                    '/' => self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]),
-                    _ => self.complain(text::NO_SUCH_USER, &[&to]),
-                }
+        let first = self.unconfirmed.front_mut();
+        let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
+        match (refused, code) {
+            (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
+                self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]);
             }
-            _ => self.complain(text::ERROR, &[&reason]),
+            (Some(Request::Whisper { to, .. }), "no-such-user") => {
+                self.complain(text::NO_SUCH_USER, &[&to]);
+            }
+            _ => self.complain(text::ERROR, &[&explain_code(code, text)]),
         }
     }
 
     /// A PONG: everything up to the request with this token has been carried out. Our own messages
     /// are shown now, in their place among what others said.
     fn confirmed(&mut self, token: &str) {
-        let Ok(token) = token.parse::<u64>() else { return };
-        while self.unconfirmed.front().is_some_and(|sent| sent.token <= token) {
+        let Ok(token) = token.parse::<usize>() else { return };
+        while self.requests - self.unconfirmed.len() < token {
             let Some(sent) = self.unconfirmed.pop_front() else { return };
-            if let (Request::Say(text), false, true, Some(name)) =
-                (sent.request, sent.is_refused, self.screen.input.is_some(), self.name.clone())
-            {
+            let name = self.name.clone().filter(|_| self.screen.input.is_some());
+            if let (Request::Say(text), Some(name)) = (sent.request, name) {
                 self.show_message(&name, &text, PLAIN);
             }
         }
@@ -467,26 +452,25 @@ impl Client {
     fn ask_for_name(&mut self) {
         self.stage = Stage::Asking;
         if self.screen.input.is_none() {
-            self.screen.show(&say(text::YOUR_NAME, &[]));
+            self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
 
-    fn try_name(&mut self, name: String, is_only: bool) {
-        self.stage = Stage::Naming { is_only };
+    fn try_name(&mut self, name: String) {
+        self.stage = Stage::Naming;
         let _ = self.out.send(format!("NAME {name}\n"));
         self.name = Some(name);
     }
 
-    fn name_refused(&mut self, code: &str, text: &str, is_only: bool) -> Result<(), End> {
+    /// Asks for another name, unless a script was given this one to be called by.
+    fn name_refused(&mut self, reason: &str) -> Result<(), End> {
         let name = self.name.take().unwrap_or_default();
-        let words: &[&str] = &[&name, &explain_code(code, text)];
-        if is_only {
-            return Err(failed(text::NAME_REFUSED, words));
+        match &mut self.screen.input {
+            Some(input) => input.editor.remember(&name),
+            None if self.options.name.is_none() => {}
+            None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
         }
-        self.complain_of_error(text::NAME_REFUSED, words);
-        if let Some(input) = &mut self.screen.input {
-            input.editor.remember(&name);
-        }
+        self.complain_of_error(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
         Ok(())
     }
@@ -497,10 +481,10 @@ impl Client {
         self.is_troubled = false;
         self.roster.is_first = true;
         if self.screen.input.is_some() {
-            self.screen.show(&self.screen.painted(NOTICE, &say(text::WELCOME, &[name])));
+            self.screen.show(NOTICE, &say(text::WELCOME, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
-                self.screen.show(&say(text::USERS, &[count, "/list"]));
+                self.screen.show(PLAIN, &say(text::USERS, &[count, "/list"]));
                 self.send(Request::Roster);
             }
         }
@@ -511,11 +495,8 @@ impl Client {
     /// Without a terminal, a line is taken only when it can be dealt with, since what is behind it
     /// depends on that; at one, keys are always taken.
     fn can_take_more(&self) -> bool {
-        match (&self.screen.input, self.stage) {
-            (Some(_), _) => true,
-            (None, Stage::Asking | Stage::Talking) => self.waiting.is_empty(),
-            (None, _) => false,
-        }
+        let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
+        self.screen.input.is_some() || (is_free && self.waiting.is_empty())
     }
 
     /// Keys of the terminal, or one line of something else; nothing at all at the end of it.
@@ -525,9 +506,9 @@ impl Client {
         }
         match &mut self.screen.input {
             Some(input) => input.keys.add(&bytes),
-            None => match text_of(bytes) {
-                Ok(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
-                Err(bytes) => {
+            None => match terminal::decode(&bytes) {
+                Some(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
+                None => {
                     let line = printable(bytes.trim_ascii_end());
                     self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
                 }
@@ -542,7 +523,7 @@ impl Client {
     fn press(&mut self, key: Key) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else { return Ok(()) };
         match input.editor.press(key) {
-            Some(Key::ClearScreen) => input.erase = CLEAR,
+            Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
             Some(Key::Interrupt | Key::EndOfInput) => self.leave()?,
             Some(Key::Suspend) => terminal::suspend(),
             Some(Key::Tab) => self.complete(),
@@ -564,15 +545,13 @@ impl Client {
 
     /// Offers the others' names, first of all that of who wrote privately last.
     fn complete(&mut self) {
-        let confidant = self.confidant.as_ref().filter(|name| self.roster.has(name));
-        let Some(input) = &mut self.screen.input else { return };
-        if confidant.is_none() && input.editor.line.is_empty() {
-            return;
+        let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
+        let names = confidant.into_iter().chain(self.roster.sorted());
+        let names: Vec<_> = names.filter(|name| Some(*name) != self.name.as_deref()).collect();
+        let Some(Input { editor, .. }) = &mut self.screen.input else { return };
+        if confidant.is_some() || !editor.line.is_empty() {
+            editor.complete(&names);
         }
-        let is_other = |name: &&str| Some(*name) != self.name.as_deref();
-        let names = confidant.map(String::as_str).into_iter();
-        let names: Vec<_> = names.chain(self.roster.sorted()).filter(is_other).collect();
-        input.editor.complete(&names);
     }
 
     fn warn_of_terminal(&mut self) {
@@ -583,7 +562,7 @@ impl Client {
 
     fn entered(&mut self, line: &str) -> Result<(), End> {
         match parse(line, &self.roster) {
-            Typed::Help => self.screen.show(&say(text::HELP, &[])),
+            Typed::Help => self.screen.show(PLAIN, &say(text::HELP, &[])),
             Typed::Quit => {
                 // Who asks to leave has seen what was refused; a script that just ends has not.
                 self.is_troubled = false;
@@ -600,9 +579,9 @@ impl Client {
     /// A name, or nothing where Enter alone gives the one that is offered.
     fn entered_name(&mut self, line: &str) {
         match (line, self.stage, self.offer.take()) {
-            ("", Stage::Asking, Some(offer)) => self.try_name(offer, false),
+            ("", Stage::Asking, Some(offer)) => self.try_name(offer),
             ("", _, offer) => self.offer = offer,
-            (_, Stage::Asking, _) => self.try_name(line.to_owned(), false),
+            (_, Stage::Asking, _) => self.try_name(line.to_owned()),
             _ => self.name = Some(line.to_owned()),
         }
     }
@@ -639,40 +618,33 @@ impl Client {
     /// Sends what has been typed, as far as the stage allows.
     fn send_waiting(&mut self) {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
-            match self.waiting.pop_front() {
-                Some(Request::Quit) => self.quit(),
-                Some(request) => self.send(request),
-                None => break,
-            }
+            let Some(request) = self.waiting.pop_front() else { break };
+            self.send(request);
         }
         if self.stage == Stage::Asking && self.is_leaving() {
-            self.quit();
+            self.send(Request::Quit);
         }
     }
 
-    fn quit(&mut self) {
-        let _ = self.out.send(Request::Quit.wire());
-        self.enter(Stage::Leaving);
-    }
-
+    /// Sends a request. Nobody takes it when the server is lost, which another thread reports.
     fn send(&mut self, request: Request) {
+        if request == Request::Quit {
+            let _ = self.out.send(request.wire());
+            return self.enter(Stage::Leaving);
+        }
         self.requests += 1;
-        let token = self.requests;
-        // Nobody takes it when the server is lost, which another thread reports.
-        let _ = self.out.send(format!("{}PING {token}\n", request.wire()));
-        let since = Instant::now();
-        self.unconfirmed.push_back(Sent { token, request, since, is_refused: false });
+        let _ = self.out.send(format!("{}PING {}\n", request.wire(), self.requests));
+        self.unconfirmed.push_back(Sent { request, since: Instant::now() });
     }
 
     /// What was typed and did not, or perhaps not, reach the server, as sentences.
     fn unsent(&self, end: &End) -> Vec<String> {
         // BYE comes after everything that was sent before QUIT has been carried out.
         let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
-        let unconfirmed = unconfirmed.filter(|sent| !sent.is_refused);
         let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
         let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
-        let waiting = self.waiting.iter().filter_map(Request::text).chain(typed);
-        let waiting = waiting.filter(|text| !text.is_empty());
+        let waiting = self.waiting.iter().filter_map(Request::text);
+        let waiting = waiting.chain(typed).filter(|text| !text.is_empty());
         let report = |text| move |line: String| say(text, &[&line]);
         let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
         perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
@@ -703,18 +675,15 @@ impl Roster {
 
 /// What a typed line means, in this room.
 fn parse(line: &str, roster: &Roster) -> Typed {
+    let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
-    if start.is_empty() {
-        return Typed::Nothing;
-    }
-    if let Some(text) = start.strip_prefix("//") {
-        return Typed::Request(Request::Say(format!("/{text}")));
-    }
-    let mark = match start.chars().next() {
-        Some(mark @ ('@' | '/')) => mark,
-        _ => return Typed::Request(Request::Say(line.to_owned())),
+    let (mark, rest) = match start.split_at_checked(1) {
+        _ if start.is_empty() => return Typed::Nothing,
+        Some(("/", text)) if text.starts_with('/') => return say(text),
+        Some(("@", rest)) => ('@', rest),
+        Some(("/", rest)) => ('/', rest),
+        _ => return say(line),
     };
-    let rest = start.strip_prefix(mark).unwrap_or_default();
     let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
     let command = match word.to_lowercase().as_str() {
         _ if mark == '@' => None,
@@ -791,34 +760,22 @@ fn plain_letters(text: &str) -> String {
 }
 
 /// Whether a character could move the cursor, forge a line or turn the direction of the text
-/// (PROTOCOL.md, "Text"). TAB is one, though it may be sent.
+/// (PROTOCOL.md, "Text"). TAB may be sent and is drawn as spaces.
 fn is_unprintable(character: char) -> bool {
     let turns = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || character.is_control()
+    turns || (character.is_control() && character != '\t')
 }
 
 /// Text from the network without anything that a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
     let mut shown = String::new();
     for character in String::from_utf8_lossy(bytes).chars() {
-        match is_unprintable(character) && character != '\t' {
+        match is_unprintable(character) {
             true => shown.extend(character.escape_default()),
             false => shown.push(character),
         }
     }
     shown
-}
-
-/// What of a text can stand in a line.
-fn without_controls(text: &str) -> String {
-    text.chars().filter(|&c| c == '\t' || !is_unprintable(c)).collect()
-}
-
-/// A piped line, which is UTF-8 or, on Windows, what its console would have sent.
-fn text_of(line: Vec<u8>) -> Result<String, Vec<u8>> {
-    String::from_utf8(line)
-        .map_err(|error| error.into_bytes())
-        .or_else(|bytes| terminal::decode(&bytes).ok_or(bytes))
 }
 
 // The threads
@@ -827,26 +784,23 @@ fn text_of(line: Vec<u8>) -> Result<String, Vec<u8>> {
 fn talk_to_server(address: &str, lines: Receiver<String>, events: &SyncSender<Event>) {
     let sentence = match connect(address) {
         Err(reason) => say(text::CANNOT_CONNECT, &[address, &reason]),
-        Ok((socket, writer)) => {
+        Ok(socket) => {
             let _ = events.send(Event::Connected);
-            thread::spawn(move || write_to_server(writer, &lines));
-            say(text::LOST, &[address, &listen_to_server(socket, events)])
+            let writer = socket.clone();
+            thread::spawn(move || write_to_server(&writer, &lines));
+            say(text::LOST, &[address, &listen_to_server(&socket, events)])
         }
     };
     let _ = events.send(Event::Lost(sentence));
 }
 
-/// Connects to the first of the host's addresses that accepts, and gives the connection to read from
-/// and to write to. An error is the reason.
-fn connect(address: &str) -> Result<(TcpStream, TcpStream), String> {
+/// Connects to the first of the host's addresses that accepts. An error is the reason.
+fn connect(address: &str) -> Result<Arc<TcpStream>, String> {
     let mut reason = say(text::NO_SUCH_HOST, &[]);
     for address in address.to_socket_addrs().map_err(|_| reason.clone())? {
-        let connected = TcpStream::connect_timeout(&address, TIMEOUT).and_then(|socket| {
-            socket.set_nodelay(true)?;
-            Ok((socket.try_clone()?, socket))
-        });
-        match connected {
-            Ok(sockets) => return Ok(sockets),
+        let socket = TcpStream::connect_timeout(&address, TIMEOUT);
+        match socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
+            Ok(socket) => return Ok(Arc::new(socket)),
             Err(error) => reason = explain(&error),
         }
     }
@@ -854,7 +808,7 @@ fn connect(address: &str) -> Result<(TcpStream, TcpStream), String> {
 }
 
 /// Hands on the server's lines. Returns why there are no more.
-fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
+fn listen_to_server(socket: &TcpStream, events: &SyncSender<Event>) -> String {
     let mut socket = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -863,9 +817,7 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
             Ok(_) if line.ends_with(b"\n") => {
                 line.pop();
                 let line = line.strip_suffix(b"\r").unwrap_or(&line);
-                if events.send(Event::Arrived(printable(line))).is_err() {
-                    return String::new();
-                }
+                let _ = events.send(Event::Arrived(printable(line)));
             }
             Ok(length) if length as u64 == MAX_LINE => return say(text::LINE_TOO_LONG, &[]),
             Ok(_) => return say(text::CLOSED_CONNECTION, &[]),
@@ -873,13 +825,10 @@ fn listen_to_server(socket: TcpStream, events: &SyncSender<Event>) -> String {
     }
 }
 
-fn write_to_server(mut socket: TcpStream, lines: &Receiver<String>) {
-    for line in lines {
-        if socket.write_all(line.as_bytes()).is_err() {
-            // Whoever reads from it learns why.
-            let _ = socket.shutdown(Shutdown::Both);
-            return;
-        }
+fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
+    if lines.iter().any(|line| socket.write_all(line.as_bytes()).is_err()) {
+        // Whoever reads from it learns why.
+        let _ = socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -968,17 +917,18 @@ impl Editor {
     /// Where a key goes from the cursor.
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
-        let is_word = is_part_of_word;
-        let to_left = |text: &str| text.trim_end_matches(is_word).len();
+        let is_gap = |character| !is_part_of_word(character);
         match to {
             Place::Left => self.left_of(self.cursor),
             Place::Right => self.right_of(self.cursor),
             Place::Start => 0,
             Place::End => self.line.len(),
-            Place::WordLeft => to_left(before.trim_end_matches(|c| !is_word(c))),
+            Place::WordLeft => {
+                before.trim_end_matches(is_gap).trim_end_matches(is_part_of_word).len()
+            }
             Place::WordRight => {
-                let rest = after.trim_start_matches(|c| !is_word(c));
-                self.line.len() - rest.trim_start_matches(is_word).len()
+                let rest = after.trim_start_matches(is_gap).trim_start_matches(is_part_of_word);
+                self.line.len() - rest.len()
             }
             Place::SpaceLeft => {
                 before.trim_end().trim_end_matches(|c: char| !c.is_whitespace()).len()
@@ -988,7 +938,7 @@ impl Editor {
 
     /// Puts text in at the cursor, without what a terminal would obey.
     fn insert(&mut self, text: &str) {
-        let text = without_controls(text);
+        let text = text.replace(is_unprintable, "");
         self.line.insert_str(self.cursor, &text);
         self.cursor += text.len();
     }
@@ -1010,7 +960,7 @@ impl Editor {
     /// One line is put in, to be edited; of several the person is asked.
     fn take_paste(&mut self, text: &str) {
         let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
-        let lines: Vec<_> = lines.map(without_controls).collect();
+        let lines: Vec<_> = lines.map(|line| line.replace(is_unprintable, "")).collect();
         match lines.as_slice() {
             [] => {}
             [line] => self.insert(line),
@@ -1042,9 +992,6 @@ impl Editor {
         if self.history.last().map(String::as_str) != Some(line) {
             self.history.push(line.to_owned());
         }
-        if self.history.len() > MAX_HISTORY {
-            self.history.remove(0);
-        }
     }
 
     /// Shows the line that was entered so many lines ago; 0 is the one that is being typed.
@@ -1062,26 +1009,21 @@ impl Editor {
 
     /// Completes the name at the cursor, wherever in the line; again, with the next of `names`.
     fn complete(&mut self, names: &[&str]) {
-        let completion = self.completion.take();
         if self.line.is_empty() && !names.is_empty() {
             self.insert("@");
         }
-        let before = self.line.get(..self.cursor).unwrap_or_default();
-        let Completion { start, stem, shown } = completion.unwrap_or_else(|| {
-            let word = before.trim_end_matches(|c: char| !c.is_whitespace()).len();
-            let start =
-                word + usize::from(before.get(word..).is_some_and(|it| it.starts_with(['@', '/'])));
-            let stem = plain_letters(before.get(start..).unwrap_or_default());
-            Completion { start, stem, shown: 0 }
+        let (before, rest) = self.line.split_at_checked(self.cursor).unwrap_or_default();
+        let Completion { start, stem, shown } = self.completion.take().unwrap_or_else(|| {
+            let word = before.rsplit(char::is_whitespace).next().unwrap_or_default();
+            let stem = word.strip_prefix(['@', '/']).unwrap_or(word);
+            Completion { start: before.len() - stem.len(), stem: plain_letters(stem), shown: 0 }
         });
-        let fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem));
-        let fits: Vec<_> = fits.collect();
-        let Some(name) = fits.get(shown.checked_rem(fits.len()).unwrap_or(0)) else { return };
+        let mut fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem)).cycle();
+        let Some(name) = fits.nth(shown) else { return };
         // What stands behind the cursor may be the end of this very name.
-        let rest = self.line.get(self.cursor..).unwrap_or_default();
-        let word = rest.split(' ').next().unwrap_or_default();
+        let (word, behind) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
         let is_its_end = plain_letters(name).strip_prefix(&stem) == Some(&plain_letters(word));
-        let rest = if is_its_end { rest.get(word.len()..).unwrap_or_default() } else { rest };
+        let rest = if is_its_end { behind } else { rest };
         // Behind the first word the text begins; behind another there may be a comma.
         let (gap, rest) = if start <= 1 { (" ", rest.trim_start()) } else { ("", rest) };
         let completed = format!("{}{name}{gap}", self.line.get(..start).unwrap_or_default());
@@ -1102,17 +1044,21 @@ impl Editor {
     /// within an emoji or a flag that is made of several.
     fn is_between_characters(&self, at: usize) -> bool {
         let Some((before, after)) = self.line.split_at_checked(at) else { return false };
-        let halves = before.chars().rev().take_while(|&c| FLAGS(c)).count();
-        let is_within_flag = halves % 2 == 1 && after.starts_with(FLAGS);
+        let is_half = |c: char| HALVES_OF_FLAGS.contains(&c);
+        let halves = before.chars().rev().take_while(|&c| is_half(c)).count();
+        let is_within_flag = halves % 2 == 1 && after.starts_with(is_half);
         // ZERO WIDTH JOINER makes one emoji of those on both its sides.
-        let is_joined = before.ends_with('\u{200d}') || after.starts_with(SKIN_TONES);
-        !is_joined && !is_within_flag && !after.starts_with(|c| width(c) == 0)
+        let is_joined = before.ends_with('\u{200d}');
+        let joins = |c| width(c) == 0 || SKIN_TONES.contains(&c);
+        !is_joined && !is_within_flag && !after.starts_with(joins)
     }
 
     /// What to show in so many columns: the parts before and after the cursor. A longer line is
     /// shown in part, moved by half a window at a time so that one sees what is around the cursor.
     fn view(&self, columns: usize) -> (String, String) {
-        let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
+        // A TAB would be as wide as the terminal likes.
+        let line = self.line.replace('\t', " ");
+        let (before, after) = line.split_at_checked(self.cursor).unwrap_or_default();
         let half = columns.div_ceil(2).max(1);
         let skipped = width_of(before).saturating_sub(columns).div_ceil(half) * half;
         let mut column = 0;
@@ -1120,8 +1066,7 @@ impl Editor {
             before.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
         let mut column = width_of(&before);
         let after = after.chars().take_while(|&c| (column += width(c), column <= columns).1);
-        // A TAB would be as wide as the terminal likes.
-        (before.replace('\t', " "), after.collect::<String>().replace('\t', " "))
+        (before, after.collect())
     }
 }
 
@@ -1154,48 +1099,35 @@ struct Screen {
     input: Option<Input>,
     has_colours: bool,
     shows_time: bool,
-    /// The minute of the last time that was shown, since 1970, and the time as people read it.
-    clock: (u64, String),
     /// To be shown with the next `flush`.
     pending: String,
 }
 
+#[derive(Default)]
 struct Input {
     editor: Editor,
     keys: Keys,
     columns: usize,
-    /// What takes back the last drawing.
-    erase: &'static str,
 }
 
 impl Screen {
-    fn new(is_terminal: bool, has_colours: bool, shows_time: bool) -> Self {
-        let columns = terminal::columns;
-        let (editor, keys, erase) = (Editor::default(), Keys::default(), ERASE);
-        let input = is_terminal.then(|| Input { editor, keys, columns: columns(), erase });
-        Screen { input, has_colours, shows_time, ..Screen::default() }
-    }
-
     /// Shows a line, in as many rows as it takes. Only the first begins at the left edge, so that
     /// what stands there is never somebody else's text.
-    fn show(&mut self, line: &str) {
+    fn show(&mut self, style: &str, line: &str) {
+        let line = self.painted(style, line);
         match &self.input {
             Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
-            None => self.pending += &format!("{line}\n"),
+            None => self.pending += &(line + "\n"),
         }
     }
 
     /// Shows what somebody said or did, with the time if there is room for it.
-    fn show_event(&mut self, line: &str) {
-        if !self.has_times() {
-            return self.show(line);
+    fn show_event(&mut self, style: &str, line: &str) {
+        let mut line = self.painted(style, line);
+        if self.has_times() {
+            line = format!("{} {line}", self.painted(NOTICE, &terminal::local_time()));
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let minute = now.as_secs() / 60;
-        if self.clock.0 != minute {
-            self.clock = (minute, terminal::local_time().unwrap_or_default());
-        }
-        self.show(&format!("{} {line}", self.painted(NOTICE, &self.clock.1)));
+        self.show(PLAIN, &line);
     }
 
     fn has_times(&self) -> bool {
@@ -1222,20 +1154,11 @@ impl Screen {
         self.painted(&format!("38;5;{}", colour.copied().unwrap_or_default()), name)
     }
 
-    /// The window has another size. Where a terminal folds the line anew its first rows stay above
-    /// the cursor; others (xterm) have messages there, so nothing above is erased.
-    fn resize(&mut self) {
-        if let Some(input) = &mut self.input {
-            input.columns = terminal::columns();
-        }
-    }
-
     /// Shows what is pending, and the line being typed behind its prompt, with one write.
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let mut shown = mem::take(&mut self.pending);
-        if let Some(input) = &mut self.input {
-            let erase = mem::replace(&mut input.erase, ERASE);
-            shown = format!("{erase}{shown}{}", input.draw(prompt));
+        if let Some(input) = &self.input {
+            shown = format!("{ERASE}{shown}{}", input.draw(prompt));
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
@@ -1275,22 +1198,20 @@ fn wrap(line: &str, columns: usize) -> String {
             '\t' => 8 - column % 8,
             _ => width(character),
         };
-        if column + width > columns && character.is_whitespace() {
-            // What follows begins a row.
-            (column, space) = (columns, None);
-            continue;
-        }
         if column + width > columns {
-            match space.take() {
-                Some((at, before)) if indent + column - before + width <= columns => {
-                    rows.replace_range(at..=at, &edge);
-                    column = indent + column - before;
-                }
-                _ => {
-                    rows += &edge;
-                    column = indent;
-                }
+            if character.is_whitespace() {
+                // What follows begins a row.
+                (column, space) = (columns, None);
+                continue;
             }
+            let (at, word) = match space.take() {
+                Some((at, start)) if indent + column - start + width <= columns => {
+                    (at..at + 1, column - start)
+                }
+                _ => (rows.len()..rows.len(), 0),
+            };
+            rows.replace_range(at, &edge);
+            column = indent + word;
         }
         column += width;
         match character {
@@ -1348,16 +1269,19 @@ enum Place {
 #[derive(Default)]
 struct Keys {
     pending: Vec<u8>,
+    /// How many of these bytes do not hold the end of a paste.
+    searched: usize,
     /// When something was last added.
     since: Option<Instant>,
 }
 
-impl Keys {
-    /// The longest escape sequence that is waited for.
-    const MAX_SEQUENCE: usize = 16;
-    /// What the terminal puts around pasted text.
-    const PASTE: [&[u8]; 2] = [b"\x1b[200~", b"\x1b[201~"];
+/// What the terminal puts around pasted text.
+const PASTE_BEGINS: &[u8] = b"\x1b[200~";
+const PASTE_ENDS: &[u8] = b"\x1b[201~";
+/// The longest escape sequence that is waited for.
+const MAX_SEQUENCE: usize = 16;
 
+impl Keys {
     fn add(&mut self, bytes: &[u8]) {
         self.pending.extend(bytes);
         self.since = Some(Instant::now());
@@ -1365,9 +1289,26 @@ impl Keys {
 
     /// The next whole key.
     fn next(&mut self) -> Option<Key> {
-        let (key, length) = Self::first(&self.pending)?;
+        let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
+            true => self.paste()?,
+            false => Self::first(&self.pending)?,
+        };
         self.pending.drain(..length);
+        self.searched = 0;
         Some(key)
+    }
+
+    /// A whole paste. Each of its bytes is looked at once, however many pieces it comes in.
+    fn paste(&mut self) -> Option<(Key, usize)> {
+        let start = PASTE_BEGINS.len();
+        let from = self.searched.max(start);
+        let mut places = self.pending.get(from..)?.windows(PASTE_ENDS.len());
+        let Some(end) = places.position(|bytes| bytes == PASTE_ENDS).map(|at| from + at) else {
+            self.searched = self.pending.len().saturating_sub(PASTE_ENDS.len());
+            return None;
+        };
+        let text = String::from_utf8_lossy(self.pending.get(start..end)?).into_owned();
+        Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
     /// Until when more may come of what could be the key Esc.
@@ -1439,18 +1380,12 @@ impl Keys {
             0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
             _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
         }
-        if let (true, [begin, end]) = (bytes.starts_with(Self::PASTE[0]), Self::PASTE) {
-            let pasted = bytes.get(begin.len()..)?;
-            let length = pasted.windows(end.len()).position(|window| window == end)?;
-            let text = String::from_utf8_lossy(pasted.get(..length)?).into_owned();
-            return Some((Key::Paste(text), begin.len() + length + end.len()));
-        }
         // The console's F1 is `ESC [ [ A`, and End of PuTTY that plays rxvt `ESC [ O w`; what Shift
         // adds in rxvt ends with `$`.
         let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
         let Some(end) = rest.iter().skip(begun).position(is_final) else {
-            return (rest.len() > Self::MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
+            return (rest.len() > MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
         };
         let key = match rest.get(..=begun + end)? {
             b"A" => Key::Up,
@@ -1490,17 +1425,12 @@ impl Options {
 
     /// Reads the command line, which may ask for nothing but a text. An error is what to say on
     /// standard error, and about which word.
-    fn parse(
-        &mut self,
-        arguments: impl Iterator<Item = String>,
-    ) -> Result<Option<Text>, (Text, String)> {
-        let mut words = Vec::new();
-        let halves = |argument: String| match argument.strip_prefix("--lang=") {
-            Some(language) => vec!["--lang".to_owned(), language.to_owned()],
-            None => vec![argument],
-        };
-        let mut arguments = arguments.flat_map(halves);
-        while let Some(argument) = arguments.next() {
+    fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
+        let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
+        while let Some(mut argument) = arguments.next() {
+            if argument == "--lang" {
+                argument = format!("--lang={}", arguments.next().unwrap_or_default());
+            }
             if argument.contains(is_unprintable) {
                 return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
             }
@@ -1510,12 +1440,10 @@ impl Options {
                 "--no-time" => self.shows_time = false,
                 "--help" | "-h" => return Ok(Some(text::USAGE)),
                 "--version" | "-V" => return Ok(Some(text::VERSION)),
-                "--lang" => {
-                    self.language = match arguments.next().unwrap_or_default().as_str() {
-                        "en" => Language::English,
-                        "pt" => Language::Portuguese,
-                        other => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
-                    }
+                "--lang=en" => self.language = Language::English,
+                "--lang=pt" => self.language = Language::Portuguese,
+                _ if argument.starts_with("--lang=") => {
+                    return Err((text::NO_SUCH_LANGUAGE, argument.replace("--lang=", "")));
                 }
                 _ if argument.starts_with('-') => return Err((text::NO_SUCH_OPTION, argument)),
                 _ => words.push(argument),
@@ -1551,14 +1479,18 @@ fn chat(options: Options) -> Vec<String> {
     let (keyboard, typed) = mpsc::sync_channel(1);
     let (out, lines) = mpsc::channel();
     let is_at_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let is_raw = is_at_terminal && !is_dumb() && terminal::take_over(events.clone()).is_ok();
+    // What understands no control sequences says so. Windows has no such variable.
+    let is_dumb = variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb");
+    let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
         report(panic);
     }));
     let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
-    let screen = Screen::new(is_raw, has_colours, options.shows_time);
+    let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
+    let (shows_time, pending) = (options.shows_time, String::new());
+    let screen = Screen { input, has_colours, shows_time, pending };
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));
@@ -1572,21 +1504,13 @@ fn chat(options: Options) -> Vec<String> {
     }
     let end = client.run(&happened, &typed);
     terminal::give_back();
-    let mut complaints = client.unsent(&end);
-    match end {
-        End::Failed(reason) => complaints.insert(0, reason),
-        End::Left if client.is_troubled && !is_at_terminal => {
-            complaints.insert(0, say(text::SOME_NOT_TAKEN, &[]));
-        }
-        End::Left => {}
-    }
-    complaints
-}
-
-/// Whether the terminal understands no control sequences.
-fn is_dumb() -> bool {
-    // Windows has no such variable.
-    variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb")
+    let unsent = client.unsent(&end);
+    let is_troubled = client.is_troubled && !is_at_terminal;
+    let reason = match end {
+        End::Failed(reason) => Some(reason),
+        End::Left => is_troubled.then(|| say(text::SOME_NOT_TAKEN, &[])),
+    };
+    reason.into_iter().chain(unsent).collect()
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -1595,11 +1519,9 @@ fn variable(name: &str) -> Option<String> {
 
 /// Who is logged in, if that can be a name in the room.
 fn login_name() -> Option<String> {
-    let mut names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(variable);
-    names.next().filter(|name| {
-        let begins_well = name.starts_with(char::is_alphanumeric);
-        begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)
-    })
+    let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
+    let begins_well = name.starts_with(char::is_alphanumeric);
+    (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
 /// What the locale says of something, by the first of its variables that is set (locale(7)); one
@@ -1620,23 +1542,22 @@ fn main() -> ExitCode {
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
     let mut options = Options::new(language);
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    let command = options.parse(arguments);
+    let command = options.parse(arguments.collect());
     let _ = LANGUAGE.set(options.language);
     let (status, complaints) = match command {
         Ok(None) => (1, chat(options)),
-        Ok(Some(text)) => (1, print(&say(text, &[env!("CARGO_PKG_VERSION")]))),
+        Ok(Some(text)) => {
+            let text = say(text, &[env!("CARGO_PKG_VERSION")]);
+            let error = io::stdout().write_all(text.as_bytes()).err();
+            let complaint = error.map(|error| say(text::NO_OUTPUT, &[&explain(&error)]));
+            (1, complaint.into_iter().collect())
+        }
         Err((text, word)) => (2, vec![say(text, &[&word])]),
     };
     for complaint in &complaints {
         let _ = writeln!(io::stderr(), "linechat-client: {complaint}");
     }
     ExitCode::from(if complaints.is_empty() { 0 } else { status })
-}
-
-/// Prints something. Returns what to complain of.
-fn print(text: &str) -> Vec<String> {
-    let printed = io::stdout().write_all(text.as_bytes());
-    printed.err().map(|error| say(text::NO_OUTPUT, &[&explain(&error)])).into_iter().collect()
 }
 
 // ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
@@ -1648,13 +1569,10 @@ fn print(text: &str) -> Vec<String> {
 mod terminal {
     use super::Event;
     use std::ffi::c_int;
-    use std::io::{self, Read, Write};
-    use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
-    use std::process::{Command, Stdio};
-    use std::sync::atomic::{AtomicI32, Ordering};
-    use std::sync::mpsc::SyncSender;
-    use std::sync::OnceLock;
+    use std::io::{self, BufReader, Read, Write};
+    use std::os::{fd::IntoRawFd, unix::net::UnixStream};
+    use std::process::{self, Command, Stdio};
+    use std::sync::{atomic::AtomicI32, atomic::Ordering, mpsc::SyncSender, OnceLock};
     use std::thread;
 
     extern "C" {
@@ -1662,6 +1580,9 @@ mod terminal {
         fn kill(process: c_int, number: c_int) -> c_int;
         fn raise(number: c_int) -> c_int;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
+        fn time(now: *mut i64) -> i64;
+        /// `struct tm` begins with the second, the minute and the hour (<time.h>).
+        fn localtime(time: *const i64) -> *const [c_int; 3];
     }
 
     /// The settings to give the terminal back with.
@@ -1670,7 +1591,7 @@ mod terminal {
     /// Takes the terminal over until `give_back`, which also happens when a signal ends the process.
     /// An event is sent when the line being typed is to be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
-        let _ = SETTINGS.set(run("stty", &["-g"])?);
+        let _ = SETTINGS.set(stty(&["-g"])?);
         watch_signals(events)?;
         enter_raw_mode().inspect_err(|_| give_back())
     }
@@ -1679,7 +1600,7 @@ mod terminal {
         // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
         // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
         // like others; at least one byte, whenever it comes.
-        run("stty", &["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
+        stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
         // Pasted text comes between marks (xterm's control sequences, "Bracketed Paste Mode").
         io::stdout().write_all(b"\x1b[?2004h")
     }
@@ -1687,7 +1608,7 @@ mod terminal {
     /// Gives the terminal back as it was, without the line being typed.
     pub fn give_back() {
         if let Some(settings) = SETTINGS.get() {
-            let _ = run("stty", &[settings]);
+            let _ = stty(&[settings]);
             let mut out = io::stdout();
             let _ = out.write_all(b"\r\x1b[J\x1b[?7h\x1b[?2004l").and_then(|()| out.flush());
         }
@@ -1710,39 +1631,44 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let size = run("stty", &["size"]).unwrap_or_default();
+        let size = stty(&["size"]).unwrap_or_default();
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
         // A terminal that nobody told its size says 0.
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 
-    /// HH:MM here and now. std knows no local time; date(1) does.
-    pub fn local_time() -> Option<String> {
-        run("date", &["+%H:%M"]).ok()
+    /// HH:MM here and now.
+    pub fn local_time() -> String {
+        let mut now = 0;
+        // SAFETY: each is given the `time_t` that the other fills or reads, which is no longer than
+        // `now`. What comes back is nothing, or is left alone until the next call, which is here.
+        let time = unsafe {
+            time(&mut now);
+            localtime(&now).as_ref()
+        };
+        let [_, minute, hour] = time.copied().unwrap_or_default();
+        format!("{hour:02}:{minute:02}")
     }
 
-    /// Text that is not UTF-8 has no other encoding that is known here.
-    pub fn decode(_: &[u8]) -> Option<String> {
-        None
+    /// The text of a piped line, if it is UTF-8.
+    pub fn decode(bytes: &[u8]) -> Option<String> {
+        String::from_utf8(bytes.to_vec()).ok()
     }
 
-    /// Runs a program at the terminal. Returns what it prints.
-    fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
-        let mut command = Command::new(program);
-        let command = command.args(arguments).stdin(Stdio::inherit()).stderr(Stdio::null());
+    /// Asks stty(1), or has it change settings. Returns what it prints.
+    fn stty(operands: &[&str]) -> io::Result<String> {
+        let mut command = Command::new("stty");
+        let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
         let output = command.output()?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-            false => Err(io::Error::other(format!("{program} failed"))),
+            false => Err(io::Error::other("stty failed")),
         }
     }
 
-    // signal(7); these numbers are the same on Linux (but for MIPS), macOS and the BSDs, two of them
-    // exchanged.
-    const SIGHUP: c_int = 1;
-    const SIGINT: c_int = 2;
-    const SIGQUIT: c_int = 3;
-    const SIGTERM: c_int = 15;
+    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. The numbers of signals are the same on
+    /// Linux (but for MIPS), macOS and the BSDs, two of them exchanged (signal(7)).
+    const ENDING: [c_int; 4] = [1, 2, 3, 15];
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
     const SIGWINCH: c_int = 28;
@@ -1753,17 +1679,14 @@ mod terminal {
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
     fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
-        let (mut reader, writer) = UnixStream::pair()?;
-        SIGNALS.store(writer.as_raw_fd(), Ordering::SeqCst);
-        std::mem::forget(writer);
-        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGCONT, SIGWINCH] {
+        let (reader, writer) = UnixStream::pair()?;
+        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
+        for number in ENDING.into_iter().chain([SIGTSTP, SIGCONT, SIGWINCH]) {
             // SAFETY: the handler only does what signal-safety(7) allows.
             unsafe { signal(number, on_signal as *const () as usize) };
         }
         thread::spawn(move || {
-            let mut number = [0];
-            while reader.read_exact(&mut number).is_ok() {
-                let [number] = number;
+            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
                 match c_int::from(number) {
                     SIGTSTP => suspend(),
                     // Whoever had the terminal meanwhile has changed its settings.
@@ -1772,7 +1695,7 @@ mod terminal {
                     number => {
                         give_back();
                         // What a shell reports of a program that a signal has ended.
-                        std::process::exit(128 + number);
+                        process::exit(128 + number);
                     }
                 }
                 let _ = events.send(Event::Redraw);
@@ -1786,7 +1709,7 @@ mod terminal {
         // SAFETY: the descriptor stays open for ever; one byte is there to be written. A second
         // signal of those that end the process does so even if the terminal cannot be given back.
         unsafe {
-            if !matches!(number, SIGTSTP | SIGCONT | SIGWINCH) {
+            if ENDING.contains(&number) {
                 signal(number, SIG_DFL);
             }
             write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
@@ -1802,44 +1725,27 @@ mod terminal {
     use super::Event;
     use std::io::{self, Write};
     use std::os::windows::io::{AsRawHandle, RawHandle};
-    use std::sync::mpsc::SyncSender;
-    use std::sync::OnceLock;
-    use std::thread;
-    use std::time::Duration;
+    use std::sync::{mpsc::SyncSender, OnceLock};
+    use std::{mem, thread, time::Duration};
 
     #[link(name = "kernel32")]
     extern "system" {
         fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
         fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
-        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut ScreenBuffer) -> i32;
+        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        fn MultiByteToWideChar(
-            code_page: u32,
-            flags: u32,
-            bytes: *const u8,
-            length: i32,
-            wide: *mut u16,
-            capacity: i32,
-        ) -> i32;
+        /// From a code page, with flags; so many bytes, to so many units.
+        fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
 
-    /// `CONSOLE_SCREEN_BUFFER_INFO`, which is eleven SHORTs and WORDs; from the sixth on, where the
-    /// window's left, top, right and bottom are.
-    type ScreenBuffer = [i16; 11];
-
-    // Of the input: keys one by one, not shown, Ctrl-C among them, and as control sequences.
-    const ENABLE_PROCESSED_INPUT: u32 = 0x1;
-    const ENABLE_LINE_INPUT: u32 = 0x2;
-    const ENABLE_ECHO_INPUT: u32 = 0x4;
-    const ENABLE_VIRTUAL_TERMINAL_INPUT: u32 = 0x200;
-    // Of the output: control sequences are obeyed.
-    const ENABLE_PROCESSED_OUTPUT: u32 = 0x1;
-    const ENABLE_VIRTUAL_TERMINAL_PROCESSING: u32 = 0x4;
+    /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
+    const COOKED: u32 = 0x1 | 0x2 | 0x4;
+    /// ENABLE_VIRTUAL_TERMINAL_INPUT: keys come as control sequences.
+    const SENDS_SEQUENCES: u32 = 0x200;
+    /// ENABLE_PROCESSED_OUTPUT and ENABLE_VIRTUAL_TERMINAL_PROCESSING.
+    const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
     const MB_ERR_INVALID_CHARS: u32 = 0x8;
-
-    /// How often the width is looked at, since no signal tells of its change.
-    const GLANCE: Duration = Duration::from_millis(250);
 
     /// The modes of input and output to give the console back with.
     static MODES: OnceLock<(u32, u32)> = OnceLock::new();
@@ -1847,21 +1753,17 @@ mod terminal {
     /// Takes the console over until `give_back`. An event is sent when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
-        let without = ENABLE_PROCESSED_INPUT | ENABLE_LINE_INPUT | ENABLE_ECHO_INPUT;
-        let obeys = ENABLE_PROCESSED_OUTPUT | ENABLE_VIRTUAL_TERMINAL_PROCESSING;
-        let raw = |mode| mode & !without | ENABLE_VIRTUAL_TERMINAL_INPUT;
-        let keys = change_mode(input, raw)?;
-        let screen = change_mode(output, |mode| mode | obeys)
+        let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
+        let screen = change_mode(output, |mode| mode | OBEYS_SEQUENCES)
             .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
         let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
+            // No signal tells that the window has another width.
             loop {
-                thread::sleep(GLANCE);
-                if std::mem::replace(&mut last, columns()) != last
-                    && events.send(Event::Redraw).is_err()
-                {
-                    return;
+                thread::sleep(Duration::from_millis(250));
+                if mem::replace(&mut last, columns()) != last {
+                    let _ = events.send(Event::Redraw);
                 }
             }
         });
@@ -1883,27 +1785,31 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let mut info = ScreenBuffer::default();
-        // SAFETY: `info` is the structure that the call fills, and outlives it.
-        let is_known =
-            unsafe { GetConsoleScreenBufferInfo(io::stdout().as_raw_handle(), &mut info) } != 0;
+        let output = io::stdout().as_raw_handle();
+        // `CONSOLE_SCREEN_BUFFER_INFO` has, from the sixth number on, the window's left, top, right.
+        let mut info = [0; 11];
+        // SAFETY: `info` has the size of what the call fills, and outlives it.
+        let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
         let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
         columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
     }
 
     /// HH:MM here and now.
-    pub fn local_time() -> Option<String> {
+    pub fn local_time() -> String {
         // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, …
         let mut time = [0; 8];
         // SAFETY: `time` has the size of what the call fills, and outlives it.
         unsafe { GetLocalTime(&mut time) };
         let [.., hour, minute, _, _] = time;
-        Some(format!("{hour:02}:{minute:02}"))
+        format!("{hour:02}:{minute:02}")
     }
 
-    /// Text in the console's encoding, which is what cmd.exe writes into a pipe.
+    /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
     pub fn decode(bytes: &[u8]) -> Option<String> {
+        if let Ok(text) = String::from_utf8(bytes.to_vec()) {
+            return Some(text);
+        }
         let length = i32::try_from(bytes.len()).ok()?;
         // No encoding has a byte that stands for more than one unit of UTF-16.
         let mut wide = vec![0; bytes.len()];
@@ -1945,21 +1851,13 @@ type Text = [&'static str; 2];
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
     let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
-    let mut pieces = if is_portuguese { portuguese } else { english }.split("{}");
-    let mut said = pieces.next().unwrap_or_default().to_owned();
-    for (piece, word) in pieces.zip(words) {
-        said += word;
-        said += piece;
-    }
-    said
+    let pieces = if is_portuguese { portuguese } else { english }.split("{}");
+    // A word stands before every piece but the first.
+    [""].iter().chain(words).zip(pieces).flat_map(|(word, piece)| [*word, piece]).collect()
 }
 
-/// Somebody else's words, which are in their own language.
-fn quoted(words: &str) -> String {
-    format!("\"{words}\"")
-}
-
-/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text.
+/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text, quoted as
+/// words in another language.
 fn explain_code(code: &str, text: &str) -> String {
     let ours = match code {
         "bad-name" => text::BAD_NAME,
@@ -1970,7 +1868,7 @@ fn explain_code(code: &str, text: &str) -> String {
         "full" => text::FULL,
         "timeout" => text::NO_NAME_IN_TIME,
         "usage" | "unknown-command" | "not-named" | "already-named" => text::NOT_UNDERSTOOD,
-        _ => return quoted(if text.is_empty() { code } else { text }),
+        _ => return format!("\"{}\"", if text.is_empty() { code } else { text }),
     };
     say(ours, &[])
 }
@@ -1981,7 +1879,7 @@ fn explain(error: &io::Error) -> String {
         ErrorKind::ConnectionRefused => text::REFUSED,
         ErrorKind::TimedOut => text::NO_ANSWER,
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => text::CLOSED_CONNECTION,
-        _ => return quoted(&error.to_string()),
+        _ => return format!("\"{error}\""),
     };
     say(ours, &[])
 }
@@ -2059,8 +1957,7 @@ Digite um texto e tecle Enter para enviar a todos.
 //texto      envia uma linha que começa com barra
 Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
-    REFUSED "connection refused; is the server running?"
-        "conexão recusada; o servidor está no ar?"
+    REFUSED "connection refused; is the server running?" "conexão recusada; o servidor está no ar?"
     NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"
     NO_ANSWER "no answer" "sem resposta"
     LOST "lost the server at {}: {}" "a conexão com {} caiu: {}"
@@ -2117,9 +2014,8 @@ Opções:
 
 // ---- The widths of characters ------------------------------------------------------------------
 
-const SKIN_TONES: fn(char) -> bool = |c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
-/// Two of these are one flag.
-const FLAGS: fn(char) -> bool = |c| matches!(c, '\u{1f1e6}'..='\u{1f1ff}');
+const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
+const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
 /// Columns of a text in which nothing is painted.
 fn width_of(text: &str) -> usize {

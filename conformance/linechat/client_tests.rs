@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 /// What a command line asks for, and the options it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
     let mut options = Options::new(Language::English);
-    let command = options.parse(arguments.iter().map(|&word| word.to_owned()))?;
+    let command = options.parse(arguments.iter().map(|&word| word.to_owned()).collect())?;
     Ok((command, options))
 }
 
@@ -43,8 +43,7 @@ fn plain() -> Screen {
 
 /// A terminal with so many columns.
 fn terminal(columns: usize) -> Screen {
-    let (editor, keys) = (Editor::default(), Keys::default());
-    Screen { input: Some(Input { editor, keys, columns, erase: ERASE }), ..Screen::default() }
+    Screen { input: Some(Input { columns, ..Input::default() }), ..Screen::default() }
 }
 
 fn type_in(client: &mut Client, keys: &str) {
@@ -150,6 +149,25 @@ fn keys_are_found_however_they_are_cut() {
         found.extend(std::iter::from_fn(|| one_by_one.next()));
     }
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_paste_is_searched_for_its_end_only_once() {
+    let mut keys = Keys::default();
+    keys.add(PASTE_BEGINS);
+    for _ in 0..100 {
+        keys.add(&[b'x'; 4096]);
+        assert_eq!(keys.next(), None);
+        assert_eq!(keys.pending.len() - keys.searched, PASTE_ENDS.len());
+    }
+    // The end may come in pieces too.
+    for byte in &PASTE_ENDS[..5] {
+        keys.add(&[*byte]);
+        assert_eq!(keys.next(), None);
+    }
+    keys.add(b"~a");
+    assert_eq!(keys.next(), Some(Key::Paste("x".repeat(100 * 4096))));
+    assert_eq!(keys.next(), Some(Key::Character('a')));
 }
 
 #[test]
@@ -419,7 +437,7 @@ fn what_is_above_the_line_being_typed_is_never_erased() {
     client.screen.input.as_mut().unwrap().columns = 20;
     client.happened(Event::Redraw).unwrap();
     let input = client.screen.input.as_ref().unwrap();
-    assert_eq!(input.erase, "\r\x1b[J");
+    assert_eq!(ERASE, "\r\x1b[J");
     assert!(!input.draw("> ").contains("A"));
 }
 
@@ -428,7 +446,7 @@ fn clearing_the_screen_keeps_what_was_not_yet_shown() {
     let (mut client, _sent) = welcomed(terminal(80));
     client.arrived("MSG bob one").unwrap();
     type_in(&mut client, "\x0c");
-    assert_eq!(client.screen.input.as_ref().unwrap().erase, CLEAR);
+    assert!(client.screen.pending.starts_with(CLEAR));
     assert!(client.screen.pending.contains("bob: one\n"));
 }
 

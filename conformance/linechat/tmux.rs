@@ -2,12 +2,12 @@
 //!
 //!     cargo test --test tmux -- --ignored        needs tmux
 
+mod person;
 #[path = "../suite/process.rs"]
 mod process;
 
+use person::Person;
 use process::{Server, STUCK};
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::Instant;
 
@@ -90,39 +90,11 @@ impl Drop for Window {
     }
 }
 
-/// Somebody else in the room, with a socket.
-struct Person(BufReader<TcpStream>);
-
-impl Person {
-    fn join(server: &Server, name: &str) -> Person {
-        let socket = TcpStream::connect(&server.address).expect("connects");
-        socket.set_read_timeout(Some(STUCK)).expect("a time-out");
-        let mut person = Person(BufReader::new(socket));
-        person.say(&format!("NAME {name}"));
-        person.until("WELCOME ");
-        person
-    }
-
-    fn say(&mut self, line: &str) {
-        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).expect("the line is sent");
-    }
-
-    /// Reads up to a line that starts so, and returns it.
-    fn until(&mut self, start: &str) -> String {
-        let mut line = String::new();
-        while !line.starts_with(start) {
-            line.clear();
-            assert!(self.0.read_line(&mut line).expect("a line") > 0, "no {start}");
-        }
-        line.trim_end().to_owned()
-    }
-}
-
 /// A long line with wide characters and accents is typed, key by key, while somebody else says
 /// something between each two keys; then the window changes its size, twice.
 fn edits_during_a_flood(columns: u32, rows: u32) {
     let server = Server::start(&[]).expect("the server starts");
-    let mut bob = Person::join(&server, "bob");
+    let mut bob = Person::join(&server.address, "bob");
     let window = Window::open(
         &format!("flood-{columns}"),
         columns,
@@ -205,7 +177,7 @@ fn a_long_line_is_edited_during_a_flood_in_a_small_window() {
 #[ignore = "needs tmux"]
 fn a_newcomer_chats() {
     let server = Server::start(&[]).expect("the server starts");
-    let mut bob = Person::join(&server, "bob");
+    let mut bob = Person::join(&server.address, "bob");
     let window = Window::open("newcomer", 80, 24, &format!("--lang pt {}", server.address));
     window.await_rows(&["Seu nome [zoe]:"]);
     window.type_text("ana maria");
@@ -222,7 +194,7 @@ fn a_newcomer_chats() {
     assert_eq!(bob.until("PRIV"), "PRIV ana olá");
     bob.say("MSG oi");
     window.await_rows(&["[privado para bob] olá", "bob: oi", ">"]);
-    let _eve = Person::join(&server, "eve");
+    let _eve = Person::join(&server.address, "eve");
     window.await_rows(&["eve entrou no chat. Conectados (3): ana, bob, eve", ">"]);
     bob.say("MSG            eve: I resign");
     window.await_rows(&["bob:            eve: I resign", ">"]);
@@ -237,7 +209,7 @@ fn a_newcomer_chats() {
 #[ignore = "needs tmux"]
 fn only_who_speaks_stands_at_the_left_edge() {
     let server = Server::start(&[]).expect("the server starts");
-    let mut bob = Person::join(&server, "bob");
+    let mut bob = Person::join(&server.address, "bob");
     let window = Window::open("edge", 40, 10, &format!("{} ana", server.address));
     window.await_rows(&["Users online (2): ana, bob", ">"]);
     bob.say(&format!("MSG {:36}eve: I resign", ""));
@@ -255,7 +227,7 @@ fn only_who_speaks_stands_at_the_left_edge() {
 /// has changed the settings meanwhile, goes on with it.
 fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
     let server = Server::start(&[]).expect("the server starts");
-    let mut bob = Person::join(&server, "bob");
+    let mut bob = Person::join(&server.address, "bob");
     let window = Window::open_in_shell(test, &format!("{} ana", server.address));
     window.await_rows(&["Users online (2): ana, bob", ">"]);
     window.type_text("half");
