@@ -2062,6 +2062,7 @@ struct Console {
 
 impl Console {
     /// Lines that the printer may be behind.
+    #[cfg(not(test))]
     const MAX_PENDING: usize = 16 * 1024;
 
     fn new(printer: SyncSender<String>) -> Self {

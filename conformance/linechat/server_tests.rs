@@ -2,11 +2,8 @@
 //! checked against, and a flood of garbage. Part of the server's own module, so that they see all
 //! of it.
 
-#[path = "chance.rs"]
-mod chance;
-
 use super::*;
-use chance::Chance;
+use os::chance::Chance;
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{sync_channel, Receiver};
 
