@@ -162,11 +162,15 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
     let since = os::time();
     simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
     let before = simulation.crowd.borrow().log.text.len();
-    simulation.run(seconds(50));
+    simulation.run(seconds(40));
+    // Rosters grow while the names that cause them wait.
+    let newcomer = Character { has_long_name: true, ..lurker(Reading::Eager) };
+    simulation.add_all(vec![newcomer; 90]);
+    simulation.run(seconds(8));
     let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
-    assert!(most < 70_000.0, "{most} bytes beyond 64 KiB a second");
+    assert!(most < 65_536.0 + 2.0 * 5200.0, "{most} bytes beyond 64 KiB a second");
     let all = simulation.crowd.borrow().log.text.len() - before;
-    assert!(all > 48 * 65_536, "only {all} bytes in 50 seconds");
+    assert!(all > 46 * 65_536, "only {all} bytes in 48 seconds");
 }
 
 #[test]
@@ -290,7 +294,7 @@ fn a_name_that_waits_for_the_budget_came_in_time() {
     let newcomer = Character { has_long_name: true, ..lurker(Reading::Eager) };
     simulation.add_all(vec![newcomer; 90]);
     simulation.run(seconds(1));
-    assert!(!simulation.is_here(92));
+    assert!(!(3..=92).all(|id| simulation.is_here(id)), "somebody waits for longer than that");
     simulation.run(seconds(15));
     assert!((3..=92).all(|id| simulation.is_here(id)));
 }
