@@ -1081,7 +1081,8 @@ struct Plan {
 impl Plan {
     fn new(chance: &mut Chance) -> Self {
         let people = pick(chance, &[3, 5, 5, 10, 10, 20, 50, 120, 250]);
-        let pace = Duration::from_millis(pick(chance, &[10, 100, 1000, 10_000, 600_000]));
+        let pace =
+            Duration::from_millis(pick(chance, &[10, 100, 1000, 10_000, 600_000, 6_000_000]));
         Plan {
             people,
             pace,
