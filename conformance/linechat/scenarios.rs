@@ -164,7 +164,7 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
     let before = simulation.crowd.borrow().log.text.len();
     simulation.run(seconds(40));
     // Rosters grow while the names that cause them wait; and being lost costs as much as joining.
-    let ending = Some((seconds(4), Ending::Reset));
+    let ending = Some((seconds(4), Ending::Close));
     let newcomer = Character { has_long_name: true, ending, ..lurker(Reading::Eager) };
     simulation.add_all(vec![newcomer; 90]);
     simulation.run(seconds(8));
