@@ -163,8 +163,9 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
     simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
     let before = simulation.crowd.borrow().log.text.len();
     simulation.run(seconds(40));
-    // Rosters grow while the names that cause them wait.
-    let newcomer = Character { has_long_name: true, ..lurker(Reading::Eager) };
+    // Rosters grow while the names that cause them wait; and being lost costs as much as joining.
+    let ending = Some((seconds(4), Ending::Close));
+    let newcomer = Character { has_long_name: true, ending, ..lurker(Reading::Eager) };
     simulation.add_all(vec![newcomer; 90]);
     simulation.run(seconds(8));
     let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
@@ -283,6 +284,11 @@ fn who_gives_no_name_is_told_and_dropped() {
     assert!(silent.sees_end() && !silent.is_dropped());
     stage.run(seconds(10));
     assert!(silent.is_dropped());
+    // Who ends without a name is not kept waiting.
+    let shy = stage.connect([10, 0, 0, 1], "");
+    shy.half_close();
+    stage.run(Duration::from_millis(1));
+    assert!(take_lines(shy)[0].starts_with("HELLO ") && shy.is_dropped());
 }
 
 #[test]
