@@ -5,7 +5,7 @@
 
 use super::*;
 
-/// What the machine of issue 10 needs for a system call, and for moving bytes.
+/// What a small machine needs for a system call, and for moving bytes.
 const COSTS: Conditions = Conditions {
     partial: 0,
     call_cost: Duration::from_nanos(3500),
@@ -163,7 +163,7 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
     simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
     let before = simulation.crowd.borrow().log.text.len();
     simulation.run(seconds(40));
-    // Rosters grow while the names that cause them wait; and being lost costs as much as joining.
+    // Rosters grow while the names that cause them wait.
     let ending = Some((seconds(4), Ending::Close));
     let newcomer = Character { has_long_name: true, ending, ..lurker(Reading::Eager) };
     simulation.add_all(vec![newcomer; 90]);
@@ -289,6 +289,27 @@ fn who_gives_no_name_is_told_and_dropped() {
     shy.half_close();
     stage.run(Duration::from_millis(1));
     assert!(take_lines(shy)[0].starts_with("HELLO ") && shy.is_dropped());
+}
+
+#[test]
+fn whoever_is_lost_is_announced_as_the_budget_allows() {
+    let neighbour = Character { has_long_name: true, ..lurker(Reading::Eager) };
+    for ending in [Ending::Reset, Ending::Close, Ending::Quit] {
+        let talk = flooder(Flood::Msg { length: 0 });
+        let mut simulation = Simulation::with([lurker(Reading::Never), talk]);
+        simulation.add_all(vec![neighbour; 90]);
+        simulation.run_until_limited();
+        let since = os::time();
+        simulation.crowd.borrow_mut().log.budget = Some(Bucket { since, ..Bucket::default() });
+        (3..=92).for_each(|id| simulation.crowd.borrow_mut().end(id, ending));
+        simulation.run(seconds(1));
+        // Ninety rosters have 200 KB.
+        assert!((3..=92).any(|id| simulation.is_here(id)), "all are announced within a second");
+        simulation.run(seconds(10));
+        assert!(!(3..=92).any(|id| simulation.is_here(id)));
+        let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
+        assert!(most < 65_536.0 + 5200.0, "{most} bytes beyond 64 KiB a second");
+    }
 }
 
 #[test]

@@ -556,6 +556,78 @@ fn a_line_for_everybody_is_stored_once() {
     assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
 }
 
+// Flow control
+
+/// One who is over the soft limit, and whoever waits with a request of this cost, from now on.
+fn flow_with(now: Instant, waiting: &[(Id, usize)]) -> Flow {
+    let mut flow = Flow::new(now);
+    flow.set_over_soft_limit(99, true);
+    flow.spend(BUDGET, now);
+    for &(id, cost) in waiting {
+        assert!(!flow.admit(id, cost, now), "the bucket is empty");
+    }
+    flow
+}
+
+#[test]
+fn nothing_waits_while_nobody_is_over_the_soft_limit() {
+    let now = os::now();
+    let mut flow = Flow::new(now);
+    flow.spend(10 * BUDGET, now);
+    assert!(flow.admit(1, BUDGET, now) && flow.next_time(now).is_none());
+    flow.set_over_soft_limit(7, true);
+    assert!(flow.admit(1, BUDGET, now), "what went on before costs nothing");
+    flow.spend(BUDGET, now);
+    assert!(flow.admit(1, 0, now) && !flow.admit(2, 1, now));
+    // Who waits goes on as soon as nobody is over the limit.
+    flow.set_over_soft_limit(7, false);
+    assert_eq!((flow.next_time(now), flow.next(now), flow.next(now)), (Some(now), Some(2), None));
+}
+
+#[test]
+fn the_bucket_fills_at_the_budget_and_holds_a_second_of_it() {
+    let start = os::now();
+    let mut flow = flow_with(start, &[(1, BUDGET / 2)]);
+    let half = start + Duration::from_millis(500);
+    assert_eq!(flow.next_time(start), Some(start + Flow::BATCH_INTERVAL));
+    assert_eq!(flow.next(half - Duration::from_millis(1)), None);
+    assert_eq!(flow.next(half + Flow::BATCH_INTERVAL), Some(1));
+    flow.spend(BUDGET / 2, half);
+    // Ten seconds later there is one second of it, not ten.
+    let later = half + Duration::from_secs(10);
+    assert!(flow.admit(1, BUDGET, later));
+    flow.spend(BUDGET, later);
+    assert!(!flow.admit(1, 1, later));
+}
+
+#[test]
+fn who_causes_least_goes_on_first() {
+    let now = os::now();
+    let later = now + Duration::from_secs(1);
+    let mut flow = flow_with(now, &[(1, 3000), (2, 100), (3, 1000)]);
+    let order: Vec<_> = std::iter::from_fn(|| flow.next(later)).collect();
+    assert_eq!(order, [2, 3, 1]);
+    // Who goes on waiting is behind one who is new, and is not passed for ever.
+    let mut flow = flow_with(now, &[(1, 1000), (2, 10)]);
+    let mut turns = 0;
+    while flow.next(later) == Some(2) {
+        turns += 1;
+        assert!(turns < 1000 && !flow.admit(2, 10, now));
+    }
+    assert!(turns > 50, "{turns} small requests went before a large one");
+}
+
+#[test]
+fn who_is_gone_waits_no_more() {
+    let now = os::now();
+    let mut flow = flow_with(now, &[(1, 10), (2, 20)]);
+    flow.forget(1);
+    let later = now + Duration::from_secs(1);
+    assert_eq!((flow.next(later), flow.next(later)), (Some(2), None));
+    flow.forget(99);
+    assert!(!flow.applies());
+}
+
 // The console
 
 fn shown(printed: &Receiver<String>) -> Vec<String> {

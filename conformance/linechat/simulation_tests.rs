@@ -25,7 +25,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::mpsc::{sync_channel, Receiver};
 
-/// Seeds of the runs that every `cargo test` makes: quick ones, and those that once failed.
+/// Seeds of the runs that every `cargo test` makes: quick ones.
 const SEEDS: [u64; 25] = [
     3, 5, 7, 10, 12, 13, 14, 16, 17, 20, 21, 24, 29, 31, 32, 36, 40, 42, 44, 49, 52, 55, 57, 58, 60,
 ];
