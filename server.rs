@@ -380,7 +380,8 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
 
 /// Whether a connection's first line is not a person's: an HTTP request, which a web page can have
 /// a browser send anywhere with lines of its own behind it, or a TLS ClientHello, whose first byte
-/// is 22 (RFC 8446, section 5.1), and which can hold such lines too.
+/// is 22 (RFC 8446, section 5.1), and which can hold such lines too. One that is too long may be
+/// either, and nobody introduces themselves so.
 fn is_foreign(line: &[u8]) -> bool {
     let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
     let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
@@ -503,8 +504,9 @@ struct Delivery {
     outboxes: Vec<Option<Outbox>>,
     /// The lines of this turn that are for everybody in the room.
     broadcast: Vec<u8>,
-    /// Bytes put into single outboxes in this turn, and `MIN_EFFORT` for each time.
-    direct: usize,
+    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, at
+    /// least `MIN_WORK` each time, and bytes read.
+    work: usize,
     /// Bytes of the lines in this turn that somebody has caused for one other client.
     told: usize,
     /// Whose outbox has grown in this turn.
@@ -595,10 +597,9 @@ impl Delivery {
     /// The same while `is_flooded`. To write so much costs the kernel about twice what a write costs
     /// in any case, so whoever asks for something else does not wait for long.
     const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
-    /// Bytes for single clients after which a turn is full.
-    const MAX_DIRECT: usize = 256 * 1024;
-    /// What carrying out the smallest request costs, as bytes for single clients.
-    const MIN_EFFORT: usize = 64;
+    /// The work after which a turn is full.
+    const MAX_WORK: usize = 256 * 1024;
+    const MIN_WORK: usize = 64;
 
     /// A client can be delivered to from now on.
     fn open(&mut self, id: Id) {
@@ -638,7 +639,7 @@ impl Delivery {
             false => Self::MAX_BROADCAST,
         };
         self.broadcast.len() >= max_broadcast
-            || self.direct >= Self::MAX_DIRECT
+            || self.work >= Self::MAX_WORK
             || self.passed_soft_limit
     }
 
@@ -679,7 +680,7 @@ impl Delivery {
         self.catch_up(id);
         if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
             outbox.append(kind, bytes);
-            self.direct += bytes.len().max(Self::MIN_EFFORT);
+            self.work += bytes.len().max(Self::MIN_WORK);
         }
     }
 
@@ -692,7 +693,7 @@ impl Delivery {
             *cursor = self.broadcast.len();
             if !fresh.is_empty() {
                 outbox.append(Kind::Event, fresh);
-                self.direct += fresh.len();
+                self.work += fresh.len();
             }
         }
         if !mem::replace(&mut outbox.is_pending, true) {
@@ -736,14 +737,14 @@ impl Delivery {
 
     /// What this turn has cost so far.
     fn effort(&self) -> u64 {
-        (self.broadcast.len() + self.direct) as u64
+        (self.broadcast.len() + self.work) as u64
     }
 
     /// Everything of this turn has been written or kept in outboxes.
     fn end_turn(&mut self) {
         self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
         self.broadcast.clear();
-        (self.direct, self.told) = (0, 0);
+        (self.work, self.told) = (0, 0);
         self.passed_soft_limit = false;
     }
 }
@@ -822,7 +823,8 @@ impl Room {
     }
 
     fn find(&self, name: &str) -> Option<Id> {
-        self.by_name.get(name.to_lowercase().as_str()).copied()
+        let is_possible = name.len() <= MAX_NAME;
+        is_possible.then(|| self.by_name.get(name.to_lowercase().as_str()).copied())?
     }
 
     /// The names in the order of joining.
@@ -1549,6 +1551,7 @@ impl Server {
             Ok(None) => {}
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
+                self.room.delivery.work += length;
                 let has_more = connection.is_open() && length == Self::READ_SHARE;
                 self.room.delivery.has_more |= has_more;
                 if connection.input == Input::Failed {
@@ -1602,7 +1605,7 @@ impl Server {
     fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = !mem::replace(&mut connection.has_spoken, true);
-        if is_first && is_foreign(line) {
+        if is_first && (!is_whole || is_foreign(line)) {
             self.room.refuse(id, NOT_A_PERSON);
             return self.leave(id, Reason::Quit);
         }

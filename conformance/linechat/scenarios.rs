@@ -294,7 +294,7 @@ fn who_gives_no_name_is_told_and_dropped() {
 #[test]
 fn whoever_is_lost_is_announced_as_the_budget_allows() {
     let neighbour = Character { has_long_name: true, ..lurker(Reading::Eager) };
-    for ending in [Ending::Reset, Ending::Close, Ending::Quit] {
+    for ending in [Ending::Reset, Ending::HalfClose, Ending::Quit] {
         let talk = flooder(Flood::Msg { length: 0 });
         let mut simulation = Simulation::with([lurker(Reading::Never), talk]);
         simulation.add_all(vec![neighbour; 90]);

@@ -261,7 +261,7 @@ impl Model {
         let upper = String::from_utf8_lossy(line).to_ascii_uppercase();
         let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
         let mut methods = methods.split(' ').map(|method| format!("{method} "));
-        let is_http = line.windows(6).any(|bytes| bytes == b" HTTP/");
+        let is_http = is_long || line.windows(6).any(|bytes| bytes == b" HTTP/");
         if is_first && (is_http || line[..1] == [22] || methods.any(|it| upper.starts_with(&it))) {
             self.say(id, "ERR usage");
             self.connections.get_mut(&id).unwrap().dealt_with = usize::MAX;
@@ -373,7 +373,7 @@ impl World {
                     self.room.delivery.put(id, Kind::Reply, &answer);
                     continue;
                 }
-                Decoded::Line(line) | Decoded::TooLong(line) if is_first && is_foreign(line) => {
+                found if is_first && is_not_a_person(&found) => {
                     self.room.refuse(id, NOT_A_PERSON);
                     assert!(!self.model.is_open(id));
                     return;
@@ -449,6 +449,10 @@ fn without_free_text(output: &[u8]) -> String {
         }
     };
     split(output).into_iter().map(shorten).collect()
+}
+
+fn is_not_a_person(first: &Decoded) -> bool {
+    !matches!(first, Decoded::Line(line) if !is_foreign(line))
 }
 
 /// What holds of every line to a client, whoever sent what.
@@ -550,10 +554,44 @@ fn a_line_for_everybody_is_stored_once() {
     room.carry_out(7, Request::Msg("to all of you"));
     let line = b"MSG p7 to all of you\r\n".as_slice();
     assert_eq!(room.delivery.broadcast, line);
-    assert_eq!(room.delivery.direct, 0);
+    assert_eq!(room.delivery.work, 0);
     assert!(room.delivery.outboxes.iter().flatten().all(|outbox| outbox.kept.is_none()));
     assert_eq!(room.delivery.pending(7).unwrap(), [b"", b"", b"".as_slice()]);
     assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
+}
+
+#[test]
+fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
+    let turn = |put: &mut dyn FnMut(&mut Delivery)| {
+        let mut delivery = Delivery::default();
+        (0..2).for_each(|id| delivery.open(id));
+        (0..)
+            .take_while(|_| {
+                put(&mut delivery);
+                !delivery.is_full()
+            })
+            .count()
+            + 1
+    };
+    let text = "x".repeat(1019);
+    assert_eq!(turn(&mut |delivery| delivery.broadcast_to_others(0, &["MSG", &text[1..]])), 64);
+    assert_eq!(turn(&mut |delivery| delivery.reply(0, &["PONG"])), 256 * 1024 / 64);
+    // One who comes to be over the limit ends a turn, and one who is over it already does not.
+    let mut delivery = Delivery::default();
+    delivery.open(0);
+    (0..200).for_each(|_| delivery.tell(0, &[&text]));
+    assert!(!delivery.is_full());
+    let lines_of_a_turn = [0; 2].map(|_| {
+        delivery.settle(0, 0);
+        delivery.end_turn();
+        let mut lines = 0;
+        while !delivery.is_full() {
+            delivery.tell(0, &[&text]);
+            lines += 1;
+        }
+        lines
+    });
+    assert_eq!(lines_of_a_turn, [57, 257]);
 }
 
 // Flow control
