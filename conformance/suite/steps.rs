@@ -87,7 +87,7 @@ macro_rules! once {
 #[rustfmt::skip]
 static FORMS: &[Form] = &[
     Form { form: "NUMBER times", role: Role::Repeats, needs: Needs::Nothing, play: Play::Block },
-    once!("in the room: WHO", Acts, Nothing, in_the_room),
+    once!("in the room: WHO", Acts, PlainInput, in_the_room),
     once!("console < TEXT", Asserts, Process, console),
     once!("server receives WORD", Acts, Signal, server_receives),
     once!("server exits NUMBER", Asserts, Process, server_exits),

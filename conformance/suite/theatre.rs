@@ -98,7 +98,9 @@ impl Theatre {
             // bit or without, as a command.
             Needs::PlainInput => {
                 let is_special = |byte| matches!(byte, b'\r' | 0xff | 0x05 | 0x85);
-                (is_telnet && step.text.bytes().any(is_special), "does what telnet cannot")
+                let names = step.who.iter().flat_map(|name| name.bytes());
+                let is_lacking = step.text.bytes().chain(names).any(is_special);
+                (is_telnet && is_lacking, "does what telnet cannot")
             }
         };
         is_lacking.then_some(why)
