@@ -1254,6 +1254,7 @@ const SIGNALS: usize = usize::MAX - 1;
 enum Signal {
     Stop,
     /// One line on the console about how things are.
+    #[cfg_attr(windows, allow(dead_code))]
     Status,
 }
 
