@@ -8,8 +8,8 @@
 //!     MSG hello, everyone
 //!
 //! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
-//! in turns; another only prints what the console shows. The parts, each of which calls nothing in
-//! those below it:
+//! in turns; another only prints what the console shows. The parts, of which 1 to 5 know nothing of
+//! those behind them:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
 //! 2. delivery: what each client is owed, and how much of that others have caused;
