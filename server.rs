@@ -37,20 +37,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
 #[cfg(not(test))]
 use std::net::Ipv4Addr;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
-use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
-use std::{
-    process::ExitCode,
-    sync::mpsc::{sync_channel, Receiver},
-    thread,
-};
+use std::{process::ExitCode, sync::mpsc::sync_channel, thread};
 
 #[cfg(not(test))]
 use system as os;
@@ -521,21 +518,15 @@ struct Delivery {
 
 #[derive(Default)]
 struct Outbox {
-    /// Nothing while it is empty, so that one who keeps up costs no memory.
-    kept: Option<Box<Kept>>,
-    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
-    cursor: Option<usize>,
-    is_pending: bool,
-}
-
-/// Bytes that are kept for one client.
-#[derive(Default)]
-struct Kept {
     bytes: VecDeque<u8>,
-    /// The lengths of what stands there, by kind and in order.
-    runs: VecDeque<(Kind, usize)>,
     /// How many of the bytes are replies.
-    replies: usize,
+    replies: u32,
+    is_pending: bool,
+    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
+    cursor: Option<u32>,
+    /// The lengths of what stands there, by kind and in order. Nothing while all is of one kind.
+    #[allow(clippy::box_collection)]
+    runs: Option<Box<VecDeque<(Kind, u32)>>>,
 }
 
 /// Replies answer the client's own requests; what others cause for it are events.
@@ -545,12 +536,18 @@ enum Kind {
     Reply,
 }
 
-impl Kept {
-    /// Notes that so many bytes of a kind have been appended.
-    fn count(&mut self, kind: Kind, length: usize) {
-        match self.runs.back_mut() {
-            Some((last, total)) if *last == kind => *total += length,
-            _ => self.runs.push_back((kind, length)),
+impl Outbox {
+    fn append(&mut self, kind: Kind, bytes: &[u8]) {
+        let (before, length) = (self.bytes.len() as u32, bytes.len() as u32);
+        self.bytes.extend(bytes);
+        let former = if self.replies > 0 { Kind::Reply } else { Kind::Event };
+        match &mut self.runs {
+            Some(runs) => match runs.back_mut() {
+                Some((last, total)) if *last == kind => *total += length,
+                _ => runs.push_back((kind, length)),
+            },
+            None if before == 0 || former == kind => {}
+            None => self.runs = Some(Box::new([(former, before), (kind, length)].into())),
         }
         if kind == Kind::Reply {
             self.replies += length;
@@ -558,36 +555,32 @@ impl Kept {
     }
 
     /// Takes so many bytes off the front, which have been delivered.
-    fn take(&mut self, mut length: usize) {
+    fn take(&mut self, length: usize) {
         self.bytes.drain(..length);
-        while let Some((kind, total)) = self.runs.front_mut() {
-            let taken = length.min(*total);
+        if self.bytes.is_empty() {
+            self.bytes = VecDeque::new();
+        }
+        let mut rest = length as u32;
+        let Some(runs) = &mut self.runs else {
+            self.replies = self.replies.saturating_sub(rest);
+            return;
+        };
+        while let Some((kind, total)) = runs.front_mut().filter(|_| rest > 0) {
+            let taken = rest.min(*total);
             *total -= taken;
-            length -= taken;
+            rest -= taken;
             if *kind == Kind::Reply {
                 self.replies -= taken;
             }
-            if *total > 0 {
-                return;
+            if *total == 0 {
+                runs.pop_front();
             }
-            self.runs.pop_front();
         }
-    }
-}
-
-impl Outbox {
-    fn append(&mut self, kind: Kind, bytes: &[u8]) {
-        let kept = self.kept.get_or_insert_with(Box::default);
-        kept.bytes.extend(bytes);
-        kept.count(kind, bytes.len());
-    }
-
-    fn replies(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.replies)
+        self.runs.take_if(|runs| runs.len() < 2);
     }
 
     fn backlog(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.bytes.len() - kept.replies)
+        self.bytes.len() - self.replies as usize
     }
 }
 
@@ -629,7 +622,7 @@ impl Delivery {
 
     /// Whether so many replies wait for a client that its further requests are to wait too.
     fn is_over_reply_limit(&self, id: Id) -> bool {
-        self.outbox(id).is_some_and(|outbox| outbox.replies() > REPLY_LIMIT)
+        self.outbox(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
     }
 
     /// Whether the turn is to end, so that everybody else does not wait for long.
@@ -646,7 +639,7 @@ impl Delivery {
     /// A client receives, or does not receive any more, what is broadcast from now on.
     fn set_in_room(&mut self, id: Id, is_in_room: bool) {
         self.catch_up(id);
-        let end = self.broadcast.len();
+        let end = self.broadcast.len() as u32;
         if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
             outbox.cursor = is_in_room.then_some(end);
         }
@@ -669,7 +662,7 @@ impl Delivery {
     fn broadcast_to_others(&mut self, id: Id, words: &[&str]) {
         self.catch_up(id);
         put_line(&mut self.broadcast, words);
-        let end = self.broadcast.len();
+        let end = self.broadcast.len() as u32;
         if let Some(Some(Outbox { cursor: Some(cursor), .. })) = self.outboxes.get_mut(id) {
             *cursor = end;
         }
@@ -689,8 +682,8 @@ impl Delivery {
     fn catch_up(&mut self, id: Id) {
         let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return };
         if let Some(cursor) = &mut outbox.cursor {
-            let fresh = self.broadcast.get(*cursor..).unwrap_or_default();
-            *cursor = self.broadcast.len();
+            let fresh = self.broadcast.get(*cursor as usize..).unwrap_or_default();
+            *cursor = self.broadcast.len() as u32;
             if !fresh.is_empty() {
                 outbox.append(Kind::Event, fresh);
                 self.work += fresh.len();
@@ -703,9 +696,9 @@ impl Delivery {
 
     /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
     fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
-        let Outbox { kept, cursor, .. } = self.outbox(id)?;
-        let (first, second) = kept.as_ref().map_or((&[][..], &[][..]), |it| it.bytes.as_slices());
-        let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor..));
+        let Outbox { bytes, cursor, .. } = self.outbox(id)?;
+        let (first, second) = bytes.as_slices();
+        let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor as usize..));
         Some([first, second, fresh.unwrap_or_default()])
     }
 
@@ -714,20 +707,17 @@ impl Delivery {
     fn settle(&mut self, id: Id, mut taken: usize) -> bool {
         let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return true };
         outbox.is_pending = false;
-        if let Some(kept) = &mut outbox.kept {
-            let from_outbox = taken.min(kept.bytes.len());
-            taken -= from_outbox;
-            kept.take(from_outbox);
-        }
-        outbox.kept.take_if(|kept| kept.bytes.is_empty());
+        let from_outbox = taken.min(outbox.bytes.len());
+        outbox.take(from_outbox);
+        taken -= from_outbox;
         if let Some(cursor) = &mut outbox.cursor {
-            let start = mem::take(cursor) + taken;
+            let start = mem::take(cursor) as usize + taken;
             let fresh = self.broadcast.get(start..).unwrap_or_default();
             if !fresh.is_empty() {
                 outbox.append(Kind::Event, fresh);
             }
         }
-        outbox.kept.is_none()
+        outbox.bytes.is_empty()
     }
 
     /// Bytes that requests have caused for others in this turn, each line counted once.
@@ -1968,7 +1958,7 @@ impl Server {
         let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
         let closing = self.connections.len() - open;
         let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
-        let (waiting, dropped) = (self.flow.waiting.len(), self.console.all_dropped);
+        let (waiting, dropped) = (self.flow.waiting.len(), self.console.pending().all_dropped);
         let since = utc(self.console.started);
         self.console.log(format_args!(
             "status: {open} open, {named} named, {closing} closing, {over} over the soft limit, \
@@ -2054,62 +2044,78 @@ impl<T> Slab<T> {
 // 7. The console: what the person running the server sees
 // ---------------------------------------------------------------------------------------------
 
-/// Hands lines to the thread that prints them, and never waits for it: what nobody reads is dropped
-/// and counted. Names and texts come here only after `parse`, so they cannot forge a line.
+/// What the chat has to show and another thread prints: a console that is paused (on Windows, in
+/// which something is selected) keeps whoever writes to it waiting, and that must not be the chat.
+/// What nobody reads is dropped and counted. Names and texts come here only after `parse`, so they
+/// cannot forge a line.
+#[derive(Clone)]
 struct Console {
-    printer: SyncSender<String>,
-    /// Lines dropped since the last one that was not, and in all.
-    dropped: u64,
-    all_dropped: u64,
+    pending: Arc<(Mutex<Pending>, Condvar)>,
     started: SystemTime,
 }
 
-impl Console {
-    /// Lines that the printer may be behind.
-    #[cfg(not(test))]
-    const MAX_PENDING: usize = 16 * 1024;
+#[derive(Default)]
+struct Pending {
+    text: String,
+    /// Lines dropped since the last one that was not, and in all.
+    dropped: u64,
+    all_dropped: u64,
+    /// No more is to come.
+    #[cfg_attr(test, allow(dead_code))]
+    is_over: bool,
+}
 
-    fn new(printer: SyncSender<String>) -> Self {
-        Console { printer, dropped: 0, all_dropped: 0, started: SystemTime::now() }
+impl Console {
+    /// Bytes kept while nobody reads.
+    const MAX_PENDING: usize = 1024 * 1024;
+
+    fn new() -> Self {
+        Console { pending: Arc::default(), started: SystemTime::now() }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One line, with the time in front.
     fn log(&mut self, what: fmt::Arguments) {
         let time = utc(SystemTime::now());
-        let mut text = format!("{time} {what}\n");
-        if self.dropped > 0 {
-            let dropped = self.dropped;
-            text.insert_str(0, &format!("{time} {dropped} lines dropped: nobody read them\n"));
+        let mut pending = self.pending();
+        if pending.text.len() >= Self::MAX_PENDING {
+            pending.dropped += 1;
+            pending.all_dropped += 1;
+            return;
         }
-        match self.printer.try_send(text) {
-            Ok(()) => self.dropped = 0,
-            Err(_) => {
-                self.dropped += 1;
-                self.all_dropped += 1;
+        if pending.dropped > 0 {
+            let dropped = mem::take(&mut pending.dropped);
+            let _ = writeln!(pending.text, "{time} {dropped} lines dropped: nobody read them");
+        }
+        let _ = writeln!(pending.text, "{time} {what}");
+        self.pending.1.notify_one();
+    }
+
+    /// Ends `print`, once everything is printed.
+    #[cfg(not(test))]
+    fn end(&mut self) {
+        self.pending().is_over = true;
+        self.pending.1.notify_one();
+    }
+
+    /// Prints all that is shown, until the end.
+    #[cfg(not(test))]
+    fn print(&self) {
+        let mut out = io::stdout();
+        loop {
+            let is_idle = |pending: &mut Pending| pending.text.is_empty() && !pending.is_over;
+            let pending = self.pending.1.wait_while(self.pending(), is_idle);
+            let text = mem::take(&mut pending.unwrap_or_else(PoisonError::into_inner).text);
+            // Closed, or the disk is full: there is nobody to tell.
+            let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            if text.is_empty() || printed.is_err() {
+                return;
             }
         }
     }
-}
-
-/// Starts the thread that prints. A console that is paused (on Windows, in which something is
-/// selected) keeps whoever writes to it waiting, and that must not be the chat. The receiver hears
-/// when everything has been printed, once the sender is gone.
-#[cfg(not(test))]
-fn start_printer() -> io::Result<(SyncSender<String>, Receiver<()>)> {
-    let (printer, lines) = sync_channel::<String>(Console::MAX_PENDING);
-    let (done, is_done) = sync_channel(1);
-    thread::Builder::new().name("console".to_owned()).spawn(move || {
-        let mut out = io::stdout();
-        while let Ok(mut text) = lines.recv() {
-            text.extend(lines.try_iter());
-            // Closed, or the disk is full: there is nobody to tell.
-            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-                break;
-            }
-        }
-        let _ = done.send(());
-    })?;
-    Ok((printer, is_done))
 }
 
 /// A time as RFC 3339 writes it, in UTC, to the second.
@@ -2262,15 +2268,20 @@ fn serve(mut options: Options) -> Result<(), String> {
         listener.set_nonblocking(true)?;
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
-        let (printer, is_printed) = start_printer()?;
+        let mut console = Console::new();
+        let (printer, (done, is_done)) = (console.clone(), sync_channel(1));
+        thread::Builder::new().name("console".to_owned()).spawn(move || {
+            printer.print();
+            let _ = done.send(());
+        })?;
         let signals = system::Signals::new()?;
-        let mut server = Server::new(options, listener, signals, Console::new(printer))?;
-        server.console.log(format_args!("listening on {address}"));
+        let mut server = Server::new(options, listener, signals, console.clone())?;
+        console.log(format_args!("listening on {address}"));
         while !server.has_stopped() {
             server.turn()?;
         }
-        drop(server);
-        let _ = is_printed.recv_timeout(STOP_TIMEOUT);
+        console.end();
+        let _ = is_done.recv_timeout(STOP_TIMEOUT);
         Ok(())
     };
     run().map_err(|error| format!("the operating system refused what the server needs: {error}"))

@@ -23,7 +23,6 @@ use super::*;
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::mpsc::{sync_channel, Receiver};
 
 /// Seeds of the runs that every `cargo test` makes: quick ones.
 const SEEDS: [u64; 25] = [
@@ -893,7 +892,6 @@ impl Crowd {
 /// A server in a network of its own.
 struct Stage {
     server: Server,
-    console: Receiver<String>,
 }
 
 fn options() -> Options {
@@ -909,14 +907,13 @@ fn options() -> Options {
 impl Stage {
     fn new(seed: u64, conditions: Conditions, options: Options) -> Self {
         let (listener, signals) = os::begin(seed, conditions);
-        let (sender, console) = sync_channel(1024);
-        let server = Server::new(options, listener, signals, Console::new(sender));
-        Stage { server: server.expect("a server"), console }
+        let server = Server::new(options, listener, signals, Console::new());
+        Stage { server: server.expect("a server") }
     }
 
     fn turn(&mut self) {
         self.server.turn().expect("the poller works");
-        self.console.try_iter().for_each(drop);
+        self.server.console.pending().text.clear();
         assert_eq!(os::misuse(), Vec::<String>::new());
     }
 
@@ -1036,7 +1033,7 @@ impl Simulation {
             let is_over = connection.is_open() && backlog > SOFT_LIMIT;
             assert_eq!(flow.over_soft_limit.contains(&id), is_over, "{backlog} bytes");
             // Replies to one request are at most a roster, or two lines (PRIV to oneself).
-            let replies = room.delivery.outbox(id).map_or(0, Outbox::replies);
+            let replies = room.delivery.outbox(id).map_or(0, |outbox| outbox.replies as usize);
             let most = REPLY_LIMIT + 2 * MAX_LINE + 60 * room.count();
             assert!(replies <= most, "{replies} bytes of replies");
             assert!(backlog <= HARD_LIMIT + 600 * 1024, "{backlog} bytes of backlog");
