@@ -1685,7 +1685,8 @@ impl Server {
                 let was_over = self.flow.over_soft_limit.contains(&id);
                 if backlog > SOFT_LIMIT || was_over {
                     let stalled_by = deadline.filter(|_| was_over && !has_taken);
-                    let stalled_by = stalled_by.unwrap_or(self.now + STALL_TIMEOUT);
+                    // Not the beginning of this turn: what counts is when something was taken.
+                    let stalled_by = stalled_by.unwrap_or_else(|| os::now() + STALL_TIMEOUT);
                     let deadline = (backlog > SOFT_LIMIT).then_some(stalled_by);
                     self.set_phase(id, Phase::Open { deadline });
                     self.check_backlog(id, backlog);

@@ -882,8 +882,6 @@ impl Crowd {
         assert!(!is_promised, "p{id} is removed: {:?}", person.character.reading);
         let owed = self.most_owed(id);
         let stalled = os::time() - person.peer.all_written().1;
-        // The server counts from the beginning of the turn in which something was taken.
-        let stalled = stalled + Duration::from_millis(10);
         let is_just = owed > 4 << 20 || (owed > 256 << 10 && stalled >= seconds(60));
         assert!(is_just, "p{id} is removed with {owed} bytes after {stalled:?}");
     }
