@@ -380,23 +380,30 @@ impl World {
                 Decoded::Line(line) => parse(line, self.room.is_named(id)),
                 Decoded::TooLong(_) => Err(LINE_TOO_LONG),
             };
-            match request.map(|request| self.room.carry_out(id, request)) {
-                Ok(Outcome::Quit) => {
-                    self.room.leave(id, Reason::Quit);
-                    assert!(!self.model.is_open(id));
-                    return;
-                }
-                Ok(_) => {}
+            let cost = request.map_or(0, |request| self.room.cost(id, request));
+            let caused = self.room.delivery.caused();
+            let outcome = request.map(|request| self.room.carry_out(id, request));
+            let has_quit = outcome == Ok(Outcome::Quit);
+            match outcome {
                 Err(refusal) => self.room.refuse(id, refusal),
+                Ok(_) if has_quit => drop(self.room.leave(id, Reason::Quit)),
+                Ok(_) => {}
+            }
+            assert_eq!(self.room.delivery.caused() - caused, cost, "what a request costs");
+            assert_eq!(has_quit, !self.model.is_open(id));
+            if has_quit {
+                return;
             }
         }
-        assert!(self.model.is_open(id));
         self.decoders.insert(id, decoder);
     }
 
     /// The connection ends; what it was owed is compared a last time.
     fn disconnect(&mut self, id: Id, reason: Reason) {
+        let cost = self.room.cost_of_leaving(id, reason);
+        let caused = self.room.delivery.caused();
         self.room.leave(id, reason);
+        assert_eq!(self.room.delivery.caused() - caused, cost, "what a leave costs");
         self.model.leave(id, reason.word());
         self.end_turn();
         self.room.delivery.close(id);
@@ -506,7 +513,8 @@ fn random_request(chance: &mut Chance) -> Vec<u8> {
 }
 
 /// A million requests in release, fewer where the checks cost more: joins, talk, whispers, lists,
-/// clashes and leaves of up to eight clients, whole and mutated, cut anywhere.
+/// clashes and leaves of up to eight clients, whole and mutated, cut anywhere. What each is expected
+/// to cost is what it then causes for others.
 #[test]
 fn the_room_does_what_the_model_does_whatever_is_sent() {
     let requests = if cfg!(debug_assertions) { 50_000 } else { 1_000_000 };
