@@ -792,29 +792,98 @@ fn socket_pair() -> (TcpStream, TcpStream) {
     (near, listener.accept().unwrap().0)
 }
 
+const NEITHER: Interest = Interest { read: false, write: false };
+
+/// What a poller reports, if it does within a moment: token, readable, writable, failed.
+fn reported(poller: &mut system::Poller) -> Vec<(usize, bool, bool, bool)> {
+    let mut ready = Vec::new();
+    // What is sent has arrived, as far as there is something to wait for.
+    poller.wait(&mut ready, Some(Duration::from_millis(20))).unwrap();
+    ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
+}
+
 #[test]
 fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
-    let mut ready = Vec::new();
-    let mut wait = |poller: &mut system::Poller| {
-        // What is sent has arrived, as far as there is something to wait for.
-        poller.wait(&mut ready, Some(Duration::from_millis(20))).unwrap();
-        ready.iter().map(|it| (it.token, it.readable, it.writable)).collect::<Vec<_>>()
-    };
     poller.add(&near, 7, Interest { read: true, write: false }).unwrap();
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
     far.write_all(b"x").unwrap();
-    assert_eq!(wait(&mut poller), [(7, true, false)]);
-    assert_eq!(wait(&mut poller), [(7, true, false)]);
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
     poller.modify(&near, 7, Interest { read: true, write: true }).unwrap();
-    assert_eq!(wait(&mut poller), [(7, true, true)]);
+    assert_eq!(reported(&mut poller), [(7, true, true, false)]);
     near.read_exact(&mut [0]).unwrap();
-    assert_eq!(wait(&mut poller), [(7, false, true)]);
-    poller.modify(&near, 7, Interest { read: false, write: false }).unwrap();
+    assert_eq!(reported(&mut poller), [(7, false, true, false)]);
+    poller.modify(&near, 7, NEITHER).unwrap();
     far.write_all(b"x").unwrap();
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
     poller.delete(&near, 7).unwrap();
     drop(far);
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
+    let mut poller = system::Poller::new().unwrap();
+    let (mut near, far) = socket_pair();
+    poller.add(&near, 7, NEITHER).unwrap();
+    // A peer that closes with something unread resets the connection.
+    near.write_all(b"x").unwrap();
+    drop(far);
+    assert_eq!(reported(&mut poller), [(7, true, true, true)]);
+    poller.delete(&near, 7).unwrap();
+    // The peer's end is no failure; where both sides have ended, nothing is left to be done.
+    let (near, far) = socket_pair();
+    poller.add(&near, 8, READ).unwrap();
+    far.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reported(&mut poller), [(8, true, false, false)]);
+    near.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reported(&mut poller), [(8, true, true, true)]);
+}
+
+#[test]
+fn without_a_time_out_the_poller_waits_until_there_is_something() {
+    let mut poller = system::Poller::new().unwrap();
+    let (near, mut far) = socket_pair();
+    poller.add(&near, 7, READ).unwrap();
+    let waiting = std::thread::spawn(move || {
+        let mut ready = Vec::new();
+        poller.wait(&mut ready, None).unwrap();
+        ready.len()
+    });
+    // Another poller lets some time pass.
+    assert_eq!(reported(&mut system::Poller::new().unwrap()), []);
+    far.write_all(b"x").unwrap();
+    assert_eq!(waiting.join().unwrap(), 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_a_peer_does_not_read_waits_here_and_not_in_the_kernel() {
+    let (mut near, far) = socket_pair();
+    system::prepare(&near);
+    near.set_nonblocking(true).unwrap();
+    let mut taken = 0;
+    while let Ok(length) = near.write(&[0; 16 * 1024]) {
+        taken += length;
+    }
+    let received = far.peek(&mut vec![0; taken]).unwrap();
+    let kept = (taken - received) / 1024;
+    assert!((128..=256).contains(&kept), "the kernel keeps {kept} KiB");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn many_can_wait_to_be_accepted() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    system::set_accept_queue(&listener);
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    // Whoever finds no place tries for minutes; nobody who does waits.
+    let (address, stuck) = (listener.local_addr().unwrap(), Duration::from_secs(10));
+    for _ in 0..most.min(200) {
+        TcpStream::connect_timeout(&address, stuck).expect("a place in the queue");
+    }
 }
