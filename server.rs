@@ -48,6 +48,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
 use std::{process::ExitCode, sync::mpsc::sync_channel, thread};
+use Asker::{Anybody, Named, Unnamed};
 
 #[cfg(not(test))]
 use system as os;
@@ -303,57 +304,42 @@ enum Request<'a> {
 }
 
 /// Who may make a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Asker {
     Anybody,
     Unnamed,
     Named,
 }
 
-/// A verb: its word, who may use it, how its argument is understood (nothing if it is used
-/// wrongly), and the line that explains it, in HELP and in `ERR usage`.
-type Verb = (&'static str, Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
+/// A verb: who may use it, how its argument is understood (nothing if it is used wrongly), and the
+/// line that begins with its word and explains it, in HELP and in `ERR usage`.
+type Verb = (Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
 
 const VERBS: [Verb; 7] = [
+    (Unnamed, |it| given(it).map(Request::Name), "NAME <name> takes a name and enters the room"),
+    (Named, |it| given(it).map(Request::Msg), "MSG <text> says something to everybody else"),
+    (Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
+    (Named, |it| without(it, Request::List), "LIST tells who is here"),
     (
-        "NAME",
-        Asker::Unnamed,
-        |it| with_argument(it, Request::Name),
-        "NAME <name> takes a name and enters the room",
-    ),
-    (
-        "MSG",
-        Asker::Named,
-        |it| with_argument(it, Request::Msg),
-        "MSG <text> says something to everybody else",
-    ),
-    ("PRIV", Asker::Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
-    ("LIST", Asker::Named, |it| without_argument(it, Request::List), "LIST tells who is here"),
-    (
-        "PING",
-        Asker::Anybody,
+        Anybody,
         |it| Some(Request::Ping(it)),
         "PING [token] is answered with PONG and the same token",
     ),
-    ("HELP", Asker::Anybody, |it| without_argument(it, Request::Help), "HELP shows these lines"),
-    ("QUIT", Asker::Anybody, |it| without_argument(it, Request::Quit), "QUIT leaves"),
+    (Anybody, |it| without(it, Request::Help), "HELP shows these lines"),
+    (Anybody, |it| without(it, Request::Quit), "QUIT leaves"),
 ];
 
 fn parse_priv(argument: &str) -> Option<Request<'_>> {
     let (to, text) = argument.strip_prefix('@')?.split_once(' ')?;
-    (!to.is_empty() && !text.is_empty()).then_some(Request::Priv { to, text })
+    Some(Request::Priv { to: given(to)?, text: given(text)? })
 }
 
-/// A request that needs an argument.
-fn with_argument<'a>(
-    argument: &'a str,
-    request: fn(&'a str) -> Request<'a>,
-) -> Option<Request<'a>> {
-    (!argument.is_empty()).then(|| request(argument))
+fn given(argument: &str) -> Option<&str> {
+    (!argument.is_empty()).then_some(argument)
 }
 
 /// A request that has no argument other than spaces.
-fn without_argument<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
+fn without<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
     argument.bytes().all(|byte| byte == b' ').then_some(request)
 }
 
@@ -366,11 +352,13 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let verb = VERBS.iter().find(|(verb, ..)| verb.eq_ignore_ascii_case(word));
-    let &(_, asker, understand, usage) = verb.ok_or(UNKNOWN_COMMAND)?;
+    let is_meant = |(.., usage): &&Verb| {
+        usage.split(' ').next().is_some_and(|verb| verb.eq_ignore_ascii_case(word))
+    };
+    let &(asker, understand, usage) = VERBS.iter().find(is_meant).ok_or(UNKNOWN_COMMAND)?;
     match asker {
-        Asker::Unnamed if is_named => Err(ALREADY_NAMED),
-        Asker::Named if !is_named => Err(NOT_NAMED),
+        Unnamed if is_named => Err(ALREADY_NAMED),
+        Named if !is_named => Err(NOT_NAMED),
         _ => understand(argument).ok_or(Refusal("usage", usage)),
     }
 }
