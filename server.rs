@@ -473,8 +473,52 @@ fn pushed_roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<
 // 2. Delivery: what each client is owed
 // ---------------------------------------------------------------------------------------------
 
-/// A connection's place in every table. Used again once it is free.
+/// A connection's place in every table. Used again from the turn after the one in which it is freed,
+/// when nothing refers to it any more.
 type Id = usize;
+
+/// Values by `Id`.
+struct Table<T> {
+    places: Vec<Option<T>>,
+    count: usize,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table { places: Vec::new(), count: 0 }
+    }
+}
+
+impl<T> Table<T> {
+    fn get(&self, id: Id) -> Option<&T> {
+        self.places.get(id)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+        self.places.get_mut(id)?.as_mut()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
+    }
+
+    /// Puts a value where there is none.
+    fn insert(&mut self, id: Id, value: T) {
+        if self.places.len() <= id {
+            self.places.resize_with(id + 1, || None);
+        }
+        if let Some(place) = self.places.get_mut(id) {
+            *place = Some(value);
+            self.count += 1;
+        }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<T> {
+        let value = self.places.get_mut(id)?.take()?;
+        self.count -= 1;
+        Some(value)
+    }
+}
 
 /// What everybody is owed (PROTOCOL.md, "Delivery").
 ///
@@ -485,8 +529,8 @@ type Id = usize;
 /// those who do not keep up hold copies.
 #[derive(Default)]
 struct Delivery {
-    /// By `Id`; nothing where nobody can be delivered to.
-    outboxes: Vec<Option<Outbox>>,
+    /// Of those who can be delivered to.
+    outboxes: Table<Outbox>,
     /// The lines of this turn that are for everybody in the room.
     broadcast: Vec<u8>,
     /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, at
@@ -582,35 +626,14 @@ impl Delivery {
     const MAX_WORK: usize = 256 * 1024;
     const MIN_WORK: usize = 64;
 
-    /// A client can be delivered to from now on.
-    fn open(&mut self, id: Id) {
-        if self.outboxes.len() <= id {
-            self.outboxes.resize_with(id + 1, || None);
-        }
-        if let Some(place) = self.outboxes.get_mut(id) {
-            *place = Some(Outbox::default());
-        }
-    }
-
-    /// It cannot any more; what it was owed is forgotten.
-    fn close(&mut self, id: Id) {
-        if let Some(place) = self.outboxes.get_mut(id) {
-            *place = None;
-        }
-    }
-
-    fn outbox(&self, id: Id) -> Option<&Outbox> {
-        self.outboxes.get(id)?.as_ref()
-    }
-
     /// Bytes that others have caused for a client and it has not taken.
     fn backlog(&self, id: Id) -> usize {
-        self.outbox(id).map_or(0, Outbox::backlog)
+        self.outboxes.get(id).map_or(0, Outbox::backlog)
     }
 
     /// Whether so many replies wait for a client that its further requests are to wait too.
     fn is_over_reply_limit(&self, id: Id) -> bool {
-        self.outbox(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
+        self.outboxes.get(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
     }
 
     /// Whether the turn is to end, so that everybody else does not wait for long.
@@ -628,7 +651,7 @@ impl Delivery {
     fn set_in_room(&mut self, id: Id, is_in_room: bool) {
         self.catch_up(id);
         let end = self.broadcast.len() as u32;
-        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+        if let Some(outbox) = self.outboxes.get_mut(id) {
             outbox.cursor = is_in_room.then_some(end);
         }
     }
@@ -651,7 +674,7 @@ impl Delivery {
         self.catch_up(id);
         put_line(&mut self.broadcast, words);
         let end = self.broadcast.len() as u32;
-        if let Some(Some(Outbox { cursor: Some(cursor), .. })) = self.outboxes.get_mut(id) {
+        if let Some(Outbox { cursor: Some(cursor), .. }) = self.outboxes.get_mut(id) {
             *cursor = end;
         }
     }
@@ -659,7 +682,7 @@ impl Delivery {
     /// Appends to one client's outbox, behind what everybody was told before.
     fn put(&mut self, id: Id, kind: Kind, bytes: &[u8]) {
         self.catch_up(id);
-        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+        if let Some(outbox) = self.outboxes.get_mut(id) {
             outbox.append(kind, bytes);
             self.work += bytes.len().max(Self::MIN_WORK);
         }
@@ -668,7 +691,7 @@ impl Delivery {
     /// Copies what everybody was told before into one client's outbox, and has that be written at
     /// the end of the turn.
     fn catch_up(&mut self, id: Id) {
-        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return };
+        let Some(outbox) = self.outboxes.get_mut(id) else { return };
         if let Some(cursor) = &mut outbox.cursor {
             let fresh = self.broadcast.get(*cursor as usize..).unwrap_or_default();
             *cursor = self.broadcast.len() as u32;
@@ -684,7 +707,7 @@ impl Delivery {
 
     /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
     fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
-        let Outbox { bytes, cursor, .. } = self.outbox(id)?;
+        let Outbox { bytes, cursor, .. } = self.outboxes.get(id)?;
         let (first, second) = bytes.as_slices();
         let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor as usize..));
         Some([first, second, fresh.unwrap_or_default()])
@@ -693,7 +716,7 @@ impl Delivery {
     /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
     /// empty.
     fn settle(&mut self, id: Id, mut taken: usize) -> bool {
-        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return true };
+        let Some(outbox) = self.outboxes.get_mut(id) else { return true };
         outbox.is_pending = false;
         let from_outbox = taken.min(outbox.bytes.len());
         outbox.take(from_outbox);
@@ -733,8 +756,8 @@ impl Delivery {
 
 #[derive(Default)]
 struct Room {
-    /// By `Id`.
-    people: Vec<Option<Person>>,
+    /// Those who have a name.
+    people: Table<Person>,
     /// By name, in lower case.
     by_name: HashMap<Box<str>, Id>,
     /// In the order of joining.
@@ -779,20 +802,17 @@ enum Outcome<'a> {
 impl Room {
     /// A new connection, which is greeted.
     fn connect(&mut self, id: Id) {
-        self.delivery.open(id);
-        if self.people.len() <= id {
-            self.people.resize_with(id + 1, || None);
-        }
+        self.delivery.outboxes.insert(id, Outbox::default());
         let greeting = "HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest";
         self.delivery.reply(id, &[greeting]);
     }
 
     fn name(&self, id: Id) -> Option<Rc<str>> {
-        Some(self.people.get(id)?.as_ref()?.name.clone())
+        Some(self.people.get(id)?.name.clone())
     }
 
     fn is_named(&self, id: Id) -> bool {
-        matches!(self.people.get(id), Some(Some(_)))
+        self.people.get(id).is_some()
     }
 
     /// How many people have a name.
@@ -808,14 +828,13 @@ impl Room {
     /// The names in the order of joining.
     fn names(&self) -> impl Iterator<Item = (Id, &str)> {
         let people = self.by_arrival.values();
-        people.filter_map(|&id| Some((id, &*self.people.get(id)?.as_ref()?.name)))
+        people.filter_map(|&id| Some((id, &*self.people.get(id)?.name)))
     }
 
     /// The bytes of the lines that a request would cause for others, each line counted once: what
     /// it takes from the budget.
     fn cost(&self, id: Id, request: Request) -> usize {
-        let Some(from) = self.people.get(id) else { return 0 };
-        match (request, from) {
+        match (request, self.people.get(id)) {
             (Request::Name(name), None) if self.check_name(name).is_ok() => {
                 let count = self.count() + 1;
                 let names = self.names().map(|(_, name)| name).chain([name]);
@@ -892,9 +911,7 @@ impl Room {
         self.arrivals += 1;
         self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
         self.by_arrival.insert(arrival, id);
-        if let Some(place) = self.people.get_mut(id) {
-            *place = Some(Person { name: name.into(), arrival });
-        }
+        self.people.insert(id, Person { name: name.into(), arrival });
         let count = self.count().to_string();
         self.delivery.set_in_room(id, true);
         self.delivery.reply(id, &["WELCOME", name, &count]);
@@ -917,7 +934,7 @@ impl Room {
     /// Takes a person out of the room and says so to the others. Returns the name, if there was
     /// one; what the client is owed stays in its outbox.
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
-        let Person { name, arrival } = self.people.get_mut(id)?.take()?;
+        let Person { name, arrival } = self.people.remove(id)?;
         self.delivery.set_in_room(id, false);
         self.by_name.remove(name.to_lowercase().as_str());
         self.by_arrival.remove(&arrival);
@@ -1095,7 +1112,7 @@ enum Phase {
     /// reset the connection, and so destroy the last lines, if the peer still sends something
     /// (RFC 1122, section 4.2.2.13); so the peer's end is awaited.
     Finished { closed_by: Instant },
-    /// The socket is closed. Its leaving is still to be announced, or it is about to be freed.
+    /// The socket is closed; its leaving is still to be announced.
     Gone,
 }
 
@@ -1243,7 +1260,10 @@ struct Server {
     signals: os::Signals,
     room: Room,
     flow: Flow,
-    connections: Slab<Connection>,
+    connections: Table<Connection>,
+    /// Places without a connection: free, and freed in this turn.
+    vacant: Vec<Id>,
+    vacated: Vec<Id>,
     /// How many connections there are from each host.
     hosts: HashMap<IpAddr, usize>,
     /// Every connection's deadline, the next first.
@@ -1252,8 +1272,6 @@ struct Server {
     to_serve: BTreeSet<(u64, Id)>,
     /// Where the queue of those stands.
     position: u64,
-    /// To be freed at the end of this turn, when little refers to them any more.
-    to_free: Vec<Id>,
     ready: Vec<Readiness>,
     /// What has just been read, of whichever connection.
     scratch: Vec<u8>,
@@ -1298,12 +1316,13 @@ impl Server {
             signals,
             room: Room::default(),
             flow: Flow::new(now),
-            connections: Slab::default(),
+            connections: Table::default(),
+            vacant: Vec::new(),
+            vacated: Vec::new(),
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
             to_serve: BTreeSet::new(),
             position: 0,
-            to_free: Vec::new(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
             reserve: os::reserve_descriptor(),
@@ -1340,9 +1359,7 @@ impl Server {
         if mem::take(&mut self.is_asked_to_stop) {
             self.stop();
         }
-        for id in mem::take(&mut self.to_free) {
-            self.free(id);
-        }
+        self.vacant.append(&mut self.vacated);
         Ok(())
     }
 
@@ -1427,7 +1444,7 @@ impl Server {
             self.turn_away(socket, address, "too many from there");
             return Ok(());
         }
-        if self.connections.len() >= self.options.max_clients && !self.drop_finished(None) {
+        if self.connections.count >= self.options.max_clients && !self.drop_finished(None) {
             self.turn_away(socket, address, "full");
             return Ok(());
         }
@@ -1435,11 +1452,12 @@ impl Server {
         // Each turn's lines are written at once, so there is nothing to wait for and combine.
         socket.set_nodelay(true)?;
         os::prepare(&socket);
-        let id = self.connections.vacant();
+        let id = self.vacant.last().copied().unwrap_or(self.connections.places.len());
         self.poller.add(&socket, id, READ)?;
         let connection = Connection::new(socket, address, self.now + self.options.name_timeout);
         self.deadlines.extend(connection.phase.deadline().map(|deadline| (deadline, id)));
-        self.connections.insert(connection);
+        self.connections.insert(id, connection);
+        self.vacant.pop();
         *self.hosts.entry(host).or_default() += 1;
         self.room.connect(id);
         self.console.log(format_args!("{address} connected"));
@@ -1685,7 +1703,7 @@ impl Server {
                 }
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
-                self.free_later(id)
+                self.free(id)
             }
             Phase::Closing { .. } if is_delivered => {
                 if let Some(socket) = &connection.socket {
@@ -1745,7 +1763,7 @@ impl Server {
         match connection.phase {
             Phase::Open { .. } => self.depart(id, Reason::Disconnected),
             Phase::Closing { .. } => self.room.delivery.catch_up(id),
-            Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+            Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
     }
 
@@ -1760,7 +1778,7 @@ impl Server {
         if let Some(socket) = &connection.socket {
             let _ = self.poller.delete(socket, id);
         }
-        self.room.delivery.close(id);
+        self.room.delivery.outboxes.remove(id);
         self.flow.set_over_soft_limit(id, false);
         if self.room.is_named(id) {
             self.set_phase(id, Phase::Open { deadline: None });
@@ -1781,7 +1799,7 @@ impl Server {
     /// next turn in any case, because the lines of this one may be on their way.
     fn give_up(&mut self, id: Id, reason: Reason) {
         if !self.connections.get(id).is_some_and(Connection::is_open) {
-            return self.free_later(id);
+            return self.free(id);
         }
         self.close(id);
         self.flow.enqueue(id, self.room.cost_of_leaving(id, reason));
@@ -1804,7 +1822,7 @@ impl Server {
         }
         match is_open {
             true => self.drain(id),
-            false => self.to_free.push(id),
+            false => self.free(id),
         }
     }
 
@@ -1813,20 +1831,12 @@ impl Server {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.unread = Box::default();
         self.flow.forget(id);
-        if self.room.delivery.outbox(id).is_none() {
-            return self.free_later(id);
+        if self.room.delivery.outboxes.get(id).is_none() {
+            return self.free(id);
         }
         self.room.delivery.catch_up(id);
         let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
         self.set_phase(id, Phase::Closing { stalled_by, closed_by: self.now + CLOSE_TIMEOUT });
-    }
-
-    /// Closes the socket now, and frees the connection at the end of the turn.
-    fn free_later(&mut self, id: Id) {
-        if self.connections.get(id).is_some_and(|connection| connection.phase != Phase::Gone) {
-            self.close(id);
-            self.to_free.push(id);
-        }
     }
 
     /// Closes the socket, and forgets what was on its way in either direction.
@@ -1840,13 +1850,14 @@ impl Server {
         connection.unread = Box::default();
         connection.waiting = Waiting::Nothing;
         self.flow.forget(id);
-        self.room.delivery.close(id);
+        self.room.delivery.outboxes.remove(id);
     }
 
-    /// Frees the place of a connection that is closed and no longer in the room.
+    /// Ends a connection that is no longer in the room, and frees its place.
     fn free(&mut self, id: Id) {
+        self.close(id);
         let Some(connection) = self.connections.remove(id) else { return };
-        self.flow.forget(id);
+        self.vacated.push(id);
         let host = host(connection.address);
         if let Some(count) = self.hosts.get_mut(&host) {
             *count -= 1;
@@ -1867,7 +1878,6 @@ impl Server {
             }
         });
         let Some((_, id)) = finished.min() else { return false };
-        self.close(id);
         self.free(id);
         true
     }
@@ -1928,7 +1938,7 @@ impl Server {
                 let deadline = Some(self.now + self.options.name_timeout);
                 self.set_phase(id, Phase::Open { deadline });
             }
-            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
     }
 
@@ -1945,7 +1955,7 @@ impl Server {
 
     fn show_status(&mut self) {
         let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
-        let closing = self.connections.len() - open;
+        let closing = self.connections.count - open;
         let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
         let (waiting, dropped) = (self.flow.waiting.len(), self.console.pending().all_dropped);
         let since = utc(self.console.started);
@@ -1968,7 +1978,7 @@ impl Server {
                     self.room.delivery.reply(id, &["BYE the server is stopping"]);
                     self.drain(id);
                 }
-                Some(Phase::Gone) => self.to_free.push(id),
+                Some(Phase::Gone) => self.free(id),
                 _ => {}
             }
         }
@@ -1976,56 +1986,8 @@ impl Server {
     }
 
     fn has_stopped(&self) -> bool {
-        let is_over = |by| by <= self.now || self.connections.len() == 0;
+        let is_over = |by| by <= self.now || self.connections.count == 0;
         self.stop_by.is_some_and(is_over)
-    }
-}
-
-/// Values by `Id`, which stays the same as long as the value is there.
-struct Slab<T> {
-    places: Vec<Option<T>>,
-    free: Vec<Id>,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Slab { places: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Slab<T> {
-    fn len(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
-    fn get(&self, id: Id) -> Option<&T> {
-        self.places.get(id)?.as_ref()
-    }
-
-    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.places.get_mut(id)?.as_mut()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
-    }
-
-    /// Where the next value goes.
-    fn vacant(&self) -> Id {
-        self.free.last().copied().unwrap_or(self.places.len())
-    }
-
-    fn insert(&mut self, value: T) {
-        match self.free.pop().and_then(|id| self.places.get_mut(id)) {
-            Some(place) => *place = Some(value),
-            None => self.places.push(Some(value)),
-        }
-    }
-
-    fn remove(&mut self, id: Id) -> Option<T> {
-        let value = self.places.get_mut(id)?.take()?;
-        self.free.push(id);
-        Some(value)
     }
 }
 
