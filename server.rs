@@ -737,8 +737,8 @@ impl Delivery {
     }
 
     /// What this turn has cost so far.
-    fn effort(&self) -> u64 {
-        (self.broadcast.len() + self.work) as u64
+    fn effort(&self) -> usize {
+        self.broadcast.len() + self.work
     }
 
     /// Everything of this turn has been written or kept in outboxes.
@@ -954,42 +954,77 @@ impl Room {
 // 4. Flow control: whose request goes on, and when, while somebody cannot keep up
 // ---------------------------------------------------------------------------------------------
 
+/// Who is served next: fair queueing, smallest finish first. What somebody asks for finishes its cost
+/// behind where their last finished or where the queue stands, whichever is later; the queue moves on
+/// by what is served, divided among those who wait. So who asks for little is served before who asks
+/// for much, whoever is new starts level with the others, and nobody is passed for ever (WF2Q+ by
+/// Bennett and Zhang, with equal weights and without its test of eligibility).
+#[derive(Default)]
+struct FairQueue {
+    /// By finish, in units of `1 / SCALE` of the cost; with the cost.
+    waiting: BTreeMap<(u128, Id), usize>,
+    /// The last finish of each, as long as anybody waits.
+    finishes: HashMap<Id, u128>,
+    /// Where the queue stands.
+    position: u128,
+}
+
+impl FairQueue {
+    const SCALE: u128 = 1 << 16;
+
+    /// One waits, unless they do already.
+    fn push(&mut self, id: Id, cost: usize) {
+        let last = self.finishes.get(&id).copied().unwrap_or(0);
+        if !self.waiting.contains_key(&(last, id)) {
+            let finish = last.max(self.position) + cost as u128 * Self::SCALE;
+            self.waiting.insert((finish, id), cost);
+            self.finishes.insert(id, finish);
+        }
+    }
+
+    /// Who is next, and the cost.
+    fn first(&self) -> Option<(Id, usize)> {
+        self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
+    }
+
+    fn pop(&mut self) -> Option<Id> {
+        let (id, cost) = self.first()?;
+        self.position += cost as u128 * Self::SCALE / self.waiting.len() as u128;
+        self.waiting.pop_first();
+        if self.waiting.is_empty() {
+            self.finishes.clear();
+        }
+        Some(id)
+    }
+
+    /// One waits no more.
+    fn remove(&mut self, id: Id) {
+        if let Some(finish) = self.finishes.remove(&id) {
+            self.waiting.remove(&(finish, id));
+        }
+    }
+}
+
 /// The budget for what requests cause for others, and who waits for it (PROTOCOL.md, "Delivery").
 ///
 /// The budget applies while somebody is over the soft limit. It is a token bucket, kept as one
 /// point in time: `paid_until`, to which spending adds and which may lie one full bucket ahead.
-/// Who waits is served by fair queueing, smallest finish first. A request finishes its cost behind
-/// where its client's last one did or where the queue stands, whichever is later; the queue moves
-/// on by what is carried out, divided among those who wait. So who causes little is served before
-/// who causes much, whoever is new starts level with the others, and nobody is passed for ever
-/// (WF2Q+ by Bennett and Zhang, with equal weights and without its test of eligibility).
 struct Flow {
     over_soft_limit: BTreeSet<Id>,
     paid_until: Instant,
-    /// By finish, in units of `1 / SCALE` bytes; with the cost. Each client waits with one request.
-    waiting: BTreeMap<(u64, Id), usize>,
-    /// The last finish of each client, as long as anybody waits.
-    finishes: HashMap<Id, u64>,
-    /// Where the queue stands.
-    position: u64,
+    /// Each client waits with one request, which costs the bytes that it causes for others.
+    queue: FairQueue,
     /// Once the bucket was empty: nobody goes on before.
     next_batch: Instant,
 }
 
 impl Flow {
-    const SCALE: u64 = 1 << 16;
     /// Requests go on in batches so far apart, because each batch costs a write to everybody.
     const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
     fn new(now: Instant) -> Self {
-        Flow {
-            over_soft_limit: BTreeSet::new(),
-            paid_until: now,
-            waiting: BTreeMap::new(),
-            finishes: HashMap::new(),
-            position: 0,
-            next_batch: now,
-        }
+        let (over_soft_limit, queue) = Default::default();
+        Flow { over_soft_limit, paid_until: now, queue, next_batch: now }
     }
 
     /// Whether requests that cause something for others are limited now.
@@ -1010,39 +1045,23 @@ impl Flow {
         if !self.applies() || cost == 0 {
             return true;
         }
-        self.enqueue(id, cost);
-        let first = self.waiting.first_key_value().map(|(&(_, first), _)| first);
-        first == Some(id) && self.next(now).is_some()
-    }
-
-    /// A client waits with a request that causes so many bytes for others.
-    fn enqueue(&mut self, id: Id, cost: usize) {
-        let start = self.finishes.get(&id).map_or(self.position, |&last| last.max(self.position));
-        let finish = start + cost as u64 * Self::SCALE;
-        self.waiting.insert((finish, id), cost);
-        self.finishes.insert(id, finish);
+        self.queue.push(id, cost);
+        self.queue.first() == Some((id, cost)) && self.next(now).is_some()
     }
 
     /// Takes the next client out of the queue whose request may go on now.
     fn next(&mut self, now: Instant) -> Option<Id> {
-        let (&(_, id), &cost) = self.waiting.first_key_value()?;
+        let (_, cost) = self.queue.first()?;
         if self.applies() {
             if now < self.next_batch {
                 return None;
             }
-            let paid_until = self.paid_until.max(now) + time_for(cost);
-            let excess = paid_until.saturating_duration_since(now + time_for(BUDGET));
-            if !excess.is_zero() {
+            if self.paid_until.max(now) + time_for(cost) > now + time_for(BUDGET) {
                 self.next_batch = now + Self::BATCH_INTERVAL;
                 return None;
             }
         }
-        self.position += cost as u64 * Self::SCALE / self.waiting.len() as u64;
-        self.waiting.pop_first();
-        if self.waiting.is_empty() {
-            self.finishes.clear();
-        }
-        Some(id)
+        self.queue.pop()
     }
 
     /// A request has caused so many bytes for others. That is more than was expected if the roster
@@ -1056,15 +1075,13 @@ impl Flow {
     /// When `next` is to be asked again.
     fn next_time(&self, now: Instant) -> Option<Instant> {
         let next = if self.applies() { self.next_batch } else { now };
-        (!self.waiting.is_empty()).then_some(next)
+        self.queue.first().map(|_| next)
     }
 
     /// A client waits no more, and is not over the soft limit.
     fn forget(&mut self, id: Id) {
         self.over_soft_limit.remove(&id);
-        if let Some(finish) = self.finishes.remove(&id) {
-            self.waiting.remove(&(finish, id));
-        }
+        self.queue.remove(id);
     }
 }
 
@@ -1092,11 +1109,8 @@ struct Connection {
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
     has_spoken: bool,
-    /// It stands in `Server::to_serve`.
-    is_listed: bool,
-    /// What it cost to serve it last, and its place in the queue for being served again.
-    last_effort: u64,
-    finish: u64,
+    /// What it cost to serve it last.
+    last_effort: usize,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1178,9 +1192,7 @@ impl Connection {
             interest: READ,
             is_blocked: false,
             has_spoken: false,
-            is_listed: false,
             last_effort: 0,
-            finish: 0,
         }
     }
 
@@ -1268,10 +1280,8 @@ struct Server {
     hosts: HashMap<IpAddr, usize>,
     /// Every connection's deadline, the next first.
     deadlines: BTreeSet<(Instant, Id)>,
-    /// Who has something to read, or requests left over from the last turn, by finish.
-    to_serve: BTreeSet<(u64, Id)>,
-    /// Where the queue of those stands.
-    position: u64,
+    /// Who has something to read, or requests left over from the last turn.
+    to_serve: FairQueue,
     ready: Vec<Readiness>,
     /// What has just been read, of whichever connection.
     scratch: Vec<u8>,
@@ -1321,8 +1331,7 @@ impl Server {
             vacated: Vec::new(),
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
-            to_serve: BTreeSet::new(),
-            position: 0,
+            to_serve: FairQueue::default(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
             reserve: os::reserve_descriptor(),
@@ -1377,14 +1386,11 @@ impl Server {
         }
     }
 
-    /// Has a connection be served in this turn, or in the next. What it asks for is taken to be what
-    /// it asked for last.
+    /// Has a connection be served in this turn, or in the next. What it asks for is taken to cost what
+    /// it did last.
     fn list(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            if !mem::replace(&mut connection.is_listed, true) {
-                let finish = connection.finish.max(self.position) + connection.last_effort;
-                self.to_serve.insert((finish, id));
-            }
+        if let Some(connection) = self.connections.get(id) {
+            self.to_serve.push(id, connection.last_effort);
         }
     }
 
@@ -1503,26 +1509,19 @@ impl Server {
         }
     }
 
-    /// Serves by fair queueing as `Flow` does, smallest finish first, until the turn is full: so who
-    /// asks for little is not kept waiting by who asks for much.
+    /// Serves one connection after the other, until the turn is full.
     fn serve_all(&mut self) {
-        let to_serve = mem::take(&mut self.to_serve);
-        let (count, before) = (to_serve.len() as u64, self.room.delivery.effort());
-        for (finish, id) in to_serve {
-            match self.room.delivery.is_full() {
-                true => drop(self.to_serve.insert((finish, id))),
-                false => self.serve(id),
-            }
+        while !self.room.delivery.is_full() {
+            let Some(id) = self.to_serve.pop() else { return };
+            self.serve(id);
         }
-        self.position += (self.room.delivery.effort() - before) / count.max(1);
     }
 
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
     fn serve(&mut self, id: Id) {
         let can_go_on = self.takes_requests(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.is_listed = false;
         let before = self.room.delivery.effort();
+        let Some(connection) = self.connections.get_mut(id) else { return };
         if can_go_on && !connection.unread.is_empty() {
             let unread = mem::take(&mut connection.unread);
             self.digest(id, &unread);
@@ -1530,7 +1529,6 @@ impl Server {
         self.read(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.last_effort = self.room.delivery.effort() - before;
-        connection.finish = connection.finish.max(self.position) + connection.last_effort;
         if connection.is_open() {
             self.update_interest(id);
         }
@@ -1802,7 +1800,7 @@ impl Server {
             return self.free(id);
         }
         self.close(id);
-        self.flow.enqueue(id, self.room.cost_of_leaving(id, reason));
+        self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
         self.wait(id, Waiting::Leave(reason));
     }
 
@@ -1856,6 +1854,7 @@ impl Server {
     /// Ends a connection that is no longer in the room, and frees its place.
     fn free(&mut self, id: Id) {
         self.close(id);
+        self.to_serve.remove(id);
         let Some(connection) = self.connections.remove(id) else { return };
         self.vacated.push(id);
         let host = host(connection.address);
@@ -1896,7 +1895,7 @@ impl Server {
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if !self.to_serve.is_empty() {
+        if self.to_serve.first().is_some() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
@@ -1957,7 +1956,8 @@ impl Server {
         let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
         let closing = self.connections.count - open;
         let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
-        let (waiting, dropped) = (self.flow.waiting.len(), self.console.pending().all_dropped);
+        let (waiting, dropped) =
+            (self.flow.queue.waiting.len(), self.console.pending().all_dropped);
         let since = utc(self.console.started);
         self.console.log(format_args!(
             "status: {open} open, {named} named, {closing} closing, {over} over the soft limit, \

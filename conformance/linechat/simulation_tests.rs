@@ -1025,8 +1025,8 @@ impl Simulation {
         let sockets = count(|it| it.socket.is_some());
         assert_eq!(os::descriptors(), sockets + usize::from(self.stage.server.reserve.is_some()));
         assert_eq!(deadlines.len(), count(|it| it.phase.deadline().is_some()));
-        assert_eq!(flow.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
-        assert!(flow.finishes.len() <= connections.count);
+        assert_eq!(flow.queue.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
+        assert!(flow.queue.finishes.len() <= connections.count);
         assert_eq!(room.by_name.len(), room.count());
         for (id, connection) in connections.iter() {
             let backlog = room.delivery.backlog(id);
@@ -1047,7 +1047,7 @@ impl Simulation {
         self.check_books();
         let Server { connections, room, flow, to_serve, .. } = &self.stage.server;
         assert_eq!((connections.count, room.count(), flow.over_soft_limit.len()), (0, 0, 0));
-        assert_eq!((to_serve.len(), flow.finishes.len()), (0, 0));
+        assert!(to_serve.waiting.is_empty() && flow.queue.finishes.is_empty());
         assert!(room.people.count == 0, "somebody is still in the room");
         assert!(room.delivery.outboxes.count == 0, "somebody is still owed");
         assert!(room.delivery.broadcast.is_empty() && room.delivery.pending_writes.is_empty());
