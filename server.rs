@@ -1153,11 +1153,11 @@ enum Input {
 }
 
 /// What a connection waits with for the budget.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 enum Waiting {
     Nothing,
-    /// The line that its decoder handed out last.
-    Request,
+    /// A line.
+    Request(Box<[u8]>),
     Leave(Reason),
 }
 
@@ -1198,11 +1198,6 @@ impl Connection {
 
     fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open { .. })
-    }
-
-    /// Whether what it sends is of use now: to be carried out, or thrown away.
-    fn is_read(&self, is_over_reply_limit: bool) -> bool {
-        !self.is_open() || (self.waiting == Waiting::Nothing && !is_over_reply_limit)
     }
 
     /// Reads once. The end of the stream is `Ok(Some(0))`, nothing now `Ok(None)`; after a failure
@@ -1495,14 +1490,10 @@ impl Server {
         while !self.room.delivery.is_full() {
             let Some(id) = self.flow.next(self.now) else { return };
             let Some(connection) = self.connections.get_mut(id) else { continue };
-            let decoder = mem::take(&mut connection.decoder);
             match mem::replace(&mut connection.waiting, Waiting::Nothing) {
-                Waiting::Request => self.carry_out(id, &decoder.line),
+                Waiting::Request(line) => self.carry_out(id, &line),
                 Waiting::Leave(reason) => self.leave(id, reason),
                 Waiting::Nothing => {}
-            }
-            if let Some(connection) = self.connections.get_mut(id) {
-                connection.decoder = decoder;
             }
             // What it has sent behind that line takes its turn among the others.
             self.list(id);
@@ -1517,12 +1508,19 @@ impl Server {
         }
     }
 
+    /// Whether a connection's next request can be carried out: no other waits, nor too many replies.
+    fn takes_requests(&self, id: Id) -> bool {
+        let is_ready = |it: &Connection| it.is_open() && it.waiting == Waiting::Nothing;
+        self.connections.get(id).is_some_and(is_ready)
+            && !self.room.delivery.is_over_reply_limit(id)
+    }
+
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
     fn serve(&mut self, id: Id) {
-        let can_go_on = self.takes_requests(id);
         let before = self.room.delivery.effort();
+        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if can_go_on && !connection.unread.is_empty() {
+        if takes_requests && !connection.unread.is_empty() {
             let unread = mem::take(&mut connection.unread);
             self.digest(id, &unread);
         }
@@ -1534,11 +1532,12 @@ impl Server {
         }
     }
 
+    /// Reads what can be carried out next, or is thrown away.
     fn read(&mut self, id: Id) {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_read = connection.is_read(is_over_reply_limit) && connection.unread.is_empty();
-        if !is_read || connection.input == Input::Ended {
+        let is_of_use = takes_requests && connection.unread.is_empty() || !connection.is_open();
+        if !is_of_use || connection.input == Input::Ended {
             return;
         }
         let mut scratch = mem::take(&mut self.scratch);
@@ -1579,7 +1578,7 @@ impl Server {
             }
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
+        if decoder.is_between_lines() {
             // Nothing is held for one who is idle.
             decoder.line = Vec::new();
         }
@@ -1587,12 +1586,6 @@ impl Server {
         if connection.is_open() && !input.is_empty() {
             connection.unread = input.into();
         }
-    }
-
-    fn takes_requests(&self, id: Id) -> bool {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
-        let connection = self.connections.get(id);
-        connection.is_some_and(|it| it.is_open() && it.is_read(is_over_reply_limit))
     }
 
     /// One line from a connection: whole, or the beginning of one that is too long. It is carried
@@ -1611,7 +1604,7 @@ impl Server {
             let request = parse(line, self.room.is_named(id));
             let cost = request.map_or(0, |request| self.room.cost(id, request));
             if !self.flow.admit(id, cost, self.now) {
-                return self.wait(id, Waiting::Request);
+                return self.wait(id, Waiting::Request(line.into()));
             }
         }
         self.carry_out(id, line);
@@ -1734,9 +1727,9 @@ impl Server {
 
     /// Asks the poller for just what the connection's state can make use of.
     fn update_interest(&mut self, id: Id) {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let read = connection.input == Input::Flowing && connection.is_read(is_over_reply_limit);
+        let read = connection.input == Input::Flowing && (takes_requests || !connection.is_open());
         let interest = Interest { read, write: connection.is_blocked };
         let Some(socket) = &connection.socket else { return };
         if connection.input != Input::Failed
