@@ -31,7 +31,6 @@
 //!         request              parse, Flow::admit, carry_out: Room::carry_out fills Delivery
 //!     expire ─────────────── time-outs
 //!     flush ──────────────── write: once to each client that is owed something; after_write
-//!     free ───────────────── those that are done with
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
@@ -964,7 +963,7 @@ struct FairQueue {
     /// By finish, in units of `1 / SCALE` of the cost; with the cost.
     waiting: BTreeMap<(u128, Id), usize>,
     /// The last finish of each, as long as anybody waits.
-    finishes: HashMap<Id, u128>,
+    finishes: BTreeMap<Id, u128>,
     /// Where the queue stands.
     position: u128,
 }
@@ -1110,7 +1109,7 @@ struct Connection {
     is_blocked: bool,
     has_spoken: bool,
     /// What it cost to serve it last.
-    last_effort: usize,
+    last_effort: u32,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1153,11 +1152,11 @@ enum Input {
 }
 
 /// What a connection waits with for the budget.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Waiting {
     Nothing,
-    /// A line.
-    Request(Box<[u8]>),
+    /// The line that its decoder handed out last.
+    Request,
     Leave(Reason),
 }
 
@@ -1385,7 +1384,7 @@ impl Server {
     /// it did last.
     fn list(&mut self, id: Id) {
         if let Some(connection) = self.connections.get(id) {
-            self.to_serve.push(id, connection.last_effort);
+            self.to_serve.push(id, connection.last_effort as usize);
         }
     }
 
@@ -1491,7 +1490,10 @@ impl Server {
             let Some(id) = self.flow.next(self.now) else { return };
             let Some(connection) = self.connections.get_mut(id) else { continue };
             match mem::replace(&mut connection.waiting, Waiting::Nothing) {
-                Waiting::Request(line) => self.carry_out(id, &line),
+                Waiting::Request => {
+                    let line = mem::take(&mut connection.decoder.line);
+                    self.carry_out(id, &line);
+                }
                 Waiting::Leave(reason) => self.leave(id, reason),
                 Waiting::Nothing => {}
             }
@@ -1526,7 +1528,7 @@ impl Server {
         }
         self.read(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.last_effort = self.room.delivery.effort() - before;
+        connection.last_effort = (self.room.delivery.effort() - before) as u32;
         if connection.is_open() {
             self.update_interest(id);
         }
@@ -1578,7 +1580,7 @@ impl Server {
             }
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if decoder.is_between_lines() {
+        if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
             // Nothing is held for one who is idle.
             decoder.line = Vec::new();
         }
@@ -1604,7 +1606,7 @@ impl Server {
             let request = parse(line, self.room.is_named(id));
             let cost = request.map_or(0, |request| self.room.cost(id, request));
             if !self.flow.admit(id, cost, self.now) {
-                return self.wait(id, Waiting::Request(line.into()));
+                return self.wait(id, Waiting::Request);
             }
         }
         self.carry_out(id, line);
@@ -1742,10 +1744,10 @@ impl Server {
 
     // Leaving:
     //
-    //     end_of_input ─────────────── depart ─── leave ─── drain ─── after_write ─── free_later ─── free
-    //     fail, read to its end ────── depart ─── leave ─── free_later
-    //     give_up, in the next turn ─────────── leave ─── free
-    //     QUIT ────────────────────── leave ─── drain
+    //     end_of_input ──────────── depart ─── leave ─── drain ─── after_write ─── free
+    //     fail, read to its end ─── depart ─── leave ─── free
+    //     give_up, in the next turn ────────── leave ─── free
+    //     QUIT ─────────────────── leave ─── drain
 
     /// The client's stream has ended.
     fn end_of_input(&mut self, id: Id) {
