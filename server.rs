@@ -31,7 +31,6 @@
 //!         request              parse, Flow::admit, carry_out: Room::carry_out fills Delivery
 //!     expire ─────────────── time-outs
 //!     flush ──────────────── write: once to each client that is owed something; after_write
-//!     free ───────────────── those that are done with
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
@@ -48,6 +47,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
 use std::{process::ExitCode, sync::mpsc::sync_channel, thread};
+use Asker::{Anybody, Named, Unnamed};
 
 #[cfg(not(test))]
 use system as os;
@@ -303,57 +303,42 @@ enum Request<'a> {
 }
 
 /// Who may make a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Asker {
     Anybody,
     Unnamed,
     Named,
 }
 
-/// A verb: its word, who may use it, how its argument is understood (nothing if it is used
-/// wrongly), and the line that explains it, in HELP and in `ERR usage`.
-type Verb = (&'static str, Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
+/// A verb: who may use it, how its argument is understood (nothing if it is used wrongly), and the
+/// line that begins with its word and explains it, in HELP and in `ERR usage`.
+type Verb = (Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
 
 const VERBS: [Verb; 7] = [
+    (Unnamed, |it| given(it).map(Request::Name), "NAME <name> takes a name and enters the room"),
+    (Named, |it| given(it).map(Request::Msg), "MSG <text> says something to everybody else"),
+    (Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
+    (Named, |it| without(it, Request::List), "LIST tells who is here"),
     (
-        "NAME",
-        Asker::Unnamed,
-        |it| with_argument(it, Request::Name),
-        "NAME <name> takes a name and enters the room",
-    ),
-    (
-        "MSG",
-        Asker::Named,
-        |it| with_argument(it, Request::Msg),
-        "MSG <text> says something to everybody else",
-    ),
-    ("PRIV", Asker::Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
-    ("LIST", Asker::Named, |it| without_argument(it, Request::List), "LIST tells who is here"),
-    (
-        "PING",
-        Asker::Anybody,
+        Anybody,
         |it| Some(Request::Ping(it)),
         "PING [token] is answered with PONG and the same token",
     ),
-    ("HELP", Asker::Anybody, |it| without_argument(it, Request::Help), "HELP shows these lines"),
-    ("QUIT", Asker::Anybody, |it| without_argument(it, Request::Quit), "QUIT leaves"),
+    (Anybody, |it| without(it, Request::Help), "HELP shows these lines"),
+    (Anybody, |it| without(it, Request::Quit), "QUIT leaves"),
 ];
 
 fn parse_priv(argument: &str) -> Option<Request<'_>> {
     let (to, text) = argument.strip_prefix('@')?.split_once(' ')?;
-    (!to.is_empty() && !text.is_empty()).then_some(Request::Priv { to, text })
+    Some(Request::Priv { to: given(to)?, text: given(text)? })
 }
 
-/// A request that needs an argument.
-fn with_argument<'a>(
-    argument: &'a str,
-    request: fn(&'a str) -> Request<'a>,
-) -> Option<Request<'a>> {
-    (!argument.is_empty()).then(|| request(argument))
+fn given(argument: &str) -> Option<&str> {
+    (!argument.is_empty()).then_some(argument)
 }
 
 /// A request that has no argument other than spaces.
-fn without_argument<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
+fn without<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
     argument.bytes().all(|byte| byte == b' ').then_some(request)
 }
 
@@ -366,11 +351,13 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let verb = VERBS.iter().find(|(verb, ..)| verb.eq_ignore_ascii_case(word));
-    let &(_, asker, understand, usage) = verb.ok_or(UNKNOWN_COMMAND)?;
+    let is_meant = |(.., usage): &&Verb| {
+        usage.split(' ').next().is_some_and(|verb| verb.eq_ignore_ascii_case(word))
+    };
+    let &(asker, understand, usage) = VERBS.iter().find(is_meant).ok_or(UNKNOWN_COMMAND)?;
     match asker {
-        Asker::Unnamed if is_named => Err(ALREADY_NAMED),
-        Asker::Named if !is_named => Err(NOT_NAMED),
+        Unnamed if is_named => Err(ALREADY_NAMED),
+        Named if !is_named => Err(NOT_NAMED),
         _ => understand(argument).ok_or(Refusal("usage", usage)),
     }
 }
@@ -485,8 +472,52 @@ fn pushed_roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<
 // 2. Delivery: what each client is owed
 // ---------------------------------------------------------------------------------------------
 
-/// A connection's place in every table. Used again once it is free.
+/// A connection's place in every table. Used again from the turn after the one in which it is freed,
+/// when nothing refers to it any more.
 type Id = usize;
+
+/// Values by `Id`.
+struct Table<T> {
+    places: Vec<Option<T>>,
+    count: usize,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table { places: Vec::new(), count: 0 }
+    }
+}
+
+impl<T> Table<T> {
+    fn get(&self, id: Id) -> Option<&T> {
+        self.places.get(id)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+        self.places.get_mut(id)?.as_mut()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
+    }
+
+    /// Puts a value where there is none.
+    fn insert(&mut self, id: Id, value: T) {
+        if self.places.len() <= id {
+            self.places.resize_with(id + 1, || None);
+        }
+        if let Some(place) = self.places.get_mut(id) {
+            *place = Some(value);
+            self.count += 1;
+        }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<T> {
+        let value = self.places.get_mut(id)?.take()?;
+        self.count -= 1;
+        Some(value)
+    }
+}
 
 /// What everybody is owed (PROTOCOL.md, "Delivery").
 ///
@@ -497,8 +528,8 @@ type Id = usize;
 /// those who do not keep up hold copies.
 #[derive(Default)]
 struct Delivery {
-    /// By `Id`; nothing where nobody can be delivered to.
-    outboxes: Vec<Option<Outbox>>,
+    /// Of those who can be delivered to.
+    outboxes: Table<Outbox>,
     /// The lines of this turn that are for everybody in the room.
     broadcast: Vec<u8>,
     /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, at
@@ -594,35 +625,14 @@ impl Delivery {
     const MAX_WORK: usize = 256 * 1024;
     const MIN_WORK: usize = 64;
 
-    /// A client can be delivered to from now on.
-    fn open(&mut self, id: Id) {
-        if self.outboxes.len() <= id {
-            self.outboxes.resize_with(id + 1, || None);
-        }
-        if let Some(place) = self.outboxes.get_mut(id) {
-            *place = Some(Outbox::default());
-        }
-    }
-
-    /// It cannot any more; what it was owed is forgotten.
-    fn close(&mut self, id: Id) {
-        if let Some(place) = self.outboxes.get_mut(id) {
-            *place = None;
-        }
-    }
-
-    fn outbox(&self, id: Id) -> Option<&Outbox> {
-        self.outboxes.get(id)?.as_ref()
-    }
-
     /// Bytes that others have caused for a client and it has not taken.
     fn backlog(&self, id: Id) -> usize {
-        self.outbox(id).map_or(0, Outbox::backlog)
+        self.outboxes.get(id).map_or(0, Outbox::backlog)
     }
 
     /// Whether so many replies wait for a client that its further requests are to wait too.
     fn is_over_reply_limit(&self, id: Id) -> bool {
-        self.outbox(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
+        self.outboxes.get(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
     }
 
     /// Whether the turn is to end, so that everybody else does not wait for long.
@@ -640,7 +650,7 @@ impl Delivery {
     fn set_in_room(&mut self, id: Id, is_in_room: bool) {
         self.catch_up(id);
         let end = self.broadcast.len() as u32;
-        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+        if let Some(outbox) = self.outboxes.get_mut(id) {
             outbox.cursor = is_in_room.then_some(end);
         }
     }
@@ -663,7 +673,7 @@ impl Delivery {
         self.catch_up(id);
         put_line(&mut self.broadcast, words);
         let end = self.broadcast.len() as u32;
-        if let Some(Some(Outbox { cursor: Some(cursor), .. })) = self.outboxes.get_mut(id) {
+        if let Some(Outbox { cursor: Some(cursor), .. }) = self.outboxes.get_mut(id) {
             *cursor = end;
         }
     }
@@ -671,7 +681,7 @@ impl Delivery {
     /// Appends to one client's outbox, behind what everybody was told before.
     fn put(&mut self, id: Id, kind: Kind, bytes: &[u8]) {
         self.catch_up(id);
-        if let Some(Some(outbox)) = self.outboxes.get_mut(id) {
+        if let Some(outbox) = self.outboxes.get_mut(id) {
             outbox.append(kind, bytes);
             self.work += bytes.len().max(Self::MIN_WORK);
         }
@@ -680,7 +690,7 @@ impl Delivery {
     /// Copies what everybody was told before into one client's outbox, and has that be written at
     /// the end of the turn.
     fn catch_up(&mut self, id: Id) {
-        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return };
+        let Some(outbox) = self.outboxes.get_mut(id) else { return };
         if let Some(cursor) = &mut outbox.cursor {
             let fresh = self.broadcast.get(*cursor as usize..).unwrap_or_default();
             *cursor = self.broadcast.len() as u32;
@@ -696,7 +706,7 @@ impl Delivery {
 
     /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
     fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
-        let Outbox { bytes, cursor, .. } = self.outbox(id)?;
+        let Outbox { bytes, cursor, .. } = self.outboxes.get(id)?;
         let (first, second) = bytes.as_slices();
         let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor as usize..));
         Some([first, second, fresh.unwrap_or_default()])
@@ -705,7 +715,7 @@ impl Delivery {
     /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
     /// empty.
     fn settle(&mut self, id: Id, mut taken: usize) -> bool {
-        let Some(Some(outbox)) = self.outboxes.get_mut(id) else { return true };
+        let Some(outbox) = self.outboxes.get_mut(id) else { return true };
         outbox.is_pending = false;
         let from_outbox = taken.min(outbox.bytes.len());
         outbox.take(from_outbox);
@@ -726,8 +736,8 @@ impl Delivery {
     }
 
     /// What this turn has cost so far.
-    fn effort(&self) -> u64 {
-        (self.broadcast.len() + self.work) as u64
+    fn effort(&self) -> usize {
+        self.broadcast.len() + self.work
     }
 
     /// Everything of this turn has been written or kept in outboxes.
@@ -745,8 +755,8 @@ impl Delivery {
 
 #[derive(Default)]
 struct Room {
-    /// By `Id`.
-    people: Vec<Option<Person>>,
+    /// Those who have a name.
+    people: Table<Person>,
     /// By name, in lower case.
     by_name: HashMap<Box<str>, Id>,
     /// In the order of joining.
@@ -791,20 +801,17 @@ enum Outcome<'a> {
 impl Room {
     /// A new connection, which is greeted.
     fn connect(&mut self, id: Id) {
-        self.delivery.open(id);
-        if self.people.len() <= id {
-            self.people.resize_with(id + 1, || None);
-        }
+        self.delivery.outboxes.insert(id, Outbox::default());
         let greeting = "HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest";
         self.delivery.reply(id, &[greeting]);
     }
 
     fn name(&self, id: Id) -> Option<Rc<str>> {
-        Some(self.people.get(id)?.as_ref()?.name.clone())
+        Some(self.people.get(id)?.name.clone())
     }
 
     fn is_named(&self, id: Id) -> bool {
-        matches!(self.people.get(id), Some(Some(_)))
+        self.people.get(id).is_some()
     }
 
     /// How many people have a name.
@@ -820,14 +827,13 @@ impl Room {
     /// The names in the order of joining.
     fn names(&self) -> impl Iterator<Item = (Id, &str)> {
         let people = self.by_arrival.values();
-        people.filter_map(|&id| Some((id, &*self.people.get(id)?.as_ref()?.name)))
+        people.filter_map(|&id| Some((id, &*self.people.get(id)?.name)))
     }
 
     /// The bytes of the lines that a request would cause for others, each line counted once: what
     /// it takes from the budget.
     fn cost(&self, id: Id, request: Request) -> usize {
-        let Some(from) = self.people.get(id) else { return 0 };
-        match (request, from) {
+        match (request, self.people.get(id)) {
             (Request::Name(name), None) if self.check_name(name).is_ok() => {
                 let count = self.count() + 1;
                 let names = self.names().map(|(_, name)| name).chain([name]);
@@ -904,9 +910,7 @@ impl Room {
         self.arrivals += 1;
         self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
         self.by_arrival.insert(arrival, id);
-        if let Some(place) = self.people.get_mut(id) {
-            *place = Some(Person { name: name.into(), arrival });
-        }
+        self.people.insert(id, Person { name: name.into(), arrival });
         let count = self.count().to_string();
         self.delivery.set_in_room(id, true);
         self.delivery.reply(id, &["WELCOME", name, &count]);
@@ -929,7 +933,7 @@ impl Room {
     /// Takes a person out of the room and says so to the others. Returns the name, if there was
     /// one; what the client is owed stays in its outbox.
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
-        let Person { name, arrival } = self.people.get_mut(id)?.take()?;
+        let Person { name, arrival } = self.people.remove(id)?;
         self.delivery.set_in_room(id, false);
         self.by_name.remove(name.to_lowercase().as_str());
         self.by_arrival.remove(&arrival);
@@ -949,42 +953,77 @@ impl Room {
 // 4. Flow control: whose request goes on, and when, while somebody cannot keep up
 // ---------------------------------------------------------------------------------------------
 
+/// Who is served next: fair queueing, smallest finish first. What somebody asks for finishes its cost
+/// behind where their last finished or where the queue stands, whichever is later; the queue moves on
+/// by what is served, divided among those who wait. So who asks for little is served before who asks
+/// for much, whoever is new starts level with the others, and nobody is passed for ever (WF2Q+ by
+/// Bennett and Zhang, with equal weights and without its test of eligibility).
+#[derive(Default)]
+struct FairQueue {
+    /// By finish, in units of `1 / SCALE` of the cost; with the cost.
+    waiting: BTreeMap<(u128, Id), usize>,
+    /// The last finish of each, as long as anybody waits.
+    finishes: BTreeMap<Id, u128>,
+    /// Where the queue stands.
+    position: u128,
+}
+
+impl FairQueue {
+    const SCALE: u128 = 1 << 16;
+
+    /// One waits, unless they do already.
+    fn push(&mut self, id: Id, cost: usize) {
+        let last = self.finishes.get(&id).copied().unwrap_or(0);
+        if !self.waiting.contains_key(&(last, id)) {
+            let finish = last.max(self.position) + cost as u128 * Self::SCALE;
+            self.waiting.insert((finish, id), cost);
+            self.finishes.insert(id, finish);
+        }
+    }
+
+    /// Who is next, and the cost.
+    fn first(&self) -> Option<(Id, usize)> {
+        self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
+    }
+
+    fn pop(&mut self) -> Option<Id> {
+        let (id, cost) = self.first()?;
+        self.position += cost as u128 * Self::SCALE / self.waiting.len() as u128;
+        self.waiting.pop_first();
+        if self.waiting.is_empty() {
+            self.finishes.clear();
+        }
+        Some(id)
+    }
+
+    /// One waits no more.
+    fn remove(&mut self, id: Id) {
+        if let Some(finish) = self.finishes.remove(&id) {
+            self.waiting.remove(&(finish, id));
+        }
+    }
+}
+
 /// The budget for what requests cause for others, and who waits for it (PROTOCOL.md, "Delivery").
 ///
 /// The budget applies while somebody is over the soft limit. It is a token bucket, kept as one
 /// point in time: `paid_until`, to which spending adds and which may lie one full bucket ahead.
-/// Who waits is served by fair queueing, smallest finish first. A request finishes its cost behind
-/// where its client's last one did or where the queue stands, whichever is later; the queue moves
-/// on by what is carried out, divided among those who wait. So who causes little is served before
-/// who causes much, whoever is new starts level with the others, and nobody is passed for ever
-/// (WF2Q+ by Bennett and Zhang, with equal weights and without its test of eligibility).
 struct Flow {
     over_soft_limit: BTreeSet<Id>,
     paid_until: Instant,
-    /// By finish, in units of `1 / SCALE` bytes; with the cost. Each client waits with one request.
-    waiting: BTreeMap<(u64, Id), usize>,
-    /// The last finish of each client, as long as anybody waits.
-    finishes: HashMap<Id, u64>,
-    /// Where the queue stands.
-    position: u64,
+    /// Each client waits with one request, which costs the bytes that it causes for others.
+    queue: FairQueue,
     /// Once the bucket was empty: nobody goes on before.
     next_batch: Instant,
 }
 
 impl Flow {
-    const SCALE: u64 = 1 << 16;
     /// Requests go on in batches so far apart, because each batch costs a write to everybody.
     const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
     fn new(now: Instant) -> Self {
-        Flow {
-            over_soft_limit: BTreeSet::new(),
-            paid_until: now,
-            waiting: BTreeMap::new(),
-            finishes: HashMap::new(),
-            position: 0,
-            next_batch: now,
-        }
+        let (over_soft_limit, queue) = Default::default();
+        Flow { over_soft_limit, paid_until: now, queue, next_batch: now }
     }
 
     /// Whether requests that cause something for others are limited now.
@@ -1005,39 +1044,23 @@ impl Flow {
         if !self.applies() || cost == 0 {
             return true;
         }
-        self.enqueue(id, cost);
-        let first = self.waiting.first_key_value().map(|(&(_, first), _)| first);
-        first == Some(id) && self.next(now).is_some()
-    }
-
-    /// A client waits with a request that causes so many bytes for others.
-    fn enqueue(&mut self, id: Id, cost: usize) {
-        let start = self.finishes.get(&id).map_or(self.position, |&last| last.max(self.position));
-        let finish = start + cost as u64 * Self::SCALE;
-        self.waiting.insert((finish, id), cost);
-        self.finishes.insert(id, finish);
+        self.queue.push(id, cost);
+        self.queue.first() == Some((id, cost)) && self.next(now).is_some()
     }
 
     /// Takes the next client out of the queue whose request may go on now.
     fn next(&mut self, now: Instant) -> Option<Id> {
-        let (&(_, id), &cost) = self.waiting.first_key_value()?;
+        let (_, cost) = self.queue.first()?;
         if self.applies() {
             if now < self.next_batch {
                 return None;
             }
-            let paid_until = self.paid_until.max(now) + time_for(cost);
-            let excess = paid_until.saturating_duration_since(now + time_for(BUDGET));
-            if !excess.is_zero() {
+            if self.paid_until.max(now) + time_for(cost) > now + time_for(BUDGET) {
                 self.next_batch = now + Self::BATCH_INTERVAL;
                 return None;
             }
         }
-        self.position += cost as u64 * Self::SCALE / self.waiting.len() as u64;
-        self.waiting.pop_first();
-        if self.waiting.is_empty() {
-            self.finishes.clear();
-        }
-        Some(id)
+        self.queue.pop()
     }
 
     /// A request has caused so many bytes for others. That is more than was expected if the roster
@@ -1051,15 +1074,13 @@ impl Flow {
     /// When `next` is to be asked again.
     fn next_time(&self, now: Instant) -> Option<Instant> {
         let next = if self.applies() { self.next_batch } else { now };
-        (!self.waiting.is_empty()).then_some(next)
+        self.queue.first().map(|_| next)
     }
 
     /// A client waits no more, and is not over the soft limit.
     fn forget(&mut self, id: Id) {
         self.over_soft_limit.remove(&id);
-        if let Some(finish) = self.finishes.remove(&id) {
-            self.waiting.remove(&(finish, id));
-        }
+        self.queue.remove(id);
     }
 }
 
@@ -1087,11 +1108,8 @@ struct Connection {
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
     has_spoken: bool,
-    /// It stands in `Server::to_serve`.
-    is_listed: bool,
-    /// What it cost to serve it last, and its place in the queue for being served again.
-    last_effort: u64,
-    finish: u64,
+    /// What it cost to serve it last.
+    last_effort: u32,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1107,7 +1125,7 @@ enum Phase {
     /// reset the connection, and so destroy the last lines, if the peer still sends something
     /// (RFC 1122, section 4.2.2.13); so the peer's end is awaited.
     Finished { closed_by: Instant },
-    /// The socket is closed. Its leaving is still to be announced, or it is about to be freed.
+    /// The socket is closed; its leaving is still to be announced.
     Gone,
 }
 
@@ -1173,19 +1191,12 @@ impl Connection {
             interest: READ,
             is_blocked: false,
             has_spoken: false,
-            is_listed: false,
             last_effort: 0,
-            finish: 0,
         }
     }
 
     fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open { .. })
-    }
-
-    /// Whether what it sends is of use now: to be carried out, or thrown away.
-    fn is_read(&self, is_over_reply_limit: bool) -> bool {
-        !self.is_open() || (self.waiting == Waiting::Nothing && !is_over_reply_limit)
     }
 
     /// Reads once. The end of the stream is `Ok(Some(0))`, nothing now `Ok(None)`; after a failure
@@ -1255,17 +1266,16 @@ struct Server {
     signals: os::Signals,
     room: Room,
     flow: Flow,
-    connections: Slab<Connection>,
+    connections: Table<Connection>,
+    /// Places without a connection: free, and freed in this turn.
+    vacant: Vec<Id>,
+    vacated: Vec<Id>,
     /// How many connections there are from each host.
     hosts: HashMap<IpAddr, usize>,
     /// Every connection's deadline, the next first.
     deadlines: BTreeSet<(Instant, Id)>,
-    /// Who has something to read, or requests left over from the last turn, by finish.
-    to_serve: BTreeSet<(u64, Id)>,
-    /// Where the queue of those stands.
-    position: u64,
-    /// To be freed at the end of this turn, when little refers to them any more.
-    to_free: Vec<Id>,
+    /// Who has something to read, or requests left over from the last turn.
+    to_serve: FairQueue,
     ready: Vec<Readiness>,
     /// What has just been read, of whichever connection.
     scratch: Vec<u8>,
@@ -1310,12 +1320,12 @@ impl Server {
             signals,
             room: Room::default(),
             flow: Flow::new(now),
-            connections: Slab::default(),
+            connections: Table::default(),
+            vacant: Vec::new(),
+            vacated: Vec::new(),
             hosts: HashMap::new(),
             deadlines: BTreeSet::new(),
-            to_serve: BTreeSet::new(),
-            position: 0,
-            to_free: Vec::new(),
+            to_serve: FairQueue::default(),
             ready: Vec::new(),
             scratch: vec![0; Self::READ_SHARE],
             reserve: os::reserve_descriptor(),
@@ -1352,9 +1362,7 @@ impl Server {
         if mem::take(&mut self.is_asked_to_stop) {
             self.stop();
         }
-        for id in mem::take(&mut self.to_free) {
-            self.free(id);
-        }
+        self.vacant.append(&mut self.vacated);
         Ok(())
     }
 
@@ -1372,14 +1380,11 @@ impl Server {
         }
     }
 
-    /// Has a connection be served in this turn, or in the next. What it asks for is taken to be what
-    /// it asked for last.
+    /// Has a connection be served in this turn, or in the next. What it asks for is taken to cost what
+    /// it did last.
     fn list(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            if !mem::replace(&mut connection.is_listed, true) {
-                let finish = connection.finish.max(self.position) + connection.last_effort;
-                self.to_serve.insert((finish, id));
-            }
+        if let Some(connection) = self.connections.get(id) {
+            self.to_serve.push(id, connection.last_effort as usize);
         }
     }
 
@@ -1439,7 +1444,7 @@ impl Server {
             self.turn_away(socket, address, "too many from there");
             return Ok(());
         }
-        if self.connections.len() >= self.options.max_clients && !self.drop_finished(None) {
+        if self.connections.count >= self.options.max_clients && !self.drop_finished(None) {
             self.turn_away(socket, address, "full");
             return Ok(());
         }
@@ -1447,11 +1452,12 @@ impl Server {
         // Each turn's lines are written at once, so there is nothing to wait for and combine.
         socket.set_nodelay(true)?;
         os::prepare(&socket);
-        let id = self.connections.vacant();
+        let id = self.vacant.last().copied().unwrap_or(self.connections.places.len());
         self.poller.add(&socket, id, READ)?;
         let connection = Connection::new(socket, address, self.now + self.options.name_timeout);
         self.deadlines.extend(connection.phase.deadline().map(|deadline| (deadline, id)));
-        self.connections.insert(connection);
+        self.connections.insert(id, connection);
+        self.vacant.pop();
         *self.hosts.entry(host).or_default() += 1;
         self.room.connect(id);
         self.console.log(format_args!("{address} connected"));
@@ -1483,58 +1489,57 @@ impl Server {
         while !self.room.delivery.is_full() {
             let Some(id) = self.flow.next(self.now) else { return };
             let Some(connection) = self.connections.get_mut(id) else { continue };
-            let decoder = mem::take(&mut connection.decoder);
             match mem::replace(&mut connection.waiting, Waiting::Nothing) {
-                Waiting::Request => self.carry_out(id, &decoder.line),
+                Waiting::Request => {
+                    let line = mem::take(&mut connection.decoder.line);
+                    self.carry_out(id, &line);
+                }
                 Waiting::Leave(reason) => self.leave(id, reason),
                 Waiting::Nothing => {}
-            }
-            if let Some(connection) = self.connections.get_mut(id) {
-                connection.decoder = decoder;
             }
             // What it has sent behind that line takes its turn among the others.
             self.list(id);
         }
     }
 
-    /// Serves by fair queueing as `Flow` does, smallest finish first, until the turn is full: so who
-    /// asks for little is not kept waiting by who asks for much.
+    /// Serves one connection after the other, until the turn is full.
     fn serve_all(&mut self) {
-        let to_serve = mem::take(&mut self.to_serve);
-        let (count, before) = (to_serve.len() as u64, self.room.delivery.effort());
-        for (finish, id) in to_serve {
-            match self.room.delivery.is_full() {
-                true => drop(self.to_serve.insert((finish, id))),
-                false => self.serve(id),
-            }
+        while !self.room.delivery.is_full() {
+            let Some(id) = self.to_serve.pop() else { return };
+            self.serve(id);
         }
-        self.position += (self.room.delivery.effort() - before) / count.max(1);
+    }
+
+    /// Whether a connection's next request can be carried out: no other waits, nor too many replies.
+    fn takes_requests(&self, id: Id) -> bool {
+        let is_ready = |it: &Connection| it.is_open() && it.waiting == Waiting::Nothing;
+        self.connections.get(id).is_some_and(is_ready)
+            && !self.room.delivery.is_over_reply_limit(id)
     }
 
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
     fn serve(&mut self, id: Id) {
-        let can_go_on = self.takes_requests(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.is_listed = false;
         let before = self.room.delivery.effort();
-        if can_go_on && !connection.unread.is_empty() {
+        let takes_requests = self.takes_requests(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if takes_requests && !connection.unread.is_empty() {
             let unread = mem::take(&mut connection.unread);
             self.digest(id, &unread);
         }
         self.read(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.last_effort = self.room.delivery.effort() - before;
-        connection.finish = connection.finish.max(self.position) + connection.last_effort;
+        connection.last_effort = (self.room.delivery.effort() - before) as u32;
         if connection.is_open() {
             self.update_interest(id);
         }
     }
 
+    /// Reads what can be carried out next, or is thrown away.
     fn read(&mut self, id: Id) {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_read = connection.is_read(is_over_reply_limit) && connection.unread.is_empty();
-        if !is_read || connection.input == Input::Ended {
+        let is_of_use = takes_requests && connection.unread.is_empty() || !connection.is_open();
+        if !is_of_use || connection.input == Input::Ended {
             return;
         }
         let mut scratch = mem::take(&mut self.scratch);
@@ -1583,12 +1588,6 @@ impl Server {
         if connection.is_open() && !input.is_empty() {
             connection.unread = input.into();
         }
-    }
-
-    fn takes_requests(&self, id: Id) -> bool {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
-        let connection = self.connections.get(id);
-        connection.is_some_and(|it| it.is_open() && it.is_read(is_over_reply_limit))
     }
 
     /// One line from a connection: whole, or the beginning of one that is too long. It is carried
@@ -1697,7 +1696,7 @@ impl Server {
                 }
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
-                self.free_later(id)
+                self.free(id)
             }
             Phase::Closing { .. } if is_delivered => {
                 if let Some(socket) = &connection.socket {
@@ -1730,9 +1729,9 @@ impl Server {
 
     /// Asks the poller for just what the connection's state can make use of.
     fn update_interest(&mut self, id: Id) {
-        let is_over_reply_limit = self.room.delivery.is_over_reply_limit(id);
+        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let read = connection.input == Input::Flowing && connection.is_read(is_over_reply_limit);
+        let read = connection.input == Input::Flowing && (takes_requests || !connection.is_open());
         let interest = Interest { read, write: connection.is_blocked };
         let Some(socket) = &connection.socket else { return };
         if connection.input != Input::Failed
@@ -1745,10 +1744,10 @@ impl Server {
 
     // Leaving:
     //
-    //     end_of_input ─────────────── depart ─── leave ─── drain ─── after_write ─── free_later ─── free
-    //     fail, read to its end ────── depart ─── leave ─── free_later
-    //     give_up, in the next turn ─────────── leave ─── free
-    //     QUIT ────────────────────── leave ─── drain
+    //     end_of_input ──────────── depart ─── leave ─── drain ─── after_write ─── free
+    //     fail, read to its end ─── depart ─── leave ─── free
+    //     give_up, in the next turn ────────── leave ─── free
+    //     QUIT ─────────────────── leave ─── drain
 
     /// The client's stream has ended.
     fn end_of_input(&mut self, id: Id) {
@@ -1757,7 +1756,7 @@ impl Server {
         match connection.phase {
             Phase::Open { .. } => self.depart(id, Reason::Disconnected),
             Phase::Closing { .. } => self.room.delivery.catch_up(id),
-            Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+            Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
     }
 
@@ -1772,7 +1771,7 @@ impl Server {
         if let Some(socket) = &connection.socket {
             let _ = self.poller.delete(socket, id);
         }
-        self.room.delivery.close(id);
+        self.room.delivery.outboxes.remove(id);
         self.flow.set_over_soft_limit(id, false);
         if self.room.is_named(id) {
             self.set_phase(id, Phase::Open { deadline: None });
@@ -1793,10 +1792,10 @@ impl Server {
     /// next turn in any case, because the lines of this one may be on their way.
     fn give_up(&mut self, id: Id, reason: Reason) {
         if !self.connections.get(id).is_some_and(Connection::is_open) {
-            return self.free_later(id);
+            return self.free(id);
         }
         self.close(id);
-        self.flow.enqueue(id, self.room.cost_of_leaving(id, reason));
+        self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
         self.wait(id, Waiting::Leave(reason));
     }
 
@@ -1816,7 +1815,7 @@ impl Server {
         }
         match is_open {
             true => self.drain(id),
-            false => self.to_free.push(id),
+            false => self.free(id),
         }
     }
 
@@ -1825,20 +1824,12 @@ impl Server {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.unread = Box::default();
         self.flow.forget(id);
-        if self.room.delivery.outbox(id).is_none() {
-            return self.free_later(id);
+        if self.room.delivery.outboxes.get(id).is_none() {
+            return self.free(id);
         }
         self.room.delivery.catch_up(id);
         let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
         self.set_phase(id, Phase::Closing { stalled_by, closed_by: self.now + CLOSE_TIMEOUT });
-    }
-
-    /// Closes the socket now, and frees the connection at the end of the turn.
-    fn free_later(&mut self, id: Id) {
-        if self.connections.get(id).is_some_and(|connection| connection.phase != Phase::Gone) {
-            self.close(id);
-            self.to_free.push(id);
-        }
     }
 
     /// Closes the socket, and forgets what was on its way in either direction.
@@ -1852,13 +1843,15 @@ impl Server {
         connection.unread = Box::default();
         connection.waiting = Waiting::Nothing;
         self.flow.forget(id);
-        self.room.delivery.close(id);
+        self.room.delivery.outboxes.remove(id);
     }
 
-    /// Frees the place of a connection that is closed and no longer in the room.
+    /// Ends a connection that is no longer in the room, and frees its place.
     fn free(&mut self, id: Id) {
+        self.close(id);
+        self.to_serve.remove(id);
         let Some(connection) = self.connections.remove(id) else { return };
-        self.flow.forget(id);
+        self.vacated.push(id);
         let host = host(connection.address);
         if let Some(count) = self.hosts.get_mut(&host) {
             *count -= 1;
@@ -1879,7 +1872,6 @@ impl Server {
             }
         });
         let Some((_, id)) = finished.min() else { return false };
-        self.close(id);
         self.free(id);
         true
     }
@@ -1898,7 +1890,7 @@ impl Server {
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if !self.to_serve.is_empty() {
+        if self.to_serve.first().is_some() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
@@ -1940,7 +1932,7 @@ impl Server {
                 let deadline = Some(self.now + self.options.name_timeout);
                 self.set_phase(id, Phase::Open { deadline });
             }
-            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free_later(id),
+            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
     }
 
@@ -1957,9 +1949,10 @@ impl Server {
 
     fn show_status(&mut self) {
         let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
-        let closing = self.connections.len() - open;
+        let closing = self.connections.count - open;
         let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
-        let (waiting, dropped) = (self.flow.waiting.len(), self.console.pending().all_dropped);
+        let (waiting, dropped) =
+            (self.flow.queue.waiting.len(), self.console.pending().all_dropped);
         let since = utc(self.console.started);
         self.console.log(format_args!(
             "status: {open} open, {named} named, {closing} closing, {over} over the soft limit, \
@@ -1980,7 +1973,7 @@ impl Server {
                     self.room.delivery.reply(id, &["BYE the server is stopping"]);
                     self.drain(id);
                 }
-                Some(Phase::Gone) => self.to_free.push(id),
+                Some(Phase::Gone) => self.free(id),
                 _ => {}
             }
         }
@@ -1988,56 +1981,8 @@ impl Server {
     }
 
     fn has_stopped(&self) -> bool {
-        let is_over = |by| by <= self.now || self.connections.len() == 0;
+        let is_over = |by| by <= self.now || self.connections.count == 0;
         self.stop_by.is_some_and(is_over)
-    }
-}
-
-/// Values by `Id`, which stays the same as long as the value is there.
-struct Slab<T> {
-    places: Vec<Option<T>>,
-    free: Vec<Id>,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Slab { places: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Slab<T> {
-    fn len(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
-    fn get(&self, id: Id) -> Option<&T> {
-        self.places.get(id)?.as_ref()
-    }
-
-    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.places.get_mut(id)?.as_mut()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
-    }
-
-    /// Where the next value goes.
-    fn vacant(&self) -> Id {
-        self.free.last().copied().unwrap_or(self.places.len())
-    }
-
-    fn insert(&mut self, value: T) {
-        match self.free.pop().and_then(|id| self.places.get_mut(id)) {
-            Some(place) => *place = Some(value),
-            None => self.places.push(Some(value)),
-        }
-    }
-
-    fn remove(&mut self, id: Id) -> Option<T> {
-        let value = self.places.get_mut(id)?.take()?;
-        self.free.push(id);
-        Some(value)
     }
 }
 

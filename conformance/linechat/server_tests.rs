@@ -406,7 +406,7 @@ impl World {
         assert_eq!(self.room.delivery.caused() - caused, cost, "what a leave costs");
         self.model.leave(id, reason.word());
         self.end_turn();
-        self.room.delivery.close(id);
+        self.room.delivery.outboxes.remove(id);
         self.decoders.remove(&id);
         self.model.connections.remove(&id);
     }
@@ -562,7 +562,7 @@ fn a_line_for_everybody_is_stored_once() {
     let line = b"MSG p7 to all of you\r\n".as_slice();
     assert_eq!(room.delivery.broadcast, line);
     assert_eq!(room.delivery.work, 0);
-    assert!(room.delivery.outboxes.iter().flatten().all(|outbox| outbox.bytes.is_empty()));
+    assert!(room.delivery.outboxes.iter().all(|(_, outbox)| outbox.bytes.is_empty()));
     assert_eq!(room.delivery.pending(7).unwrap(), [b"", b"", b"".as_slice()]);
     assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
 }
@@ -571,7 +571,7 @@ fn a_line_for_everybody_is_stored_once() {
 fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
     let turn = |put: &mut dyn FnMut(&mut Delivery)| {
         let mut delivery = Delivery::default();
-        (0..2).for_each(|id| delivery.open(id));
+        (0..2).for_each(|id| delivery.outboxes.insert(id, Outbox::default()));
         (0..)
             .take_while(|_| {
                 put(&mut delivery);
@@ -585,7 +585,7 @@ fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
     assert_eq!(turn(&mut |delivery| delivery.reply(0, &["PONG"])), 256 * 1024 / 64);
     // One who comes to be over the limit ends a turn, and one who is over it already does not.
     let mut delivery = Delivery::default();
-    delivery.open(0);
+    delivery.outboxes.insert(0, Outbox::default());
     (0..200).for_each(|_| delivery.tell(0, &[&text]));
     assert!(!delivery.is_full());
     let lines_of_a_turn = [0; 2].map(|_| {

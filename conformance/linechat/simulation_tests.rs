@@ -1021,19 +1021,20 @@ impl Simulation {
     fn check_books(&self) {
         let Server { connections, room, flow, hosts, deadlines, .. } = &self.stage.server;
         let count = |is: fn(&Connection) -> bool| connections.iter().filter(|it| is(it.1)).count();
-        assert_eq!(hosts.values().sum::<usize>(), connections.len());
+        assert_eq!(hosts.values().sum::<usize>(), connections.count);
         let sockets = count(|it| it.socket.is_some());
         assert_eq!(os::descriptors(), sockets + usize::from(self.stage.server.reserve.is_some()));
         assert_eq!(deadlines.len(), count(|it| it.phase.deadline().is_some()));
-        assert_eq!(flow.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
-        assert!(flow.finishes.len() <= connections.len());
+        assert_eq!(flow.queue.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
+        assert!(flow.queue.finishes.len() <= connections.count);
         assert_eq!(room.by_name.len(), room.count());
         for (id, connection) in connections.iter() {
             let backlog = room.delivery.backlog(id);
             let is_over = connection.is_open() && backlog > SOFT_LIMIT;
             assert_eq!(flow.over_soft_limit.contains(&id), is_over, "{backlog} bytes");
             // Replies to one request are at most a roster, or two lines (PRIV to oneself).
-            let replies = room.delivery.outbox(id).map_or(0, |outbox| outbox.replies as usize);
+            let replies =
+                room.delivery.outboxes.get(id).map_or(0, |outbox| outbox.replies as usize);
             let most = REPLY_LIMIT + 2 * MAX_LINE + 60 * room.count();
             assert!(replies <= most, "{replies} bytes of replies");
             assert!(backlog <= HARD_LIMIT + 600 * 1024, "{backlog} bytes of backlog");
@@ -1044,11 +1045,11 @@ impl Simulation {
 
     fn check_books_are_empty(&self) {
         self.check_books();
-        let Server { connections, room, flow, to_serve, to_free, .. } = &self.stage.server;
-        assert_eq!((connections.len(), room.count(), flow.over_soft_limit.len()), (0, 0, 0));
-        assert_eq!((to_serve.len(), to_free.len(), flow.finishes.len()), (0, 0, 0));
-        assert!(room.people.iter().all(Option::is_none), "somebody is still in the room");
-        assert!(room.delivery.outboxes.iter().all(Option::is_none), "somebody is still owed");
+        let Server { connections, room, flow, to_serve, .. } = &self.stage.server;
+        assert_eq!((connections.count, room.count(), flow.over_soft_limit.len()), (0, 0, 0));
+        assert!(to_serve.waiting.is_empty() && flow.queue.finishes.is_empty());
+        assert!(room.people.count == 0, "somebody is still in the room");
+        assert!(room.delivery.outboxes.count == 0, "somebody is still owed");
         assert!(room.delivery.broadcast.is_empty() && room.delivery.pending_writes.is_empty());
     }
 }
