@@ -841,6 +841,14 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
     assert_eq!(reported(&mut poller), [(8, true, false, false)]);
     near.shutdown(Shutdown::Write).unwrap();
     assert_eq!(reported(&mut poller), [(8, true, true, true)]);
+    poller.delete(&near, 8).unwrap();
+    // A failure without a hang-up: a pipe that nobody can read any more.
+    let mut child =
+        std::process::Command::new("true").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let pipe = child.stdin.take().unwrap();
+    child.wait().unwrap();
+    poller.add(&pipe, 9, NEITHER).unwrap();
+    assert_eq!(reported(&mut poller), [(9, true, true, true)]);
 }
 
 #[test]
