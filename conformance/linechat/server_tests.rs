@@ -704,6 +704,7 @@ fn times_are_written_as_rfc_3339_does() {
     assert_eq!(at(0), "1970-01-01T00:00:00Z");
     assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
     assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+    assert_eq!(at(1_234_567_890), "2009-02-13T23:31:30Z");
     assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59Z");
     assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
     assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
@@ -740,6 +741,7 @@ fn bad_usage_is_named() {
         ("--verbose=yes", "--verbose=yes"),
         ("--nonsense", "--nonsense"),
         ("9999", "'9999'"),
+        ("a=b", "'a=b' is not HOST:PORT"),
         ("localhost:http", "'localhost:http'"),
         ("a:1 b:2", "'b:2'"),
     ] {
