@@ -798,9 +798,10 @@ const NEITHER: Interest = Interest { read: false, write: false };
 
 /// What a poller reports, if it does within a moment: token, readable, writable, failed.
 fn reported(poller: &mut system::Poller) -> Vec<(usize, bool, bool, bool)> {
-    let mut ready = Vec::new();
+    let (mut ready, begun, moment) = (Vec::new(), Instant::now(), Duration::from_millis(20));
     // What is sent has arrived, as far as there is something to wait for.
-    poller.wait(&mut ready, Some(Duration::from_millis(20))).unwrap();
+    poller.wait(&mut ready, Some(moment)).unwrap();
+    assert!(!ready.is_empty() || begun.elapsed() >= moment, "it has waited");
     ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
 }
 
