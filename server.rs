@@ -1496,7 +1496,9 @@ impl Server {
                 Waiting::Nothing => {}
             }
             // What it has sent behind that line takes its turn among the others.
-            self.to_serve.push(id, 0);
+            if self.connections.get(id).is_some() {
+                self.to_serve.push(id, 0);
+            }
         }
     }
 
