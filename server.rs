@@ -960,9 +960,9 @@ impl Room {
 /// Bennett and Zhang, with equal weights and without its test of eligibility).
 #[derive(Default)]
 struct FairQueue {
-    /// By finish, in units of `1 / SCALE` of the cost; with the cost.
+    /// By expected finish, in units of `1 / SCALE` of the cost; with the expected cost.
     waiting: BTreeMap<(u128, Id), usize>,
-    /// The last finish of each, as long as anybody waits.
+    /// As long as anybody waits: the expected finish of each who does, and the last of the others.
     finishes: BTreeMap<Id, u128>,
     /// Where the queue stands.
     position: u128,
@@ -972,28 +972,35 @@ impl FairQueue {
     const SCALE: u128 = 1 << 16;
 
     /// One waits, unless they do already.
-    fn push(&mut self, id: Id, cost: usize) {
+    fn push(&mut self, id: Id, expected_cost: usize) {
         let last = self.finishes.get(&id).copied().unwrap_or(0);
         if !self.waiting.contains_key(&(last, id)) {
-            let finish = last.max(self.position) + cost as u128 * Self::SCALE;
-            self.waiting.insert((finish, id), cost);
+            let finish = last.max(self.position) + expected_cost as u128 * Self::SCALE;
+            self.waiting.insert((finish, id), expected_cost);
             self.finishes.insert(id, finish);
         }
     }
 
-    /// Who is next, and the cost.
+    /// Who is next, and the expected cost.
     fn first(&self) -> Option<(Id, usize)> {
         self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
     }
 
+    /// Takes out who is next. Once they are served, `charge` is told what it has cost.
     fn pop(&mut self) -> Option<Id> {
-        let (id, cost) = self.first()?;
-        self.position += cost as u128 * Self::SCALE / self.waiting.len() as u128;
-        self.waiting.pop_first();
-        if self.waiting.is_empty() {
-            self.finishes.clear();
-        }
+        let ((finish, id), expected_cost) = self.waiting.pop_first()?;
+        self.finishes.insert(id, finish - expected_cost as u128 * Self::SCALE);
         Some(id)
+    }
+
+    fn charge(&mut self, id: Id, cost: usize) {
+        let cost = cost as u128 * Self::SCALE;
+        self.position += cost / (self.waiting.len() as u128 + 1);
+        match self.finishes.get_mut(&id) {
+            _ if self.waiting.is_empty() => self.finishes.clear(),
+            Some(finish) => *finish += cost,
+            None => {}
+        }
     }
 
     /// One waits no more.
@@ -1050,7 +1057,7 @@ impl Flow {
 
     /// Takes the next client out of the queue whose request may go on now.
     fn next(&mut self, now: Instant) -> Option<Id> {
-        let (_, cost) = self.queue.first()?;
+        let (id, cost) = self.queue.first()?;
         if self.applies() {
             if now < self.next_batch {
                 return None;
@@ -1060,7 +1067,9 @@ impl Flow {
                 return None;
             }
         }
-        self.queue.pop()
+        self.queue.pop();
+        self.queue.charge(id, cost);
+        Some(id)
     }
 
     /// A request has caused so many bytes for others. That is more than was expected if the roster
@@ -1108,8 +1117,6 @@ struct Connection {
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
     has_spoken: bool,
-    /// What it cost to serve it last.
-    last_effort: u32,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1191,7 +1198,6 @@ impl Connection {
             interest: READ,
             is_blocked: false,
             has_spoken: false,
-            last_effort: 0,
         }
     }
 
@@ -1374,17 +1380,9 @@ impl Server {
             self.room.delivery.catch_up(id);
         }
         if readiness.readable && connection.interest.read {
-            self.list(id);
+            self.to_serve.push(id, 0);
         } else if readiness.failed {
             self.fail(id);
-        }
-    }
-
-    /// Has a connection be served in this turn, or in the next. What it asks for is taken to cost what
-    /// it did last.
-    fn list(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get(id) {
-            self.to_serve.push(id, connection.last_effort as usize);
         }
     }
 
@@ -1498,7 +1496,9 @@ impl Server {
                 Waiting::Nothing => {}
             }
             // What it has sent behind that line takes its turn among the others.
-            self.list(id);
+            if self.connections.get(id).is_some() {
+                self.to_serve.push(id, 0);
+            }
         }
     }
 
@@ -1527,10 +1527,20 @@ impl Server {
             self.digest(id, &unread);
         }
         self.read(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.last_effort = (self.room.delivery.effort() - before) as u32;
-        if connection.is_open() {
+        let effort = self.room.delivery.effort() - before;
+        self.to_serve.charge(id, effort);
+        if self.connections.get(id).is_some_and(Connection::is_open) {
+            self.serve_rest(id, effort);
             self.update_interest(id);
+        }
+    }
+
+    /// Has a connection be served again, which is expected to cost so much, if what it has sent waits
+    /// only for that.
+    fn serve_rest(&mut self, id: Id, expected_effort: usize) {
+        let has_more = |it: &Connection| !it.unread.is_empty() || it.input == Input::Failed;
+        if self.connections.get(id).is_some_and(has_more) && self.takes_requests(id) {
+            self.to_serve.push(id, expected_effort);
         }
     }
 
@@ -1550,9 +1560,6 @@ impl Server {
                 self.room.delivery.work += length;
                 let has_more = connection.is_open() && length == Self::READ_SHARE;
                 self.room.delivery.has_more |= has_more;
-                if connection.input == Input::Failed {
-                    self.list(id);
-                }
                 self.digest(id, scratch.get(..length).unwrap_or_default());
             }
             Err(_) => self.give_up(id, Reason::Disconnected),
@@ -1565,11 +1572,7 @@ impl Server {
     fn digest(&mut self, id: Id, mut input: &[u8]) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut decoder = mem::take(&mut connection.decoder);
-        while self.takes_requests(id) {
-            if self.room.delivery.is_full() {
-                self.list(id);
-                break;
-            }
+        while self.takes_requests(id) && !self.room.delivery.is_full() {
             match decoder.next(&mut input) {
                 Some(Decoded::Line(line)) => self.request(id, line, true),
                 Some(Decoded::TooLong(line)) => self.request(id, line, false),
@@ -1690,10 +1693,7 @@ impl Server {
                     self.set_phase(id, Phase::Open { deadline });
                     self.check_backlog(id, backlog);
                 }
-                let has_unread = self.connections.get(id).is_some_and(|it| !it.unread.is_empty());
-                if has_unread && self.takes_requests(id) {
-                    self.list(id);
-                }
+                self.serve_rest(id, 0);
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
                 self.free(id)
@@ -1776,7 +1776,7 @@ impl Server {
         if self.room.is_named(id) {
             self.set_phase(id, Phase::Open { deadline: None });
         }
-        self.list(id);
+        self.to_serve.push(id, 0);
     }
 
     /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
