@@ -568,6 +568,24 @@ fn a_line_for_everybody_is_stored_once() {
 }
 
 #[test]
+fn joins_and_leaves_are_expected_to_cost_what_they_do_in_rooms_of_any_size() {
+    let mut room = Room::default();
+    let people = MAX_PUSHED_ROSTER + 2;
+    for id in 0..people {
+        room.connect(id);
+        let name = format!("p{id}");
+        let (before, cost) = (room.delivery.caused(), room.cost(id, Request::Name(&name)));
+        room.carry_out(id, Request::Name(&name));
+        assert_eq!(room.delivery.caused() - before, cost, "{name} joins");
+    }
+    for id in 0..people {
+        let (before, cost) = (room.delivery.caused(), room.cost_of_leaving(id, Reason::Slow));
+        room.leave(id, Reason::Slow);
+        assert_eq!(room.delivery.caused() - before, cost, "p{id} leaves");
+    }
+}
+
+#[test]
 fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
     let turn = |put: &mut dyn FnMut(&mut Delivery)| {
         let mut delivery = Delivery::default();
