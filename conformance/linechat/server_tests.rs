@@ -916,3 +916,32 @@ fn many_can_wait_to_be_accepted() {
         TcpStream::connect_timeout(&address, stuck).expect("a place in the queue");
     }
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
+    // The limit is the process's, so this happens in another one, which runs this test alone.
+    let is_limited = "LINECHAT_LIMITED";
+    if std::env::var_os(is_limited).is_none() {
+        let test = "tests::the_soft_limit_on_open_files_is_raised_to_the_hard_one";
+        let script = format!("ulimit -S -n 64; exec \"$0\" --exact {test}");
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(script).arg(std::env::current_exe().unwrap()).env(is_limited, "1");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{}", output.stdout.escape_ascii());
+        return;
+    }
+    let raised = system::raise_descriptor_limit().to_string();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files ")).unwrap();
+    let [soft, hard] = [0, 1].map(|at| line.split_whitespace().nth(at).unwrap());
+    assert_eq!((&*raised, soft), (hard, hard));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn only_a_lack_of_descriptors_is_one() {
+    // EMFILE, ENFILE, and ENOMEM, which ends nobody's connection (accept(2)).
+    let is_one = |code| system::is_out_of_descriptors(&io::Error::from_raw_os_error(code));
+    assert_eq!([24, 23, 12].map(is_one), [true, true, false]);
+}
