@@ -16,21 +16,17 @@ mod process;
 
 use person::Person;
 use process::{descriptor_limit, processor_time, Server};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, iter, thread};
 
 const ROUNDS: usize = 7;
 const TEXT: &str = "sixty-four characters, which is about what somebody says at once";
-/// The floor is this program, told by a variable how many connections it gets, which servers ignore.
+/// The floor is this program, told in a variable how many connections it gets.
 const FLOOR: &str = "/proc/self/exe";
 const FLOOR_SIZE: &str = "LINECHAT_FLOOR_SIZE";
-
-fn name(at: usize) -> String {
-    format!("p{at:05}")
-}
 
 /// Puts a process on one processor. Where there is only one, all share it.
 fn pin(process: u32, processor: &str) {
@@ -39,8 +35,8 @@ fn pin(process: u32, processor: &str) {
     taskset.output().expect("taskset(1), of Debian's util-linux");
 }
 
-/// The next line, or nothing at the connection's end. Sockets are asked again and again, because on a
-/// virtual machine waking up takes longer than what is measured.
+/// The next line, or nothing at the connection's end. Sockets are asked again and again, because
+/// on a virtual machine waking up takes longer than what is measured.
 fn line(person: &mut Person) -> Option<String> {
     loop {
         match person.next() {
@@ -65,8 +61,7 @@ struct Crowd {
 impl Crowd {
     /// Starts a program, and has so many join.
     fn gather(program: &str, count: usize) -> Crowd {
-        let size = count.to_string();
-        let process = Server::start_as(Command::new(program).env(FLOOR_SIZE, size));
+        let process = Server::start_as(Command::new(program).env(FLOOR_SIZE, count.to_string()));
         let mut crowd = Crowd { process: process.expect("it starts"), people: Vec::new() };
         pin(crowd.process.child.id(), "1");
         crowd.join(count);
@@ -80,7 +75,7 @@ impl Crowd {
         for at in self.people.len()..self.people.len() + count {
             let mut person = Person::connect(&self.process.address);
             person.socket().set_nonblocking(true).expect("does not block");
-            person.say(&format!("NAME {}", name(at)));
+            person.say(&format!("NAME p{at:05}"));
             self.people.push(person);
         }
     }
@@ -141,8 +136,8 @@ impl Crowd {
     /// One of each of twenty pairs writes to the other, and is told so.
     fn whisper(&mut self, rounds: usize) -> f64 {
         self.cost(rounds, 20, |crowd| {
-            let line = |to| format!("PRIV @{} {TEXT}", name(to));
-            (0..40).step_by(2).for_each(|at| crowd.people[at].say(&line(at + 1)));
+            let request = |to| format!("PRIV @p{to:05} {TEXT}");
+            (0..40).step_by(2).for_each(|at| crowd.people[at].say(&request(at + 1)));
             crowd.hear(|at| usize::from(at < 40));
         })
     }
@@ -164,16 +159,15 @@ impl Crowd {
 fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("2000-01-01T00:00:00Z listening on {}", listener.local_addr()?);
-    let mut sockets: Vec<TcpStream> = Vec::new();
-    for at in 0..count {
-        sockets.push(listener.accept()?.0);
-        sockets[at].set_nodelay(true)?;
-        sockets[at].read_exact(&mut [0; "NAME p00000\n".len()])?;
+    let mut sockets = listener.incoming().take(count).collect::<io::Result<Vec<_>>>()?;
+    for socket in &mut sockets {
+        socket.set_nodelay(true)?;
+        socket.read_exact(&mut [0; "NAME p00000\n".len()])?;
     }
     let mut lines = [0; 8];
     while sockets[0].read_exact(&mut lines).is_ok() {
         let lines = String::from_utf8_lossy(&lines).trim().parse().unwrap_or(0);
-        let bytes = format!("MSG {} {TEXT}\r\n", name(0)).repeat(lines);
+        let bytes = format!("MSG p00000 {TEXT}\r\n").repeat(lines);
         sockets.iter_mut().try_for_each(|socket| socket.write_all(bytes.as_bytes()))?;
     }
     Ok(())
@@ -268,16 +262,15 @@ fn latency(servers: &[String]) {
 fn flood(server: &str, people: usize, flooders: usize, lines: &str) -> Measured {
     let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
     let mut crowd = Crowd::gather(server, people);
-    let mut bystander = crowd.people.pop().expect("somebody");
-    let socket = bystander.socket();
-    socket.set_nonblocking(false).expect("blocks");
-    socket.set_read_timeout(Some(Duration::from_millis(5))).expect("a time-out");
+    let mut bystander = crowd.people.pop().expect("somebody").voice();
+    bystander.set_nonblocking(false).expect("blocks");
+    let mut heard = BufReader::new(bystander.try_clone().expect("a handle")).split(b'\n');
     let (lines, mut times, since) = (lines.repeat(10_000), Vec::new(), Instant::now());
-    let goes_on = || since.elapsed() < Duration::from_secs(3);
+    let goes_on = |seconds| since.elapsed() < Duration::from_secs(seconds);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = vec![0; 1 << 16];
-            while goes_on() {
+            while goes_on(4) {
                 for (at, person) in crowd.people.iter_mut().enumerate() {
                     if at < flooders {
                         // Where this is cut, the next line is an unknown command.
@@ -287,15 +280,14 @@ fn flood(server: &str, people: usize, flooders: usize, lines: &str) -> Measured 
                 }
             }
         });
-        while goes_on() {
+        // For a second less, so that there is always something to be heard.
+        while goes_on(3) {
             let begun = Instant::now();
-            let _ = bystander.socket().write(b"PING 1\n");
-            let has_come = until(&mut bystander, "PONG 1");
+            let _ = bystander.write_all(b"PING 1\n");
+            let has_come = heard.any(|line| line.is_ok_and(|line| line == b"PONG 1\r"));
             times.push(if has_come { begun.elapsed().as_secs_f64() * 1e3 } else { f64::INFINITY });
             let begun = Instant::now();
-            while begun.elapsed() < Duration::from_millis(10) {
-                let _ = bystander.next();
-            }
+            heard.find(|_| begun.elapsed() > Duration::from_millis(10));
         }
     });
     let (worst, middle) = (times.iter().copied().fold(0.0, f64::max), median(times));
@@ -316,8 +308,8 @@ fn storm(servers: &[String]) {
         });
         results[0].push((coming / write, format!("{coming:.1} µs each")));
         let each = crowd.process.memory().saturating_sub(empty) / people;
-        let wait = |_: &mut Crowd| thread::sleep(Duration::from_secs(5)); // nothing is to happen
-        let idle = crowd.cost(1, 1000, wait);
+        // Nothing is to happen.
+        let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5)));
         let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");
         results[1].push((each as f64 / 400.0, figures));
         let mut last = crowd.people.pop().expect("somebody");
