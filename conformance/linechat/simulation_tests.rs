@@ -889,9 +889,10 @@ impl Crowd {
 
 // The simulation: a server, and a crowd
 
-/// A server in a network of its own.
+/// A server in a network of its own, and what its console has shown.
 struct Stage {
     server: Server,
+    console: String,
 }
 
 fn options() -> Options {
@@ -908,12 +909,12 @@ impl Stage {
     fn new(seed: u64, conditions: Conditions, options: Options) -> Self {
         let (listener, signals) = os::begin(seed, conditions);
         let server = Server::new(options, listener, signals, Console::new());
-        Stage { server: server.expect("a server") }
+        Stage { server: server.expect("a server"), console: String::new() }
     }
 
     fn turn(&mut self) {
         self.server.turn().expect("the poller works");
-        self.server.console.pending().text.clear();
+        self.console.push_str(&mem::take(&mut self.server.console.pending().text));
         assert_eq!(os::misuse(), Vec::<String>::new());
     }
 
@@ -932,6 +933,11 @@ impl Stage {
         peer.send(lines.as_bytes());
         self.run(Duration::from_millis(1));
         peer
+    }
+
+    /// The first line for somebody who connects.
+    fn greeting(&mut self, address: impl Into<IpAddr>) -> String {
+        take_lines(self.connect(address, "")).remove(0)
     }
 }
 
@@ -1019,7 +1025,8 @@ impl Simulation {
 
     /// What must be true of the server's books after every turn.
     fn check_books(&self) {
-        let Server { connections, room, flow, hosts, deadlines, .. } = &self.stage.server;
+        let Server { connections, room, flow, hosts, deadlines, options, .. } = &self.stage.server;
+        assert!(connections.len() <= options.max_clients);
         let count = |is: fn(&Connection) -> bool| connections.iter().filter(|it| is(it.1)).count();
         assert_eq!(hosts.values().sum::<usize>(), connections.count);
         let sockets = count(|it| it.socket.is_some());
