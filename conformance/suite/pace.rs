@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const FLOOD: usize = 8 * 1024 * 1024;
 /// A slow server is not awaited for so much.
 const FLOODED: Duration = Duration::from_secs(2);
+/// Nor where time-outs and limits are checked.
+const FLOODED_AT_LEISURE: Duration = Duration::from_secs(20);
 /// A sender that cannot send for so long is made to wait.
 const MADE_TO_WAIT: Duration = Duration::from_millis(100);
 
@@ -62,11 +64,18 @@ impl Stage<'_> {
             }
         });
         let (mut seen, mut since, begun) = (0, Instant::now(), Instant::now());
-        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT && begun.elapsed() < FLOODED {
+        let limit = if self.theatre.slow { FLOODED_AT_LEISURE } else { FLOODED };
+        while seen < FLOOD && begun.elapsed() < limit {
             thread::yield_now();
-            let now = sent.load(Ordering::Relaxed);
-            if now > seen {
-                (seen, since) = (now, Instant::now());
+            // One that is only busy goes on taking by the time that it has served others.
+            let is_waiting = since.elapsed() > MADE_TO_WAIT;
+            if is_waiting {
+                self.serve_others(name)?;
+            }
+            match sent.load(Ordering::Relaxed) {
+                now if now > seen => (seen, since) = (now, Instant::now()),
+                _ if is_waiting => break,
+                _ => {}
             }
         }
         Ok(())
