@@ -10,14 +10,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// More than kernels and server take over for one who does not read, in bytes.
-const FLOOD: usize = 8 * 1024 * 1024;
+/// More than kernels, two on the way in and two on the way out, and server take over for one who does
+/// not read, in bytes.
+const FLOOD: usize = 32 * 1024 * 1024;
 /// A slow server is not awaited for so much.
 const FLOODED: Duration = Duration::from_secs(2);
-/// A sender that cannot send for so long is made to wait.
-const MADE_TO_WAIT: Duration = Duration::from_millis(100);
-
-/// The same that only takes a while after much else.
+/// Nor where time-outs and limits are checked.
+const FLOODED_AT_LEISURE: Duration = Duration::from_secs(20);
+/// A sender that can send only little in this time is made to wait. When nothing has been read for 200
+/// ms Linux may still take over some more.
+const MADE_TO_WAIT: Duration = Duration::from_millis(300);
+const LITTLE: usize = 256 * 1024;
+/// One whose answers nobody reads is, when it can send nothing for so long.
 const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
 /// More than kernels take over of requests and of replies together, in bytes.
 const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
@@ -61,12 +65,15 @@ impl Stage<'_> {
                 counted.fetch_add(line.len(), Ordering::Relaxed);
             }
         });
-        let (mut seen, mut since, begun) = (0, Instant::now(), Instant::now());
-        while seen < FLOOD && since.elapsed() < MADE_TO_WAIT && begun.elapsed() < FLOODED {
-            thread::yield_now();
-            let now = sent.load(Ordering::Relaxed);
-            if now > seen {
-                (seen, since) = (now, Instant::now());
+        let (mut seen, begun) = (0, Instant::now());
+        let limit = if self.theatre.slow { FLOODED_AT_LEISURE } else { FLOODED };
+        while seen < FLOOD && begun.elapsed() < limit {
+            self.pass_time(MADE_TO_WAIT)?;
+            // One that is only busy has taken more by the time that it has served others.
+            self.serve_others(name)?;
+            let before = std::mem::replace(&mut seen, sent.load(Ordering::Relaxed));
+            if seen - before < LITTLE {
+                break;
             }
         }
         Ok(())

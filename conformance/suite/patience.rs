@@ -23,6 +23,8 @@ const FOR_PONG: u32 = 4;
 const FOR_PROGRAMS: u32 = 12;
 /// Failures are looked for so long after the first one; then what is left is not played any more.
 const AFTER_A_FAILURE: Duration = Duration::from_secs(12);
+/// All together may take so long with somebody else's server.
+const FOR_ALL: Duration = Duration::from_secs(25);
 
 /// The cause that is a missing PONG.
 pub const PONG: &str = "PONG";
@@ -31,6 +33,7 @@ pub struct Patience {
     /// Microseconds that the slowest PONG took.
     slowest: AtomicU64,
     spent: Mutex<BTreeSet<&'static str>>,
+    begun: Instant,
     first_failure: Mutex<Option<Instant>>,
     is_over: AtomicBool,
 }
@@ -47,6 +50,7 @@ impl Patience {
         Patience {
             slowest: AtomicU64::new(slowest.as_micros() as u64),
             spent: Mutex::default(),
+            begun: Instant::now(),
             first_failure: Mutex::default(),
             is_over: AtomicBool::new(false),
         }
@@ -94,6 +98,11 @@ impl Patience {
 
     pub fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// All together has taken long enough.
+    pub fn is_late(&self) -> bool {
+        self.begun.elapsed() > FOR_ALL
     }
 
     /// Enough is known of this server.

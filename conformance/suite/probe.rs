@@ -9,6 +9,11 @@ use std::time::{Duration, Instant};
 
 /// Nothing is known yet of how fast a server is, so it gets this long for each answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// One who left is gone after so long and so many served requests of others.
+const GONE: Duration = Duration::from_secs(1);
+const OTHERS_SERVED: usize = 5;
+/// A server whose fastest PONG takes longer is slow.
+const SLOW_PONG: Duration = Duration::from_millis(20);
 /// A server that says more than this before its answer, in bytes, sends garbage.
 const GARBAGE: usize = 64 * 1024;
 const NAME: &str = "probe";
@@ -32,10 +37,17 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, Verdict> {
     Err(Verdict::Wrong(format!("the server {}", what.into())))
 }
 
-/// Looks whether somebody can come, ask and go, and is then gone.
-pub fn probe(address: &str, patience: &Patience) -> Result<(), Verdict> {
+/// Looks whether somebody can come, ask and go, and is then gone. Returns whether the server is slow.
+pub fn probe(address: &str, patience: &Patience) -> Result<bool, Verdict> {
     let mut probe = Probe::connect(address)?;
-    probe.ping(patience)?;
+    let fastest = probe.ping(patience)?;
+    let is_slow = fastest > SLOW_PONG;
+    if is_slow {
+        let milliseconds = fastest.as_millis();
+        println!(
+            "The server is slow, PONG takes {milliseconds} ms: each transcript is played once."
+        );
+    }
     match probe.join()? {
         1 => {}
         count => {
@@ -47,7 +59,7 @@ pub fn probe(address: &str, patience: &Patience) -> Result<(), Verdict> {
     probe.await_end("does not close the connection after QUIT")?;
     is_empty_again(address, "has quit")?.hang_up();
     is_empty_again(address, "has closed the connection")?.send("QUIT\n");
-    Ok(())
+    Ok(is_slow)
 }
 
 /// Waits until one who left is gone.
@@ -59,17 +71,19 @@ pub fn wait_until_empty(address: &str) -> Result<(), Verdict> {
 
 /// Joins, as often as it takes to be the only one.
 fn is_empty_again(address: &str, how: &str) -> Result<Probe, Verdict> {
-    let since = Instant::now();
+    let (since, mut tries) = (Instant::now(), 0);
     loop {
+        tries += 1;
+        let is_late = since.elapsed() > GONE && tries > OTHERS_SERVED;
         let mut probe = Probe::connect(address)?;
         match probe.join() {
             Ok(1) => return Ok(probe),
-            Ok(_) if since.elapsed() < FIRST_ANSWER => probe.quit(),
+            Ok(_) if !is_late => probe.quit(),
             Ok(count) => {
                 return wrong(format!("still counts {} who {how}", count - 1));
             }
             Err(Verdict::Wrong(what)) if what.contains("name-taken") => {
-                if since.elapsed() > FIRST_ANSWER {
+                if is_late {
                     return wrong(format!("does not free the name of one who {how}"));
                 }
                 probe.quit();
@@ -167,7 +181,9 @@ impl Probe {
         }
     }
 
-    fn ping(&mut self, patience: &Patience) -> Result<(), Verdict> {
+    /// Returns how long the fastest PONG takes.
+    fn ping(&mut self, patience: &Patience) -> Result<Duration, Verdict> {
+        let mut fastest = FIRST_ANSWER;
         for number in 1..=3 {
             let sent = Instant::now();
             self.send(&format!("PING probe-{number}\n"));
@@ -176,8 +192,9 @@ impl Probe {
                 return wrong(format!("answers 'PING probe-{number}' with '{line}'"));
             }
             patience.saw_pong_after(sent.elapsed());
+            fastest = fastest.min(sent.elapsed());
         }
-        Ok(())
+        Ok(fastest)
     }
 
     /// Joins, and says how many are in the room.

@@ -29,6 +29,11 @@ impl Report {
         self.failed > 0
     }
 
+    /// Some transcript was not played for this reason.
+    pub fn has_skipped(&self, why: &str) -> bool {
+        self.skipped.contains_key(why)
+    }
+
     /// What came of a transcript.
     pub fn count(&mut self, script: &Script, outcome: Outcome) {
         let Script { name, requirement, claim, .. } = script;

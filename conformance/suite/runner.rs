@@ -49,7 +49,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
-use theatre::{Outcome, Theatre, UNPLAYED};
+use theatre::{Outcome, Theatre, TOO_LATE};
 
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;
@@ -109,8 +109,8 @@ fn read(path: &str) -> Result<String, String> {
         .map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// Looks whether there is a server that can be judged.
-fn probe(theatre: &Theatre) -> Result<(), Verdict> {
+/// Looks whether there is a server that can be judged. Returns whether it is slow.
+fn probe(theatre: &Theatre) -> Result<bool, Verdict> {
     match &theatre.server {
         Some(address) => probe::probe(address, &theatre.patience),
         None => {
@@ -136,8 +136,8 @@ fn play(theatre: &Theatre, scripts: &[&Script], tell: impl Fn(&Script, Outcome) 
                 scope.spawn(|| loop {
                     let Some(script) = queue.lock().unwrap().pop_front() else { break };
                     let outcome = match theatre.is_exhausted() {
-                        true => Outcome::Skipped(UNPLAYED),
-                        false => Stage::play(theatre, script),
+                        Some(why) => Outcome::Skipped(why),
+                        None => Stage::play(theatre, script),
                     };
                     if let Outcome::Failed(_) = outcome {
                         theatre.patience.failed();
@@ -191,10 +191,10 @@ fn test_the_suite(theatre: &Theatre, scripts: &[Script], report: &Mutex<Report>)
 }
 
 fn run() -> Result<bool, String> {
-    let Options { theatre, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
+    let Options { mut theatre, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
     let scripts = load_scripts(only.as_deref())?;
     match probe(&theatre) {
-        Ok(()) => {}
+        Ok(is_slow) => theatre.is_quick = is_slow,
         Err(Verdict::CannotJudge(why)) => return Err(why),
         Err(Verdict::Wrong(what)) => {
             println!("FAILED  {what}\n\n0 passed, 1 failed");
@@ -213,7 +213,12 @@ fn run() -> Result<bool, String> {
     }
     let report = report.into_inner().unwrap();
     report.print(theatre.server.is_some());
-    Ok(!report.has_failures())
+    match report.has_skipped(TOO_LATE) && !report.has_failures() {
+        true => {
+            Err("too slow to be judged in half a minute; SLOW=1 takes what it needs".to_owned())
+        }
+        false => Ok(!report.has_failures()),
+    }
 }
 
 fn main() -> ExitCode {

@@ -81,9 +81,7 @@ impl Script {
 
     /// Takes long and enters no room, so that it disturbs nothing that is played meanwhile.
     pub fn is_apart(&self) -> bool {
-        let steps = self.written();
-        let enters = |step: &&Step| step.form.form.starts_with("in the room") || step.names();
-        self.is_slow && !steps.iter().any(enters)
+        self.is_slow && !self.written().iter().any(|step| step.enters())
     }
 
     pub fn is_about_our_client(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::process::Server;
 use crate::script::Script;
 use crate::steps::{is_cast, Play, Role, Step};
 use crate::text::{self, show, side_by_side, Pattern, Text};
-use crate::theatre::{Outcome, Theatre, Way, UNPLAYED};
+use crate::theatre::{Outcome, Theatre, Way};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ pub const LARGEST_PUSHED_ROSTER: usize = 100;
 const CUT: usize = 32;
 /// Bytes of one piece, in the way that sends everything in one: less than what replies may wait.
 const PIECE: usize = 16 * 1024;
+/// What is wrong with a transcript that was not played to its end.
+const STOPPED: &str = "no longer of interest";
+
 /// A step in its place among all that are played.
 #[derive(Clone, Copy)]
 pub struct Beat<'a> {
@@ -61,11 +64,10 @@ impl<'a> Stage<'a> {
             return Outcome::Skipped(why);
         }
         for &way in theatre.ways(script) {
-            let played = Stage::play_once(theatre, script, way);
-            if theatre.is_exhausted() && !theatre.patience.is_over() {
-                return Outcome::Skipped(UNPLAYED);
-            }
-            if let Err(error) = played {
+            if let Err(error) = Stage::play_once(theatre, script, way) {
+                if let (Some(why), STOPPED) = (theatre.is_exhausted(), error.as_str()) {
+                    return Outcome::Skipped(why);
+                }
                 let how = match way {
                     Way::AsWritten => "",
                     Way::ByteByByte => "\n        when it is sent byte by byte, and one more is in the room",
@@ -193,8 +195,8 @@ impl<'a> Stage<'a> {
     }
 
     fn step(&mut self, file: &str, beat: Beat) -> Result<(), String> {
-        if self.theatre.is_exhausted() {
-            return Err("no longer of interest".to_owned());
+        if self.theatre.is_exhausted().is_some() {
+            return Err(STOPPED.to_owned());
         }
         if matches!(beat.step.form.role, Role::Acts | Role::Sends) {
             self.last_act = Instant::now();

@@ -102,6 +102,7 @@ static FORMS: &[Form] = &[
     each!("WHO closes", Acts, Nothing, closes),
     each!("WHO half-closes", Acts, HalfClose, half_closes),
     each!("WHO resets", Acts, Socket, resets),
+    each!("WHO resets behind TEXT", Acts, Socket, resets),
     each!("WHO stops reading", Acts, OwnPace, stops_reading),
     each!("WHO floods LINE", Acts, Socket, floods),
     each!("WHO reads NUMBER KiB a second", Acts, Socket, reads_slowly),
@@ -154,10 +155,11 @@ impl Step {
         Err("not a step".to_owned())
     }
 
-    /// Asks for a name.
-    pub fn names(&self) -> bool {
-        let start: Vec<u8> = self.text.bytes().take(4).collect();
-        self.form.role == Role::Sends && start.eq_ignore_ascii_case(b"NAME")
+    /// Somebody enters the room.
+    pub fn enters(&self) -> bool {
+        let start: Vec<u8> = self.text.bytes().take(7).collect();
+        self.form.form.starts_with("in the room")
+            || self.form.role == Role::Asserts && start == b"WELCOME"
     }
 
     /// Says more than can wait anywhere without being read.
@@ -342,14 +344,16 @@ impl Stage<'_> {
     }
 
     /// Linux resets what is closed before all of it has been read.
-    fn resets(&mut self, name: &str, _: Beat) -> Result<(), String> {
+    fn resets(&mut self, name: &str, beat: Beat) -> Result<(), String> {
         self.prepare_to_leave(name)?;
+        let last_words = self.bytes(beat);
         let limit = self.theatre.patience.with("PONG");
         if let Line::Socket(socket) = &mut self.find(name)?.line {
             let answered = socket
                 .set_read_timeout(Some(limit))
                 .and_then(|()| socket.write_all(b"PING\n"))
-                .and_then(|()| socket.peek(&mut [0]));
+                .and_then(|()| socket.peek(&mut [0]))
+                .and_then(|_| socket.write_all(&last_words));
             answered.map_err(|error| format!("no PONG before the reset: {error}"))?;
         }
         self.forget(name);

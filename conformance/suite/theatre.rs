@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 /// Why a transcript is skipped when enough is known of a server.
 pub const UNPLAYED: &str = "was not played any more, so long after the first failure";
+/// Why one is skipped that somebody else's server is too slow for.
+pub const TOO_LATE: &str = "was not played within half a minute: SLOW=1 plays it";
 
 /// Where transcripts are played.
 #[derive(Default)]
@@ -47,9 +49,15 @@ impl Theatre {
         self.server.is_none() && self.via == Via::Sockets
     }
 
-    /// Nothing more is to be played. Who asks for what takes minutes gets all of it.
-    pub fn is_exhausted(&self) -> bool {
-        self.patience.is_over() || !self.slow && self.patience.is_exhausted()
+    /// Why nothing more is to be played, if so. Who asks for what takes minutes gets all of it.
+    pub fn is_exhausted(&self) -> Option<&'static str> {
+        let is_hurried = self.server.is_some() && self.via == Via::Sockets;
+        match self.slow {
+            _ if self.patience.is_over() => Some(UNPLAYED),
+            false if self.patience.is_exhausted() => Some(UNPLAYED),
+            false if is_hurried && self.patience.is_late() => Some(TOO_LATE),
+            _ => None,
+        }
     }
 
     /// Why a script cannot be played here, if it cannot.
