@@ -550,6 +550,32 @@ fn deliver(delivery: &mut Delivery, id: Id) {
 }
 
 #[test]
+fn an_outbox_knows_of_each_byte_whether_it_is_a_reply() {
+    let mut chance = Chance(1);
+    let mut outbox = Outbox::default();
+    let mut kinds: VecDeque<Kind> = VecDeque::new();
+    for _ in 0..10_000 {
+        if chance.below(3) == 0 {
+            let taken = chance.below(kinds.len() + 1);
+            outbox.take(taken);
+            kinds.drain(..taken);
+        } else {
+            let (kind, length) =
+                (pick(&mut chance, &[Kind::Event, Kind::Reply]), 1 + chance.below(3));
+            outbox.append(kind, &[b'x'; 3][..length]);
+            kinds.extend(&[kind; 3][..length]);
+        }
+        let replies = kinds.iter().filter(|&&kind| kind == Kind::Reply).count();
+        assert_eq!((outbox.replies as usize, outbox.backlog()), (replies, kinds.len() - replies));
+        // Of which kind they are takes room only where that changes.
+        let changes =
+            kinds.iter().zip(kinds.iter().skip(1)).filter(|(one, next)| one != next).count();
+        let runs = if changes == 0 { 0 } else { changes + 1 };
+        assert_eq!(outbox.runs.as_ref().map_or(0, |runs| runs.len()), runs);
+    }
+}
+
+#[test]
 fn a_line_for_everybody_is_stored_once() {
     let mut room = Room::default();
     for id in 0..1000 {
