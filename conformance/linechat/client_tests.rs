@@ -208,7 +208,9 @@ fn bytes_without_meaning_hold_nothing_up() {
     assert_eq!(keys(b"ol\xe1 a")[2..], [Key::NotUtf8, Key::Character(' '), Key::Character('a')]);
     assert_eq!(keys(b"\xe6\x97a"), [Key::NotUtf8, Key::Character('a')]);
     assert_eq!(keys(b"\xf0\x9f\x91"), []);
-    let endless = [b"\x1b[".to_vec(), b"1".repeat(40)].concat();
+    let mut endless = [b"\x1b[".to_vec(), b"1".repeat(MAX_SEQUENCE)].concat();
+    assert_eq!(keys(&endless), []);
+    endless.push(b'1');
     assert_eq!(keys(&endless), [Key::Unknown]);
 }
 
@@ -281,6 +283,7 @@ fn the_line_is_edited_as_in_a_shell() {
         ("🇵🇹🇧🇷\x7f", "🇵🇹|"),
         ("🇵🇹🇧🇷\x02\x02\x06", "🇵🇹|🇧🇷"),
         ("a\x1b[200~\tb\x03\x1b[201~c", "a\tbc|"),
+        ("a\x1b[200~\r \n\x1b[201~b", "ab|"),
         ("a\u{202e}\u{85}b", "ab|"),
     ] {
         assert_eq!(line_of(&typed(keys)), expected, "{keys:?}");
@@ -305,6 +308,17 @@ fn what_was_sent_comes_back_with_the_arrows() {
         press(&mut editor, keys, &[]);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
     }
+}
+
+#[test]
+fn only_lines_come_back_and_neither_names_nor_nothing() {
+    let (mut client, _sent) = greeted(None, terminal(80));
+    type_in(&mut client, "ana\r");
+    client.arrived("WELCOME ana 1").unwrap();
+    type_in(&mut client, "hello\r\r\x1b[A");
+    assert_eq!(line_being_typed(&client), "hello");
+    type_in(&mut client, "\x1b[A");
+    assert_eq!(line_being_typed(&client), "hello");
 }
 
 #[test]
@@ -334,6 +348,24 @@ fn names_are_completed_in_turn() {
         let mut editor = Editor::default();
         press(&mut editor, keys, &names);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
+    }
+}
+
+#[test]
+fn names_are_found_without_their_accents() {
+    for (name, plain) in [
+        ("ÀÁÂÃÄÅ", "aaaaaa"),
+        ("Ç", "c"),
+        ("ÈÉÊË", "eeee"),
+        ("ÌÍÎÏ", "iiii"),
+        ("Ñ", "n"),
+        ("ÒÓÔÕÖ", "ooooo"),
+        ("ÙÚÛÜ", "uuuu"),
+        ("C\u{327}", "c"),
+    ] {
+        let mut editor = Editor::default();
+        press(&mut editor, &format!("@{plain}\t"), &[name]);
+        assert_eq!(line_of(&editor), format!("@{name} |"));
     }
 }
 
@@ -402,6 +434,17 @@ fn characters_are_as_wide_as_terminals_make_them() {
         ("👍", 2),
         ("…", 1),
         ("→│─", 3),
+        // Marks of Hebrew, Arabic, Hindi, Thai and Japanese, one that encloses, and those of emoji.
+        ("ש\u{5b8}", 1),
+        ("ب\u{64e}", 1),
+        ("क\u{941}\u{902}", 1),
+        ("ก\u{e35}\u{e48}", 1),
+        ("か\u{3099}", 2),
+        ("a\u{20dd}", 1),
+        ("⚽\u{fe0f}\u{200d}", 2),
+        ("ᄀ⌚⭐", 6),
+        ("︰、Ａ", 6),
+        ("𠀀", 2),
     ] {
         assert_eq!(width_of(text), columns, "{text}");
     }
@@ -417,6 +460,7 @@ fn rows_but_the_first_are_indented() {
         ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
         ("hi 0123456789abcdef", 10, "hi\n  01234567\n  89abcdef\n"),
+        ("a 012345678", 10, "a 01234567\n  8\n"),
         ("ana:          eve: hi", 10, "ana:      \n  eve: hi\n"),
         ("one two 34 five", 10, "one two 34\n  five\n"),
         ("one two  \tx", 8, "one two \n  x\n"),
@@ -456,7 +500,9 @@ fn a_prompt_without_room_to_type_gives_way_to_what_is_typed() {
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
     assert!(!input.draw("connecting to host ").contains("connecting"));
-    assert!(input.draw("> ").contains("> hi"));
+    let narrow = " ".repeat(20 - ROOM_TO_TYPE);
+    assert!(input.draw(&narrow).contains(&narrow));
+    assert!(!input.draw(&(narrow + ".")).contains('.'));
 }
 
 /// The contrast of two colours as WCAG 2 defines it, by their relative luminance.
@@ -589,6 +635,19 @@ fn every_error_of_the_protocol_is_in_the_screens_language() {
     assert_eq!(explain_code("future", ""), "\"future\"");
 }
 
+#[test]
+fn what_the_system_reports_is_said_in_our_words_as_far_as_there_are_some() {
+    for (kind, words) in [
+        (ErrorKind::ConnectionRefused, "connection refused; is the server running?"),
+        (ErrorKind::TimedOut, "no answer"),
+        (ErrorKind::ConnectionReset, "it closed the connection"),
+        (ErrorKind::ConnectionAborted, "it closed the connection"),
+    ] {
+        assert_eq!(explain(&kind.into()), words);
+    }
+    assert_eq!(explain(&io::Error::other("out of string")), "\"out of string\"");
+}
+
 // The conversation
 
 #[test]
@@ -611,7 +670,7 @@ fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
     assert_eq!(client.deadline, long_after + TIMEOUT);
     // Asked already, then stopped: it gets the whole time again.
-    client.time_passed(client.deadline + TIMEOUT).unwrap();
+    client.time_passed(client.deadline + PAUSE).unwrap();
     assert!(client.time_passed(client.deadline).is_err());
 }
 
@@ -770,9 +829,8 @@ fn a_roster_that_does_not_fit_the_row_is_a_number() {
 fn names_that_nobody_can_have_cost_nothing() {
     let (mut client, _sent) = welcomed(plain());
     let long = "x".repeat(MAX_NAME + 1);
-    for line in [format!("JOINED {long} 2"), format!("MSG {long} hi"), format!("USERS 2 {long} b")]
-    {
-        client.arrived(&line).unwrap();
+    for keyword in ["JOINED", "LEFT", "MSG", "PRIV", "SENT", "USERS 2"] {
+        client.arrived(&format!("{keyword} {long} b")).unwrap();
     }
     assert!(!client.screen.pending.contains(&long));
     assert_eq!(client.roster.sorted(), ["b"]);
