@@ -833,8 +833,12 @@ fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
 }
 
 /// Hands on what is typed: from a terminal as it comes, otherwise line by line. The end is empty.
-fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
-    let mut input = io::stdin().lock();
+fn listen_to_person(
+    mut input: impl BufRead,
+    is_terminal: bool,
+    typed: &SyncSender<Vec<u8>>,
+    events: &SyncSender<Event>,
+) {
     loop {
         let mut bytes = vec![0; 4096];
         let read = if is_terminal {
@@ -1494,7 +1498,7 @@ fn chat(options: Options) -> Vec<String> {
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));
-    thread::spawn(move || listen_to_person(is_raw, &keyboard, &events));
+    thread::spawn(move || listen_to_person(io::stdin().lock(), is_raw, &keyboard, &events));
     let mut client = Client::new(options, screen, out);
     if is_raw {
         client.offer = login_name();
@@ -1631,9 +1635,12 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let size = stty(&["size"]).unwrap_or_default();
+        columns_of(&stty(&["size"]).unwrap_or_default())
+    }
+
+    /// The columns of `ROWS COLUMNS`. A terminal that nobody told its size says 0.
+    pub fn columns_of(size: &str) -> usize {
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
-        // A terminal that nobody told its size says 0.
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 

@@ -191,10 +191,11 @@ fn keys_of_every_terminal_take_nothing_that_is_not_theirs() {
 
 #[test]
 fn escape_is_a_key_when_nothing_follows() {
-    let mut keys = Keys::default();
+    let (mut keys, pressed) = (Keys::default(), Instant::now());
     keys.add(b"\x1b");
     assert_eq!(keys.next(), None);
     let deadline = keys.deadline().unwrap();
+    assert!(deadline >= pressed + ESCAPE_TIMEOUT);
     assert_eq!(keys.time_out(deadline - ESCAPE_TIMEOUT), None);
     assert_eq!(keys.time_out(deadline), Some(Key::Escape));
     keys.add(b"a");
@@ -591,6 +592,46 @@ fn the_bell_rings_for_a_private_message_and_for_ones_name() {
     assert!(!rings("JOINED ana2 3"));
 }
 
+// The terminal
+
+/// Gives what is typed, read by read, and must not be asked for more.
+struct Keyboard(VecDeque<io::Result<&'static str>>);
+
+impl Read for Keyboard {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let typed = self.0.pop_front().expect("the end has been read")?;
+        bytes[..typed.len()].copy_from_slice(typed.as_bytes());
+        Ok(typed.len())
+    }
+}
+
+/// What the main thread gets of it.
+fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]) -> Vec<String> {
+    let (keyboard, typed) = mpsc::sync_channel(8);
+    let (events, happened) = mpsc::sync_channel(8);
+    let input = BufReader::new(Keyboard(VecDeque::from(reads)));
+    listen_to_person(input, is_terminal, &keyboard, &events);
+    let heard: Vec<_> = typed.try_iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect();
+    assert_eq!(happened.try_iter().count(), heard.len());
+    heard
+}
+
+#[test]
+fn what_is_typed_comes_until_it_ends_or_the_terminal_is_gone() {
+    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok(""), Ok("")]), ["one\n", "two", ""]);
+    assert_eq!(heard(true, [Ok("on"), Ok("e\rtwo"), Ok("")]), ["on", "e\rtwo", ""]);
+    let (interrupted, gone) = (ErrorKind::Interrupted.into(), io::Error::other("gone"));
+    assert_eq!(heard(true, [Err(interrupted), Ok("a"), Err(gone)]), ["a", ""]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_terminal_that_does_not_know_its_size_has_80_columns() {
+    for (size, columns) in [("24 132", 132), ("24 1", 1), ("0 0", 80), ("24", 80), ("", 80)] {
+        assert_eq!(terminal::columns_of(size), columns, "{size:?}");
+    }
+}
+
 // The texts
 
 #[test]
@@ -823,6 +864,20 @@ fn a_roster_that_does_not_fit_the_row_is_a_number() {
     client.arrived("JOINED bo 3").unwrap();
     let whole = "bo joined the chat. Online (3): ana, \n";
     assert!(client.screen.pending.len() < whole.len() && width_of(whole) < 40);
+}
+
+#[test]
+fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
+    // As wide as a window that has times; the time and a space take 6 columns more.
+    let line = format!("eve joined the chat. Online (3): ana, bob{}, eve", "b".repeat(20));
+    for (shows_time, columns) in [(false, line.len()), (true, line.len() + 6)] {
+        for (columns, is_shown) in [(columns, true), (columns - 1, false)] {
+            let (mut client, _sent) = welcomed(Screen { shows_time, ..terminal(columns) });
+            client.arrived(&format!("USERS 2 ana bob{}", "b".repeat(20))).unwrap();
+            client.arrived("JOINED eve 3").unwrap();
+            assert_eq!(client.screen.pending.contains(&line), is_shown, "{columns} columns");
+        }
+    }
 }
 
 #[test]
