@@ -604,12 +604,13 @@ impl Client {
     /// Leaves once what was typed before is sent; asked a second time, at once.
     fn leave(&mut self) -> Result<(), End> {
         let is_unknown = matches!(self.stage, Stage::Connecting | Stage::Greeting);
-        match self.is_leaving() {
-            true if self.screen.input.is_some() => return Err(failed(text::LEFT_AT_ONCE, &[])),
-            true => {}
-            false if is_unknown && self.waiting.is_empty() => return Err(End::Left),
-            false => self.waiting.push_back(Request::Quit),
+        if self.is_leaving() {
+            return Err(failed(text::LEFT_AT_ONCE, &[]));
         }
+        if is_unknown && self.waiting.is_empty() {
+            return Err(End::Left);
+        }
+        self.waiting.push_back(Request::Quit);
         Ok(())
     }
 
@@ -1501,7 +1502,7 @@ fn chat(options: Options) -> Vec<String> {
     thread::spawn(move || listen_to_person(io::stdin().lock(), is_raw, &keyboard, &events));
     let mut client = Client::new(options, screen, out);
     if is_raw {
-        client.offer = login_name();
+        client.offer = login_name(variable);
         if !is_utf8(&locale("LC_CTYPE", variable)) {
             client.warn_of_terminal();
         }
@@ -1522,7 +1523,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Who is logged in, if that can be a name in the room.
-fn login_name() -> Option<String> {
+fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
     let begins_well = name.starts_with(char::is_alphanumeric);
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)

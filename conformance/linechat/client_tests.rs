@@ -704,6 +704,16 @@ fn the_server_is_asked_for_a_sign_of_life_and_given_up_without_one() {
 }
 
 #[test]
+fn a_server_that_is_still_being_looked_for_is_asked_nothing() {
+    let (mut client, sent) = connected(None, plain());
+    client.stage = Stage::Connecting;
+    for _ in 0..3 {
+        client.time_passed(client.deadline).unwrap();
+    }
+    assert_eq!(sent.try_iter().count(), 0);
+}
+
+#[test]
 fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
     let (mut client, sent) = welcomed(plain());
     let long_after = client.deadline + 2 * TIMEOUT;
@@ -881,6 +891,15 @@ fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
 }
 
 #[test]
+fn a_roster_that_is_not_pushed_is_asked_for() {
+    for (count, requests) in [("2", &[][..]), ("100", &[]), ("101", &["LIST\nPING 1\n"])] {
+        let (mut client, sent) = greeted(Some("ana"), terminal(80));
+        client.arrived(&format!("WELCOME ana {count}")).unwrap();
+        assert_eq!(sent.try_iter().skip(1).collect::<Vec<_>>(), requests, "{count}");
+    }
+}
+
+#[test]
 fn names_that_nobody_can_have_cost_nothing() {
     let (mut client, _sent) = welcomed(plain());
     let long = "x".repeat(MAX_NAME + 1);
@@ -964,6 +983,18 @@ fn the_first_variable_that_is_set_is_the_locale() {
     assert_eq!(locale("", "", "pt_BR.UTF-8"), "pt_BR.UTF-8");
     assert_eq!(locale("", "pt", "en_US.UTF-8"), "pt");
     assert_eq!(locale("C", "pt", "pt"), "C");
+}
+
+#[test]
+fn a_login_name_is_offered_if_the_room_could_take_it() {
+    let offered = |name: &str| login_name(|it| Some(name.to_owned()).filter(|_| it == "USER"));
+    let longest = "x".repeat(MAX_NAME);
+    for name in ["ana", "mãe-2_b.c", "2", &longest] {
+        assert_eq!(offered(name), Some(name.to_owned()));
+    }
+    for name in ["_apt", "ana maria", ".a", "a@b", &format!("{longest}x")] {
+        assert_eq!(offered(name), None, "{name}");
+    }
 }
 
 #[test]
