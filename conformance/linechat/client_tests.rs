@@ -814,6 +814,23 @@ fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
 }
 
 #[test]
+fn enter_alone_gives_the_name_that_is_offered_and_otherwise_nothing() {
+    let (mut client, sent) = connected(None, terminal(80));
+    client.offer = Some("ana".to_owned());
+    // Before the server greets, nothing is offered.
+    type_in(&mut client, "\r");
+    client.arrived("HELLO linechat/1 hi").unwrap();
+    assert_eq!(sent.try_iter().count(), 0);
+    type_in(&mut client, "\r");
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
+    client.arrived("ERR name-taken no").unwrap();
+    type_in(&mut client, "\r \r");
+    assert_eq!(sent.try_iter().count(), 0);
+    type_in(&mut client, "eve\r");
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME eve\n"]);
+}
+
+#[test]
 fn no_more_requests_are_under_way_than_the_server_confirms() {
     let (mut client, sent) = welcomed(plain());
     (0..2 * MAX_UNCONFIRMED).for_each(|_| client.entered("hi").unwrap());
@@ -900,6 +917,13 @@ fn a_roster_that_is_not_pushed_is_asked_for() {
 }
 
 #[test]
+fn a_server_that_claims_a_crowd_does_not_fill_the_memory() {
+    let mut roster = Roster::default();
+    (0..=MAX_ROSTER).for_each(|number| roster.add(&number.to_string()));
+    assert_eq!(roster.names.len(), MAX_ROSTER);
+}
+
+#[test]
 fn names_that_nobody_can_have_cost_nothing() {
     let (mut client, _sent) = welcomed(plain());
     let long = "x".repeat(MAX_NAME + 1);
@@ -949,9 +973,15 @@ fn options_stand_anywhere() {
     let other = words(&["--no-time", "--lang=pt", "--no-color", "host", "ana", "--bell"]);
     assert_eq!(one, Ok((None, expected)));
     assert_eq!(one, other);
-    assert!(words(&["--lang=pt", "--help"])
-        .is_ok_and(|(command, options)| command == Some(text::USAGE)
-            && options.language == Language::Portuguese));
+    for (option, text) in [
+        ("--help", text::USAGE),
+        ("-h", text::USAGE),
+        ("--version", text::VERSION),
+        ("-V", text::VERSION),
+    ] {
+        let (command, options) = words(&["--lang=pt", option]).unwrap();
+        assert_eq!((command, options.language), (Some(text), Language::Portuguese));
+    }
 }
 
 #[test]
