@@ -134,6 +134,43 @@ fn who_does_not_read_is_removed_after_a_minute_and_who_reads_too_slowly_at_four_
     simulation.wind_down();
 }
 
+/// Bob, and somebody else who takes nothing and whose backlog is just so many bytes.
+fn behind(bytes: usize) -> (Stage, [Peer; 2]) {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let people = [1, 2].map(|at| stage.connect([10, 0, 0, at], &format!("NAME p{at}\n")));
+    let overhead = "MSG p2 \r\n".len();
+    loop {
+        let missing = bytes - stage.server.room.delivery.backlog(0);
+        let length = if missing > 2000 { 1000 } else { missing };
+        people[1].send(format!("MSG {}\n", "x".repeat(length - overhead)).as_bytes());
+        stage.run(Duration::from_millis(1));
+        if length == missing {
+            return (stage, people);
+        }
+    }
+}
+
+#[test]
+fn limits_are_passed_by_the_first_byte_beyond_them() {
+    assert!(behind(SOFT_LIMIT + 1).0.server.flow.applies());
+    let (mut stage, [slow, _]) = behind(SOFT_LIMIT);
+    assert!(!stage.server.flow.applies());
+    for (backlog, is_dropped) in [(HARD_LIMIT, false), (HARD_LIMIT + 1, true)] {
+        stage.server.check_backlog(0, backlog);
+        assert_eq!(slow.is_dropped(), is_dropped);
+    }
+}
+
+#[test]
+fn who_takes_nothing_is_removed_after_a_minute_though_little_is_said() {
+    let (mut stage, [slow, bob]) = behind(SOFT_LIMIT + 1);
+    for second in 0..62 {
+        assert_eq!(slow.is_dropped(), second >= 60, "after {second} seconds");
+        bob.send(b"MSG x\n");
+        stage.run(seconds(1));
+    }
+}
+
 #[test]
 fn who_reads_slowly_stays_when_nobody_speaks_any_more() {
     for rate in [5000, 12_000] {
