@@ -471,3 +471,26 @@ fn at_a_stop_everybody_gets_all_and_the_end_though_they_still_send() {
     }
     assert!(os::time() < seconds(1), "somebody's end is not noticed");
 }
+
+#[test]
+fn at_a_stop_who_is_gone_is_neither_announced_nor_waited_for() {
+    let (mut stage, [slow, bob]) = behind(SOFT_LIMIT + 1);
+    let lost = stage.connect([10, 0, 0, 3], "NAME p3\n");
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
+    stage.run(Duration::from_millis(1));
+    lost.reset();
+    stage.run(Duration::from_millis(1));
+    assert!(lost.is_dropped() && stage.server.room.is_named(2), "its leave waits for the budget");
+    let since = os::time();
+    os::signal(Signal::Stop);
+    while !stage.server.has_stopped() {
+        for peer in [slow, bob] {
+            assert!(!take_lines(peer).iter().any(|line| line.starts_with("LEFT")));
+            if peer.sees_end() {
+                peer.close();
+            }
+        }
+        stage.run(Duration::from_millis(1));
+    }
+    assert!(os::time() - since < STOP_TIMEOUT);
+}
