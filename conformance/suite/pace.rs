@@ -43,34 +43,38 @@ impl Stage<'_> {
             }
             self.find(name)?.read(SLICE);
         }
-        if since.elapsed() < seconds.mul_f64(0.9) {
-            let line = self.find(name)?.unread();
-            return Err(format!("{:.1} s are too early: {line}", since.elapsed().as_secs_f64()));
+        let (took, line) = (since.elapsed(), self.find(name)?.unread());
+        match took {
+            _ if took < seconds.mul_f64(0.9) => {
+                Err(format!("{:.1} s are too early: {line}", took.as_secs_f64()))
+            }
+            _ if took > late => Err(format!("{:.1} s are too late: {line}", took.as_secs_f64())),
+            _ => self.receives(name, beat),
         }
-        self.receives(name, beat)
     }
 
-    /// Says this again and again from now on, and takes no further part; goes on with the
-    /// transcript once the server makes it wait, or has taken enough.
-    pub fn floods(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        self.fence_all_but(name)?;
-        let line = self.bytes(beat);
-        let (mut to_server, mut from_server) = self.give_away(name)?;
+    /// They say this again and again from now on, and take no further part; the transcript goes on
+    /// once the server makes them wait, or has taken enough.
+    pub fn floods(&mut self, beat: Beat) -> Result<(), String> {
         let sent = Arc::new(AtomicUsize::new(0));
-        let counted = sent.clone();
-        // Both end with the connection.
-        thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
-        thread::spawn(move || {
-            while to_server.write_all(&line).is_ok() {
-                counted.fetch_add(line.len(), Ordering::Relaxed);
-            }
-        });
+        for name in &beat.step.who {
+            self.fence_all_but(name)?;
+            let (line, counted) = (self.bytes(beat), sent.clone());
+            let (mut to_server, mut from_server) = self.give_away(name)?;
+            // Both end with the connection.
+            thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
+            thread::spawn(move || {
+                while to_server.write_all(&line).is_ok() {
+                    counted.fetch_add(line.len(), Ordering::Relaxed);
+                }
+            });
+        }
         let (mut seen, begun) = (0, Instant::now());
         let limit = if self.theatre.slow { FLOODED_AT_LEISURE } else { FLOODED };
-        while seen < FLOOD && begun.elapsed() < limit {
+        while seen < FLOOD * beat.step.who.len() && begun.elapsed() < limit {
             self.pass_time(MADE_TO_WAIT)?;
             // One that is only busy has taken more by the time that it has served others.
-            self.serve_others(name)?;
+            self.serve_others(&beat.step.who[0])?;
             let before = std::mem::replace(&mut seen, sent.load(Ordering::Relaxed));
             if seen - before < LITTLE {
                 break;

@@ -104,7 +104,7 @@ static FORMS: &[Form] = &[
     each!("WHO resets", Acts, Socket, resets),
     each!("WHO resets behind TEXT", Acts, Socket, resets),
     each!("WHO stops reading", Acts, OwnPace, stops_reading),
-    each!("WHO floods LINE", Acts, Socket, floods),
+    once!("WHO floods LINE", Acts, Socket, floods),
     each!("WHO reads NUMBER KiB a second", Acts, Socket, reads_slowly),
     each!("WHO must wait while nobody reads the answers to LINE", Asserts, Socket, must_wait),
     each!("WHO is cut off after NUMBER s", Asserts, Socket, is_cut_off),
@@ -249,6 +249,7 @@ impl Stage<'_> {
 
     /// Connects somebody and asks for the name.
     pub fn enter(&mut self, name: &str, part: Part) -> Result<(), String> {
+        self.goes_on()?;
         self.fence_all_but(name)?;
         self.connect(name, part)?;
         self.look_for(name, &Pattern(vec![b"HELLO linechat/1 ".to_vec(), Vec::new()]))?;
