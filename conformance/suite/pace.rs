@@ -30,6 +30,13 @@ const READS_A_SECOND: u32 = 16;
 /// For a time-out, beside a tenth of it.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Private messages that are told before it is seen how long their answers take, and when that is
+/// longer than without the budget.
+const TOLD_AT_ONCE: usize = 40;
+const BEHIND: Duration = Duration::from_millis(700);
+/// More of them than kernels and a right server keep.
+const MOST_TOLD: usize = 8000;
+
 impl Stage<'_> {
     /// The line comes so many seconds after something was last done, give or take a tenth.
     pub fn receives_after(&mut self, name: &str, beat: Beat) -> Result<(), String> {
@@ -81,6 +88,39 @@ impl Stage<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes nothing, while somebody writes to this one until the budget makes that one wait, which
+    /// shows that the server keeps more than the soft limit. Kernels keep more before that, how much
+    /// is theirs to say.
+    pub fn falls_behind(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        self.stops_reading(name, beat)?;
+        let teller = &beat.step.word;
+        let text = "x".repeat(3900);
+        let mut took = Duration::ZERO;
+        while took < BEHIND {
+            if self.told.len() > MOST_TOLD {
+                return Err(format!("{teller} can tell {name} whatever there is and never waits"));
+            }
+            let since = Instant::now();
+            let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;
+            for number in numbers.clone() {
+                self.find(teller)?.send(format!("PRIV @{name} {number} {text}\n").as_bytes());
+                let line = format!("PRIV {teller} {number} {text}");
+                self.told.push(Pattern(vec![line.into_bytes()]));
+            }
+            for number in numbers {
+                let line = format!("SENT {name} {number} {text}");
+                self.look_for(teller, &Pattern(vec![line.into_bytes()]))?;
+            }
+            took = since.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Receives what it has fallen behind.
+    pub fn receives_all_told(&mut self, name: &str, _: Beat) -> Result<(), String> {
+        std::mem::take(&mut self.told).iter().try_for_each(|line| self.look_for(name, line))
     }
 
     /// Takes so much from now on, whatever it is, and no more, and takes no further part.

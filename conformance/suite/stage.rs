@@ -49,6 +49,8 @@ pub struct Stage<'a> {
     said: Vec<bool>,
     /// Public lines that somebody has received, and who watches must have too.
     public: Vec<Vec<u8>>,
+    /// What one who has fallen behind has not received yet.
+    pub told: Vec<Pattern>,
     /// When something was last done.
     pub last_act: Instant,
     /// Things may happen that no fence waits for: a time-out, a signal, another program.
@@ -139,6 +141,7 @@ impl<'a> Stage<'a> {
             said: vec![false; beats.len()],
             beats,
             public: Vec::new(),
+            told: Vec::new(),
             last_act: Instant::now(),
             is_loose: !script.options.is_empty(),
             is_stopping: false,
