@@ -8,13 +8,14 @@
 //!     MSG hello, everyone
 //!
 //! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
-//! in turns; another only prints what the console shows. The parts, of which 1 to 5 know nothing of
-//! those behind them:
+//! in turns; another only prints what the console shows. The parts, of which 1 to 4 know nothing of
+//! those behind them, and 5 only the socket of 9:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
 //! 2. delivery: what each client is owed, and how much of that others have caused;
 //! 3. the room: who is here, and what each request does;
-//! 4. flow control: whose request goes on, and when, while somebody cannot keep up;
+//! 4. flow control: whose request goes on, and when, while somebody cannot keep up; the fair queue
+//!    by which the loop, too, tells who is next;
 //! 5. a connection: its socket and its states;
 //! 6. the loop: wait, dispatch, write, time-outs, arriving and leaving;
 //! 7. the console, and 8. the command line;
@@ -23,14 +24,16 @@
 //! A turn, from top to bottom (`Server::turn`):
 //!
 //!     Poller::wait
-//!     accept ─────────────── add_connection greets with HELLO, or turn_away
+//!     note_readiness, obey ─ of sockets, and of signals: stop at the end of the turn, show_status
+//!     accept ─────────────── add_connection: limits, HELLO; or turn_away
 //!     carry_out_waiting ──── Flow::next: requests and leaves that have waited for the budget
 //!     serve_all ──────────── each connection with something to read, who asks for little first:
 //!       serve, read            at most 16 KiB
 //!       digest                 Decoder::next, until the turn is full or the connection must wait
-//!         request              parse, Flow::admit, carry_out: Room::carry_out fills Delivery
-//!     expire ─────────────── time-outs
+//!         request              is it a person? while the budget applies: cost, Flow::admit
+//!         carry_out            parse, Room::carry_out, which fills Delivery
 //!     flush ──────────────── write: once to each client that is owed something; after_write
+//!     expire ─────────────── time-outs
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
@@ -80,13 +83,13 @@ const REPLY_LIMIT: usize = 64 * 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may last, and how long it may take nothing or, once everything is
-/// delivered, not end its side.
+/// How long what is owed to a closing connection may take to be delivered, and how long it may take
+/// nothing or, once everything is delivered, not end its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last lines may take to be delivered when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections from one address, if `--max-per-ip` does not say otherwise.
+/// Connections from one address or IPv6 /64, if `--max-per-ip` does not say otherwise.
 const MAX_PER_IP: usize = 200;
 
 // ---------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ enum Telnet {
     #[default]
     Text,
     Command,
-    /// The next byte names an option; with an answer, the client is to be told it.
+    /// The next byte names an option, which is refused with this command, or not answered.
     Option(Option<u8>),
     Subnegotiation,
     SubnegotiationCommand,
@@ -138,8 +141,8 @@ struct Decoder {
     /// How many bytes of the current line have been received.
     received: u16,
     telnet: Telnet,
-    /// The current line is too long, and the rest of it is thrown away; this is the last byte of
-    /// text that was.
+    /// The current line is too long, and the rest of it is thrown away. Holds the last byte of text
+    /// that was, so that CR NUL is found.
     skipped: Option<u8>,
     /// `line` has been handed out, and is cleared by the next call.
     handed_out: bool,
@@ -364,8 +367,7 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
 
 /// Whether a connection's first line is not a person's: an HTTP request, which a web page can have
 /// a browser send anywhere with lines of its own behind it, or a TLS ClientHello, whose first byte
-/// is 22 (RFC 8446, section 5.1), and which can hold such lines too. One that is too long may be
-/// either, and nobody introduces themselves so.
+/// is 22 (RFC 8446, section 5.1), and which can hold such lines too.
 fn is_foreign(line: &[u8]) -> bool {
     let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
     let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
@@ -394,8 +396,8 @@ fn is_good_name(name: &str) -> bool {
         && name.chars().all(|c| is_further(c) && !is_invisible(c))
 }
 
-/// Unicode's categories L and N, and most of the marks in Mc; circled and squared letters are symbols, though
-/// Alphabetic.
+/// Unicode's categories L and N, and the marks that are Alphabetic. Circled and squared letters are
+/// Alphabetic too, but symbols.
 fn is_letter_or_number(character: char) -> bool {
     let is_symbol = matches!(character,
         '\u{24b6}'..='\u{24e9}' | '\u{1f130}'..='\u{1f149}' | '\u{1f150}'..='\u{1f169}'
@@ -403,9 +405,10 @@ fn is_letter_or_number(character: char) -> bool {
     (character.is_alphabetic() || character.is_numeric()) && !is_symbol
 }
 
-/// Unicode's categories Mn and Me, and those of Mc that are not Alphabetic. The standard library
-/// tells them by how it shows them: a character that extends the one before it (Grapheme_Extend) is
-/// escaped at the beginning of a text, and not behind a letter (`str::escape_debug`).
+/// The marks that are not Alphabetic, and some that are: Unicode's categories Mn and Me, and five of
+/// Mc. The standard library tells the former by how it shows them: a character that extends the one
+/// before it (Grapheme_Extend) is escaped at the beginning of a text, and not behind a letter
+/// (`str::escape_debug`).
 fn is_mark(character: char) -> bool {
     let is_escaped = |text: &str| text.escape_debug().any(|shown| shown == '\\');
     let mut utf8 = [0; 4];
@@ -524,27 +527,27 @@ impl<T> Table<T> {
 /// A line for everybody is stored once, in `broadcast`; each person's cursor says how far into it
 /// their own outbox already reaches, so they are owed their outbox and then `broadcast[cursor..]`.
 /// What must reach one person at its own place among those lines first copies the lines before it
-/// into that person's outbox. So a message costs the same whatever the size of the room, and only
-/// those who do not keep up hold copies.
+/// into that person's outbox. So what is said is stored once, whatever the size of the room, and
+/// copies outlive the turn only for those who do not keep up.
 #[derive(Default)]
 struct Delivery {
-    /// Of those who can be delivered to.
+    /// None for a connection that has failed or is closed: what it would be told goes nowhere.
     outboxes: Table<Outbox>,
     /// The lines of this turn that are for everybody in the room.
     broadcast: Vec<u8>,
-    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, at
-    /// least `MIN_WORK` each time, and bytes read.
+    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, each
+    /// line at least `MIN_WORK`, and bytes read.
     work: usize,
     /// Bytes of the lines in this turn that somebody has caused for one other client.
     told: usize,
-    /// Whose outbox has grown in this turn.
+    /// Who is written to at the end of this turn even if nothing is broadcast.
     pending_writes: Vec<Id>,
     /// A line for a single client has brought its backlog over the soft limit in this turn.
     passed_soft_limit: bool,
-    /// The last turn was full, or somebody had sent more than is read in one.
+    /// The last turn was full, or somebody had sent as much as is read at once.
     is_flooded: bool,
-    /// Somebody has, in this turn.
-    has_more: bool,
+    /// In this turn somebody has sent as much as is read at once.
+    has_full_read: bool,
 }
 
 #[derive(Default)]
@@ -555,7 +558,7 @@ struct Outbox {
     is_pending: bool,
     /// In the room: how much of `Delivery::broadcast` need not be sent from there.
     cursor: Option<u32>,
-    /// The lengths of what stands there, by kind and in order. Nothing while all is of one kind.
+    /// The lengths of what stands in `bytes`, by kind and in order. Nothing while all is of one kind.
     #[allow(clippy::box_collection)]
     runs: Option<Box<VecDeque<(Kind, u32)>>>,
 }
@@ -618,11 +621,12 @@ impl Outbox {
 impl Delivery {
     /// Bytes for everybody after which a turn is full.
     const MAX_BROADCAST: usize = 64 * 1024;
-    /// The same while `is_flooded`. To write so much costs the kernel about twice what a write costs
-    /// in any case, so whoever asks for something else does not wait for long.
+    /// The same while `is_flooded`. A write of this size takes the kernel about twice as long as the
+    /// smallest, so whoever asks for something else does not wait for long.
     const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
     /// The work after which a turn is full.
     const MAX_WORK: usize = 256 * 1024;
+    /// What a line costs at least, however short.
     const MIN_WORK: usize = 64;
 
     /// Bytes that others have caused for a client and it has not taken.
@@ -712,7 +716,12 @@ impl Delivery {
         Some([first, second, fresh.unwrap_or_default()])
     }
 
-    /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
+    /// Whether somebody is to be written to.
+    fn is_pending(&self) -> bool {
+        !self.broadcast.is_empty() || !self.pending_writes.is_empty()
+    }
+
+    /// So many bytes of that have been taken; the rest is kept in the outbox. Returns whether that is
     /// empty.
     fn settle(&mut self, id: Id, mut taken: usize) -> bool {
         let Some(outbox) = self.outboxes.get_mut(id) else { return true };
@@ -742,7 +751,7 @@ impl Delivery {
 
     /// Everything of this turn has been written or kept in outboxes.
     fn end_turn(&mut self) {
-        self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
+        self.is_flooded = mem::take(&mut self.has_full_read) || self.is_full();
         self.broadcast.clear();
         (self.work, self.told) = (0, 0);
         self.passed_soft_limit = false;
@@ -761,7 +770,6 @@ struct Room {
     by_name: HashMap<Box<str>, Id>,
     /// In the order of joining.
     by_arrival: BTreeMap<u64, Id>,
-    arrivals: u64,
     delivery: Delivery,
 }
 
@@ -906,8 +914,7 @@ impl Room {
     }
 
     fn join(&mut self, id: Id, name: &str) {
-        let arrival = self.arrivals;
-        self.arrivals += 1;
+        let arrival = self.by_arrival.last_key_value().map_or(0, |(last, _)| last + 1);
         self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
         self.by_arrival.insert(arrival, id);
         self.people.insert(id, Person { name: name.into(), arrival });
@@ -960,7 +967,7 @@ impl Room {
 /// Bennett and Zhang, with equal weights and without its test of eligibility).
 #[derive(Default)]
 struct FairQueue {
-    /// By expected finish, in units of `1 / SCALE` of the cost; with the expected cost.
+    /// By expected finish, in units of `1 / SCALE` byte; with the expected cost, in bytes.
     waiting: BTreeMap<(u128, Id), usize>,
     /// As long as anybody waits: the expected finish of each who does, and the last of the others.
     finishes: BTreeMap<Id, u128>,
@@ -986,7 +993,7 @@ impl FairQueue {
         self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
     }
 
-    /// Takes out who is next. Once they are served, `charge` is told what it has cost.
+    /// Takes out who is next. Then `charge` is to be told what serving them has cost.
     fn pop(&mut self) -> Option<Id> {
         let ((finish, id), expected_cost) = self.waiting.pop_first()?;
         self.finishes.insert(id, finish - expected_cost as u128 * Self::SCALE);
@@ -996,17 +1003,24 @@ impl FairQueue {
     fn charge(&mut self, id: Id, cost: usize) {
         let cost = cost as u128 * Self::SCALE;
         self.position += cost / (self.waiting.len() as u128 + 1);
-        match self.finishes.get_mut(&id) {
-            _ if self.waiting.is_empty() => self.finishes.clear(),
-            Some(finish) => *finish += cost,
-            None => {}
+        if let Some(finish) = self.finishes.get_mut(&id) {
+            *finish += cost;
         }
+        self.forget_if_idle();
     }
 
     /// One waits no more.
     fn remove(&mut self, id: Id) {
         if let Some(finish) = self.finishes.remove(&id) {
             self.waiting.remove(&(finish, id));
+        }
+        self.forget_if_idle();
+    }
+
+    /// When nobody waits, all start level again.
+    fn forget_if_idle(&mut self) {
+        if self.waiting.is_empty() {
+            self.finishes.clear();
         }
     }
 }
@@ -1020,7 +1034,7 @@ struct Flow {
     paid_until: Instant,
     /// Each client waits with one request, which costs the bytes that it causes for others.
     queue: FairQueue,
-    /// Once the bucket was empty: nobody goes on before.
+    /// When the bucket last held too little for the next one: nobody goes on before this.
     next_batch: Instant,
 }
 
@@ -1072,8 +1086,8 @@ impl Flow {
         Some(id)
     }
 
-    /// A request has caused so many bytes for others. That is more than was expected if the roster
-    /// has grown while it waited.
+    /// A request has caused so many bytes for others: more or less than was expected, if the room has
+    /// changed while it waited.
     fn spend(&mut self, bytes: usize, now: Instant) {
         if self.applies() {
             self.paid_until = self.paid_until.max(now) + time_for(bytes);
@@ -1116,6 +1130,7 @@ struct Connection {
     interest: Interest,
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
+    /// It has sent a line that is not empty.
     has_spoken: bool,
 }
 
@@ -1150,11 +1165,12 @@ impl Phase {
 /// What there still is to be read from a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// What the poller reports.
+    /// Read when the poller reports it.
     Flowing,
     /// The connection has failed, but what the peer had sent before can be read. The poller, which
     /// would report the failure for ever, has been told to forget it.
     Failed,
+    /// The peer has ended its side.
     Ended,
 }
 
@@ -1176,7 +1192,8 @@ struct Interest {
 
 const READ: Interest = Interest { read: true, write: false };
 
-/// One socket's readiness. A failure counts as both of the others: the next call tells which.
+/// One socket's readiness. A failure counts as both of the others: the next read or write returns the
+/// error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Readiness {
     token: usize,
@@ -1300,11 +1317,11 @@ struct Server {
 }
 
 impl Server {
-    /// Bytes read from one connection in one turn.
+    /// Bytes read from one connection at once.
     const READ_SHARE: usize = 16 * 1024;
     /// Connections accepted in one turn.
     const ACCEPT_SHARE: usize = 512;
-    /// How long the listener is left alone after an accept failed for lack of memory or descriptors.
+    /// How long the listener is left alone after an accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
     /// After so long without anybody over the soft limit the console is told so.
     const LIMIT_PAUSE: Duration = Duration::from_secs(10);
@@ -1363,8 +1380,10 @@ impl Server {
         }
         self.carry_out_waiting();
         self.serve_all();
-        self.expire();
         self.flush();
+        self.note_budget();
+        // What somebody has taken in this turn counts.
+        self.expire();
         if mem::take(&mut self.is_asked_to_stop) {
             self.stop();
         }
@@ -1482,7 +1501,7 @@ impl Server {
 
     // Reading
 
-    /// Carries out the requests that have waited for the budget, as far as it goes.
+    /// Carries out the requests and leaves that have waited for the budget, as far as it goes.
     fn carry_out_waiting(&mut self) {
         while !self.room.delivery.is_full() {
             let Some(id) = self.flow.next(self.now) else { return };
@@ -1510,7 +1529,8 @@ impl Server {
         }
     }
 
-    /// Whether a connection's next request can be carried out: no other waits, nor too many replies.
+    /// Whether a connection's next request can be carried out: it is open, and no other request waits,
+    /// nor too many replies.
     fn takes_requests(&self, id: Id) -> bool {
         let is_ready = |it: &Connection| it.is_open() && it.waiting == Waiting::Nothing;
         self.connections.get(id).is_some_and(is_ready)
@@ -1535,8 +1555,8 @@ impl Server {
         }
     }
 
-    /// Has a connection be served again, which is expected to cost so much, if what it has sent waits
-    /// only for that.
+    /// Queues a connection again, which is expected to cost so much, if what it has sent waits only for
+    /// that. The poller no longer reports one that has failed: it is read until nothing is left.
     fn serve_rest(&mut self, id: Id, expected_effort: usize) {
         let has_more = |it: &Connection| !it.unread.is_empty() || it.input == Input::Failed;
         if self.connections.get(id).is_some_and(has_more) && self.takes_requests(id) {
@@ -1558,8 +1578,8 @@ impl Server {
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
                 self.room.delivery.work += length;
-                let has_more = connection.is_open() && length == Self::READ_SHARE;
-                self.room.delivery.has_more |= has_more;
+                let is_full = connection.is_open() && length == Self::READ_SHARE;
+                self.room.delivery.has_full_read |= is_full;
                 self.digest(id, scratch.get(..length).unwrap_or_default());
             }
             Err(_) => self.give_up(id, Reason::Disconnected),
@@ -1568,7 +1588,7 @@ impl Server {
     }
 
     /// Carries out what a connection has sent, line by line, until the turn is full or it must wait
-    /// for its replies or for the budget; the rest is kept.
+    /// for its replies or for the budget; the rest is kept. Of one that is closing it is thrown away.
     fn digest(&mut self, id: Id, mut input: &[u8]) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut decoder = mem::take(&mut connection.decoder);
@@ -1593,8 +1613,9 @@ impl Server {
         }
     }
 
-    /// One line from a connection: whole, or the beginning of one that is too long. It is carried
-    /// out, or waits for the budget.
+    /// One line from a connection: whole, or the beginning of one that is too long. It is refused,
+    /// carried out, or waits for the budget. A first line that is too long may be any protocol's, and
+    /// nobody introduces themselves so.
     fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = !mem::replace(&mut connection.has_spoken, true);
@@ -1605,6 +1626,7 @@ impl Server {
         if !is_whole {
             return self.room.refuse(id, LINE_TOO_LONG);
         }
+        // What it may cost; `carry_out` spends what it did.
         if self.flow.applies() {
             let request = parse(line, self.room.is_named(id));
             let cost = request.map_or(0, |request| self.room.cost(id, request));
@@ -1649,7 +1671,7 @@ impl Server {
 
     // Writing
 
-    /// Writes to everybody what they are owed, once.
+    /// Writes to everybody what they are owed, once, and begins the next turn's lines.
     fn flush(&mut self) {
         let pending_writes = mem::take(&mut self.room.delivery.pending_writes);
         match self.room.delivery.broadcast.is_empty() {
@@ -1657,14 +1679,6 @@ impl Server {
             false => (0..self.connections.places.len()).for_each(|id| self.write(id)),
         }
         self.room.delivery.end_turn();
-        match self.flow.applies() {
-            true => self.last_limited = Some(self.now),
-            false if self.last_limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
-                self.last_limited = None;
-                self.console.log(format_args!("the budget ceases to apply"));
-            }
-            false => {}
-        }
     }
 
     /// Writes to one connection what it is owed, as far as its socket takes it.
@@ -1691,8 +1705,9 @@ impl Server {
                     let stalled_by = stalled_by.unwrap_or_else(|| os::now() + STALL_TIMEOUT);
                     let deadline = (backlog > SOFT_LIMIT).then_some(stalled_by);
                     self.set_phase(id, Phase::Open { deadline });
-                    self.check_backlog(id, backlog);
+                    self.note_backlog(id, backlog);
                 }
+                // If replies have been taken, what waited for that goes on.
                 self.serve_rest(id, 0);
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
@@ -1712,8 +1727,8 @@ impl Server {
         }
     }
 
-    /// Somebody's backlog is over the soft limit, or was.
-    fn check_backlog(&mut self, id: Id, backlog: usize) {
+    /// Notes whether somebody is over the soft limit; past the hard one they are removed.
+    fn note_backlog(&mut self, id: Id, backlog: usize) {
         self.flow.set_over_soft_limit(id, backlog > SOFT_LIMIT);
         if self.flow.applies() && self.last_limited.is_none() {
             self.last_limited = Some(self.now);
@@ -1724,6 +1739,17 @@ impl Server {
         }
         if backlog > HARD_LIMIT {
             self.give_up(id, Reason::Slow);
+        }
+    }
+
+    /// Notes when the budget applied last.
+    fn note_budget(&mut self) {
+        let is_over = |last| self.now >= last + Self::LIMIT_PAUSE;
+        if self.flow.applies() {
+            self.last_limited = Some(self.now);
+        } else if self.last_limited.is_some_and(is_over) {
+            self.last_limited = None;
+            self.console.log(format_args!("the budget ceases to apply"));
         }
     }
 
@@ -1744,17 +1770,18 @@ impl Server {
 
     // Leaving:
     //
-    //     end_of_input ──────────── depart ─── leave ─── drain ─── after_write ─── free
-    //     fail, read to its end ─── depart ─── leave ─── free
-    //     give_up, in the next turn ────────── leave ─── free
-    //     QUIT ─────────────────── leave ─── drain
+    //     end_of_input, open ─── depart ─── (budget) ─── leave ─── drain ─── after_write ─── free
+    //     QUIT, a line that closes ─── leave ─── drain ─── after_write: Finished
+    //         Finished ─── end_of_input, time_out or drop_finished ─── free
+    //     fail ─── read to its end ─── end_of_input, as above; to an error ─── give_up
+    //     give_up, open ─── close ─── (next turn, budget) ─── leave ─── free
 
-    /// The client's stream has ended.
+    /// The client's stream has ended. A line that is unfinished is dropped with its decoder.
     fn end_of_input(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.input = Input::Ended;
         match connection.phase {
-            Phase::Open { .. } => self.depart(id, Reason::Disconnected),
+            Phase::Open { .. } => self.depart(id),
             Phase::Closing { .. } => self.room.delivery.catch_up(id),
             Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
@@ -1780,7 +1807,8 @@ impl Server {
     }
 
     /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
-    fn depart(&mut self, id: Id, reason: Reason) {
+    fn depart(&mut self, id: Id) {
+        let reason = Reason::Disconnected;
         let cost = if self.flow.applies() { self.room.cost_of_leaving(id, reason) } else { 0 };
         match self.flow.admit(id, cost, self.now) {
             true => self.leave(id, reason),
@@ -1791,15 +1819,21 @@ impl Server {
     /// Closes a connection at once, whatever it is owed and has sent. Its leaving waits until the
     /// next turn in any case, because the lines of this one may be on their way.
     fn give_up(&mut self, id: Id, reason: Reason) {
-        if !self.connections.get(id).is_some_and(Connection::is_open) {
+        let Some(connection) = self.connections.get(id).filter(|it| it.is_open()) else {
             return self.free(id);
-        }
+        };
+        // One that is leaving already keeps its place in the queue.
+        let is_leaving = matches!(connection.waiting, Waiting::Leave(_));
         self.close(id);
-        self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
+        if !is_leaving {
+            self.flow.queue.remove(id);
+            self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
+        }
         self.wait(id, Waiting::Leave(reason));
     }
 
-    /// Takes a client out of the room and says so; then it is only delivered what it is owed.
+    /// Takes a client out of the room and says so; then it is only delivered what it is owed, or freed
+    /// if its socket is closed.
     fn leave(&mut self, id: Id, reason: Reason) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let (address, is_open) = (connection.address, connection.is_open());
@@ -1841,14 +1875,14 @@ impl Server {
         }
         connection.decoder = Decoder::default();
         connection.unread = Box::default();
-        connection.waiting = Waiting::Nothing;
-        self.flow.forget(id);
+        self.flow.set_over_soft_limit(id, false);
         self.room.delivery.outboxes.remove(id);
     }
 
     /// Ends a connection that is no longer in the room, and frees its place.
     fn free(&mut self, id: Id) {
         self.close(id);
+        self.flow.forget(id);
         self.to_serve.remove(id);
         let Some(connection) = self.connections.remove(id) else { return };
         self.vacated.push(id);
@@ -1890,7 +1924,7 @@ impl Server {
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if self.to_serve.first().is_some() {
+        if self.to_serve.first().is_some() || self.room.delivery.is_pending() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
@@ -2097,9 +2131,10 @@ One chat room for everybody who can send a line of text: telnet, nc, or linechat
 ADDR is HOST:PORT; by default port 9999 on every address. Port 0 picks a free one.
 
 Options:
-  --max-clients N      connections at the same time (default: what the file limit allows)
+  --max-clients N      connections at the same time (default, and at most: what the limit on
+                       open files allows)
   --max-per-ip N       connections at the same time from one address, an IPv6 /64 being one;
-                       0 for no limit (default: 200, this machine's own not counted)
+                       0 for no limit (default: 200, and no limit for this machine's own)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
@@ -2172,7 +2207,8 @@ fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, St
     number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
 }
 
-/// Everything from here to `main` needs the real operating system, which unit tests do without.
+// Everything from here to `main` needs the real operating system, which unit tests do without.
+
 #[cfg(not(test))]
 fn bind(address: Option<&str>) -> Result<system::Listener, String> {
     let explain = |address: &str, error: io::Error| {
@@ -2184,7 +2220,7 @@ fn bind(address: Option<&str>) -> Result<system::Listener, String> {
         format!("cannot listen on {address}: {error}{advice}")
     };
     let Some(address) = address else {
-        // Where a socket for IPv6 serves IPv4 too; on other systems it would serve IPv6 alone.
+        // The address of IPv6 is tried only where it serves IPv4 too.
         let serves_both = match cfg!(target_os = "linux") {
             true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
             false => cfg!(target_os = "macos"),
@@ -2198,7 +2234,7 @@ fn bind(address: Option<&str>) -> Result<system::Listener, String> {
 }
 
 #[cfg(not(test))]
-fn serve(mut options: Options) -> Result<(), String> {
+fn run(mut options: Options) -> Result<(), String> {
     /// Descriptors that are not for clients: the standard three, the poller, the listener, the
     /// signals' two, the reserve, and some that are being closed.
     const RESERVED: usize = 16;
@@ -2210,7 +2246,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         ));
     }
     let listener = bind(options.address.as_deref())?;
-    let run = || -> io::Result<()> {
+    let serve = || -> io::Result<()> {
         listener.set_nonblocking(true)?;
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
@@ -2230,7 +2266,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         let _ = is_done.recv_timeout(STOP_TIMEOUT);
         Ok(())
     };
-    run().map_err(|error| format!("the operating system refused what the server needs: {error}"))
+    serve().map_err(|error| format!("the operating system refused what the server needs: {error}"))
 }
 
 #[cfg(not(test))]
@@ -2242,7 +2278,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        Ok(Command::Run(options)) => match serve(options) {
+        Ok(Command::Run(options)) => match run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(text) => {
                 complain(&text);
@@ -2344,7 +2380,7 @@ mod system {
         const EPOLLHUP: u32 = 0x10;
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `remove`.
+        /// for one socket, from `add` to `delete`.
         pub struct Poller {
             epoll: OwnedFd,
             events: Vec<EpollEvent>,
@@ -2477,7 +2513,7 @@ mod system {
         const REST: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `remove`.
+        /// for one socket, from `add` to `delete`.
         #[derive(Default)]
         pub struct Poller {
             watched: BTreeMap<usize, (Number, Interest)>,
@@ -2654,7 +2690,7 @@ mod system {
         not(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))
     ))]
     type RlimT = u64;
-    #[cfg(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
+    #[cfg(all(unix, target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
     type RlimT = u32;
 
     /// Raises the soft limit on open files to the hard one, or as far as the system lets it be

@@ -156,7 +156,7 @@ fn limits_are_passed_by_the_first_byte_beyond_them() {
     let (mut stage, [slow, _]) = behind(SOFT_LIMIT);
     assert!(!stage.server.flow.applies());
     for (backlog, is_dropped) in [(HARD_LIMIT, false), (HARD_LIMIT + 1, true)] {
-        stage.server.check_backlog(0, backlog);
+        stage.server.note_backlog(0, backlog);
         assert_eq!(slow.is_dropped(), is_dropped);
     }
 }

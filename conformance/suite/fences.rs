@@ -55,7 +55,10 @@ impl Stage<'_> {
     }
 
     pub fn fence_all(&mut self) -> Result<(), String> {
-        (0..self.clients.len()).try_for_each(|at| self.fence_at(at).map(drop))
+        (0..self.clients.len()).try_for_each(|at| {
+            self.goes_on()?;
+            self.fence_at(at).map(drop)
+        })
     }
 
     pub fn fence(&mut self, name: &str) -> Result<bool, String> {

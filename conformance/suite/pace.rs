@@ -30,6 +30,13 @@ const READS_A_SECOND: u32 = 16;
 /// For a time-out, beside a tenth of it.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Private messages that are told before it is seen how long their answers take, and when that is
+/// longer than without the budget.
+const TOLD_AT_ONCE: usize = 40;
+const BEHIND: Duration = Duration::from_millis(700);
+/// More of them than kernels and a right server keep.
+const MOST_TOLD: usize = 8000;
+
 impl Stage<'_> {
     /// The line comes so many seconds after something was last done, give or take a tenth.
     pub fn receives_after(&mut self, name: &str, beat: Beat) -> Result<(), String> {
@@ -43,40 +50,77 @@ impl Stage<'_> {
             }
             self.find(name)?.read(SLICE);
         }
-        if since.elapsed() < seconds.mul_f64(0.9) {
-            let line = self.find(name)?.unread();
-            return Err(format!("{:.1} s are too early: {line}", since.elapsed().as_secs_f64()));
+        let (took, line) = (since.elapsed(), self.find(name)?.unread());
+        match took {
+            _ if took < seconds.mul_f64(0.9) => {
+                Err(format!("{:.1} s are too early: {line}", took.as_secs_f64()))
+            }
+            _ if took > late => Err(format!("{:.1} s are too late: {line}", took.as_secs_f64())),
+            _ => self.receives(name, beat),
         }
-        self.receives(name, beat)
     }
 
-    /// Says this again and again from now on, and takes no further part; goes on with the
-    /// transcript once the server makes it wait, or has taken enough.
-    pub fn floods(&mut self, name: &str, beat: Beat) -> Result<(), String> {
-        self.fence_all_but(name)?;
-        let line = self.bytes(beat);
-        let (mut to_server, mut from_server) = self.give_away(name)?;
+    /// They say this again and again from now on, and take no further part; the transcript goes on
+    /// once the server makes them wait, or has taken enough.
+    pub fn floods(&mut self, beat: Beat) -> Result<(), String> {
         let sent = Arc::new(AtomicUsize::new(0));
-        let counted = sent.clone();
-        // Both end with the connection.
-        thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
-        thread::spawn(move || {
-            while to_server.write_all(&line).is_ok() {
-                counted.fetch_add(line.len(), Ordering::Relaxed);
-            }
-        });
+        for name in &beat.step.who {
+            self.fence_all_but(name)?;
+            let (line, counted) = (self.bytes(beat), sent.clone());
+            let (mut to_server, mut from_server) = self.give_away(name)?;
+            // Both end with the connection.
+            thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
+            thread::spawn(move || {
+                while to_server.write_all(&line).is_ok() {
+                    counted.fetch_add(line.len(), Ordering::Relaxed);
+                }
+            });
+        }
         let (mut seen, begun) = (0, Instant::now());
         let limit = if self.theatre.slow { FLOODED_AT_LEISURE } else { FLOODED };
-        while seen < FLOOD && begun.elapsed() < limit {
+        while seen < FLOOD * beat.step.who.len() && begun.elapsed() < limit {
             self.pass_time(MADE_TO_WAIT)?;
             // One that is only busy has taken more by the time that it has served others.
-            self.serve_others(name)?;
+            self.serve_others(&beat.step.who[0])?;
             let before = std::mem::replace(&mut seen, sent.load(Ordering::Relaxed));
             if seen - before < LITTLE {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Takes nothing, while somebody writes to this one until the budget makes that one wait, which
+    /// shows that the server keeps more than the soft limit. Kernels keep more before that, how much
+    /// is theirs to say.
+    pub fn falls_behind(&mut self, name: &str, beat: Beat) -> Result<(), String> {
+        self.stops_reading(name, beat)?;
+        let teller = &beat.step.word;
+        let text = "x".repeat(3900);
+        let mut took = Duration::ZERO;
+        while took < BEHIND {
+            if self.told.len() > MOST_TOLD {
+                return Err(format!("{teller} can tell {name} whatever there is and never waits"));
+            }
+            let since = Instant::now();
+            let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;
+            for number in numbers.clone() {
+                self.find(teller)?.send(format!("PRIV @{name} {number} {text}\n").as_bytes());
+                let line = format!("PRIV {teller} {number} {text}");
+                self.told.push(Pattern(vec![line.into_bytes()]));
+            }
+            for number in numbers {
+                let line = format!("SENT {name} {number} {text}");
+                self.look_for(teller, &Pattern(vec![line.into_bytes()]))?;
+            }
+            took = since.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Receives what it has fallen behind.
+    pub fn receives_all_told(&mut self, name: &str, _: Beat) -> Result<(), String> {
+        std::mem::take(&mut self.told).iter().try_for_each(|line| self.look_for(name, line))
     }
 
     /// Takes so much from now on, whatever it is, and no more, and takes no further part.

@@ -49,6 +49,8 @@ pub struct Stage<'a> {
     said: Vec<bool>,
     /// Public lines that somebody has received, and who watches must have too.
     public: Vec<Vec<u8>>,
+    /// What one who has fallen behind has not received yet.
+    pub told: Vec<Pattern>,
     /// When something was last done.
     pub last_act: Instant,
     /// Things may happen that no fence waits for: a time-out, a signal, another program.
@@ -89,8 +91,13 @@ impl<'a> Stage<'a> {
         beats.iter().try_for_each(|&beat| stage.step(file, beat))?;
         let everybody: Vec<_> = stage.clients.iter().map(|client| client.name.clone()).collect();
         let ended = stage.end();
-        ended.map_err(|what| {
-            format!("        at the end of {file}\n{}{}", indent(&what), stage.history(&everybody))
+        ended.map_err(|what| match what.as_str() {
+            STOPPED => what,
+            _ => format!(
+                "        at the end of {file}\n{}{}",
+                indent(&what),
+                stage.history(&everybody)
+            ),
         })
     }
 
@@ -134,6 +141,7 @@ impl<'a> Stage<'a> {
             said: vec![false; beats.len()],
             beats,
             public: Vec::new(),
+            told: Vec::new(),
             last_act: Instant::now(),
             is_loose: !script.options.is_empty(),
             is_stopping: false,
@@ -195,9 +203,7 @@ impl<'a> Stage<'a> {
     }
 
     fn step(&mut self, file: &str, beat: Beat) -> Result<(), String> {
-        if self.theatre.is_exhausted().is_some() {
-            return Err(STOPPED.to_owned());
-        }
+        self.goes_on()?;
         if matches!(beat.step.form.role, Role::Acts | Role::Sends) {
             self.last_act = Instant::now();
         }
@@ -207,9 +213,20 @@ impl<'a> Stage<'a> {
             Play::Block => Ok(()),
         };
         result.map_err(|what| {
+            if what == STOPPED {
+                return what;
+            }
             let Step { line, source, who, .. } = beat.step;
             format!("        {file}:{line}: {source}\n{}{}", indent(&what), self.history(who))
         })
+    }
+
+    /// An error if nothing more is to be played.
+    pub fn goes_on(&self) -> Result<(), String> {
+        match self.theatre.is_exhausted() {
+            Some(_) => Err(STOPPED.to_owned()),
+            None => Ok(()),
+        }
     }
 
     pub fn connect(&mut self, name: &str, part: Part) -> Result<(), String> {

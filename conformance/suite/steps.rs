@@ -96,6 +96,7 @@ static FORMS: &[Form] = &[
     each!("WHO >> TEXT", Sends, PlainInput, sends),
     each!("WHO < [closed]", Asserts, Nothing, is_closed),
     each!("WHO < [some] TEXT", Asserts, Nothing, receives_some),
+    each!("WHO < [all that was told]", Asserts, Socket, receives_all_told),
     each!("WHO < TEXT", Asserts, Nothing, receives),
     each!("WHO << TEXT", Asserts, PlainOutput, receives_bytes),
     each!("WHO after NUMBER s < TEXT", Asserts, Time, receives_after),
@@ -104,7 +105,8 @@ static FORMS: &[Form] = &[
     each!("WHO resets", Acts, Socket, resets),
     each!("WHO resets behind TEXT", Acts, Socket, resets),
     each!("WHO stops reading", Acts, OwnPace, stops_reading),
-    each!("WHO floods LINE", Acts, Socket, floods),
+    each!("WHO falls behind what WORD tells", Acts, Socket, falls_behind),
+    once!("WHO floods LINE", Acts, Socket, floods),
     each!("WHO reads NUMBER KiB a second", Acts, Socket, reads_slowly),
     each!("WHO must wait while nobody reads the answers to LINE", Asserts, Socket, must_wait),
     each!("WHO is cut off after NUMBER s", Asserts, Socket, is_cut_off),
@@ -249,6 +251,7 @@ impl Stage<'_> {
 
     /// Connects somebody and asks for the name.
     pub fn enter(&mut self, name: &str, part: Part) -> Result<(), String> {
+        self.goes_on()?;
         self.fence_all_but(name)?;
         self.connect(name, part)?;
         self.look_for(name, &Pattern(vec![b"HELLO linechat/1 ".to_vec(), Vec::new()]))?;
@@ -360,7 +363,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn stops_reading(&mut self, name: &str, _: Beat) -> Result<(), String> {
+    pub fn stops_reading(&mut self, name: &str, _: Beat) -> Result<(), String> {
         self.prepare_to_leave(name)?;
         self.find(name)?.is_stalled = true;
         Ok(())
