@@ -314,6 +314,7 @@ fn closing_has_ten_seconds_without_progress_and_a_minute_in_all() {
         for second in 0..70 {
             assert_eq!(ana.is_dropped(), second >= dropped, "after {second} seconds");
             ana.take(progress, &mut Vec::new());
+            bob.send(b"MSG what others say is no progress\n");
             stage.run(seconds(1));
         }
     }
