@@ -412,6 +412,8 @@ fn a_limit_for_one_address_counts_a_network_of_ipv6() {
 fn one_too_many_from_an_address_is_told_so_until_somebody_leaves() {
     let limit = Options { max_per_ip: Some(1), ..options() };
     let mut stage = Stage::new(1, Conditions::default(), limit);
+    // Somebody else's connection that only waits for its client's end does not make room.
+    stage.connect([10, 0, 0, 2], "QUIT\n");
     let [ana, bob] = [(); 2].map(|()| stage.connect([10, 0, 0, 1], ""));
     assert!(take_lines(bob)[0].starts_with("ERR full ") && bob.sees_end());
     assert!(stage.console.contains("10.0.0.1:1024 refused (too many from there)"));
