@@ -425,6 +425,11 @@ fn is_invisible(character: char) -> bool {
         | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
 }
 
+/// Names that have this in common are the same (PROTOCOL.md, "Names").
+fn folded(name: &str) -> Box<str> {
+    name.to_lowercase().into()
+}
+
 /// Appends one line to `out`: the words, a space between each two, CRLF.
 fn put_line(out: &mut Vec<u8>, words: &[&str]) {
     for (position, word) in words.iter().enumerate() {
@@ -766,7 +771,7 @@ impl Delivery {
 struct Room {
     /// Those who have a name.
     people: Table<Person>,
-    /// By name, in lower case.
+    /// By name, folded.
     by_name: HashMap<Box<str>, Id>,
     /// In the order of joining.
     by_arrival: BTreeMap<u64, Id>,
@@ -829,7 +834,7 @@ impl Room {
 
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
-        is_possible.then(|| self.by_name.get(name.to_lowercase().as_str()).copied())?
+        is_possible.then(|| self.by_name.get(&folded(name)).copied())?
     }
 
     /// The names in the order of joining.
@@ -915,7 +920,7 @@ impl Room {
 
     fn join(&mut self, id: Id, name: &str) {
         let arrival = self.by_arrival.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
+        self.by_name.insert(folded(name), id);
         self.by_arrival.insert(arrival, id);
         self.people.insert(id, Person { name: name.into(), arrival });
         let count = self.count().to_string();
@@ -942,7 +947,7 @@ impl Room {
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
         let Person { name, arrival } = self.people.remove(id)?;
         self.delivery.set_in_room(id, false);
-        self.by_name.remove(name.to_lowercase().as_str());
+        self.by_name.remove(&folded(&name));
         self.by_arrival.remove(&arrival);
         let count = self.count().to_string();
         put_line(&mut self.delivery.broadcast, &["LEFT", &name, &count, reason.word()]);
@@ -1116,6 +1121,8 @@ fn time_for(bytes: usize) -> Duration {
 // 5. A connection: its socket and its states
 // ---------------------------------------------------------------------------------------------
 
+/// While it waits, it stands in `Flow::queue`; while it is open and can be written to, it has an outbox
+/// in `Delivery`; and every deadline of its phase stands in `Server::deadlines`.
 struct Connection {
     /// Nothing once nothing more is to be read or written (`Phase::Gone`).
     socket: Option<os::Socket>,
@@ -1944,7 +1951,7 @@ impl Server {
             }
             self.time_out(id);
         }
-        if self.accept_again.is_some_and(|again| again <= self.now) && self.stop_by.is_none() {
+        if self.accept_again.is_some_and(|again| again <= self.now) {
             self.accept_again = None;
             self.reserve = self.reserve.take().or_else(os::reserve_descriptor);
             if self.poller.add(&self.listener, LISTENER, READ).is_err() {
@@ -1956,6 +1963,7 @@ impl Server {
     fn time_out(&mut self, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         match connection.phase {
+            // Over the soft limit, and nothing was taken for too long.
             Phase::Open { .. } if self.room.is_named(id) => self.give_up(id, Reason::Slow),
             Phase::Open { .. } if connection.waiting == Waiting::Nothing => {
                 self.room.refuse(id, TIMED_OUT);
