@@ -654,6 +654,27 @@ fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
     assert_eq!(lines_of_a_turn, [57, 257]);
 }
 
+#[test]
+fn a_turn_is_short_behind_a_full_one_and_behind_a_full_read() {
+    let mut delivery = Delivery::default();
+    let text = "x".repeat(1024 - "MSG \r\n".len());
+    let mut lines_behind = |is_full: bool, has_full_read| {
+        if !is_full {
+            delivery.broadcast.clear();
+        }
+        delivery.has_full_read = has_full_read;
+        delivery.end_turn();
+        while !delivery.is_full() {
+            delivery.broadcast_to_others(0, &["MSG", &text]);
+        }
+        delivery.broadcast.len() / 1024
+    };
+    assert_eq!(lines_behind(false, false), 64);
+    assert_eq!(lines_behind(true, false), 4);
+    assert_eq!(lines_behind(false, true), 4);
+    assert_eq!(lines_behind(false, false), 64);
+}
+
 // Flow control
 
 /// One who is over the soft limit, and whoever waits with a request of this cost, from now on.
