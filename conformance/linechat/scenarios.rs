@@ -497,3 +497,14 @@ fn at_a_stop_who_is_gone_is_neither_announced_nor_waited_for() {
     }
     assert!(os::time() - since < STOP_TIMEOUT);
 }
+
+#[test]
+fn whoever_sends_more_than_is_read_at_once_makes_the_next_turn_short() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let ana = stage.connect([10, 0, 0, 1], "");
+    for (bytes, is_short) in [(1, false), (Server::READ_SHARE, true), (1, false)] {
+        ana.send(&vec![b'\n'; bytes]);
+        stage.turn();
+        assert_eq!(stage.server.room.delivery.is_flooded, is_short, "{bytes} bytes");
+    }
+}
