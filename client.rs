@@ -604,12 +604,13 @@ impl Client {
     /// Leaves once what was typed before is sent; asked a second time, at once.
     fn leave(&mut self) -> Result<(), End> {
         let is_unknown = matches!(self.stage, Stage::Connecting | Stage::Greeting);
-        match self.is_leaving() {
-            true if self.screen.input.is_some() => return Err(failed(text::LEFT_AT_ONCE, &[])),
-            true => {}
-            false if is_unknown && self.waiting.is_empty() => return Err(End::Left),
-            false => self.waiting.push_back(Request::Quit),
+        if self.is_leaving() {
+            return Err(failed(text::LEFT_AT_ONCE, &[]));
         }
+        if is_unknown && self.waiting.is_empty() {
+            return Err(End::Left);
+        }
+        self.waiting.push_back(Request::Quit);
         Ok(())
     }
 
@@ -833,8 +834,12 @@ fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
 }
 
 /// Hands on what is typed: from a terminal as it comes, otherwise line by line. The end is empty.
-fn listen_to_person(is_terminal: bool, typed: &SyncSender<Vec<u8>>, events: &SyncSender<Event>) {
-    let mut input = io::stdin().lock();
+fn listen_to_person(
+    mut input: impl BufRead,
+    is_terminal: bool,
+    typed: &SyncSender<Vec<u8>>,
+    events: &SyncSender<Event>,
+) {
     loop {
         let mut bytes = vec![0; 4096];
         let read = if is_terminal {
@@ -1494,10 +1499,10 @@ fn chat(options: Options) -> Vec<String> {
 
     let (address, arrived) = (options.address.clone(), events.clone());
     thread::spawn(move || talk_to_server(&address, lines, &arrived));
-    thread::spawn(move || listen_to_person(is_raw, &keyboard, &events));
+    thread::spawn(move || listen_to_person(io::stdin().lock(), is_raw, &keyboard, &events));
     let mut client = Client::new(options, screen, out);
     if is_raw {
-        client.offer = login_name();
+        client.offer = login_name(variable);
         if !is_utf8(&locale("LC_CTYPE", variable)) {
             client.warn_of_terminal();
         }
@@ -1518,7 +1523,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Who is logged in, if that can be a name in the room.
-fn login_name() -> Option<String> {
+fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
     let begins_well = name.starts_with(char::is_alphanumeric);
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
@@ -1631,9 +1636,12 @@ mod terminal {
 
     /// How many columns the window has.
     pub fn columns() -> usize {
-        let size = stty(&["size"]).unwrap_or_default();
+        columns_of(&stty(&["size"]).unwrap_or_default())
+    }
+
+    /// The columns of `ROWS COLUMNS`. A terminal that nobody told its size says 0.
+    pub fn columns_of(size: &str) -> usize {
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
-        // A terminal that nobody told its size says 0.
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 

@@ -8,13 +8,14 @@
 //!     MSG hello, everyone
 //!
 //! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
-//! in turns; another only prints what the console shows. The parts, of which 1 to 5 know nothing of
-//! those behind them:
+//! in turns; another only prints what the console shows. The parts, of which 1 to 4 know nothing of
+//! those behind them, and 5 only the socket of 9:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
 //! 2. delivery: what each client is owed, and how much of that others have caused;
 //! 3. the room: who is here, and what each request does;
-//! 4. flow control: whose request goes on, and when, while somebody cannot keep up;
+//! 4. flow control: whose request goes on, and when, while somebody cannot keep up; the fair queue
+//!    by which the loop, too, tells who is next;
 //! 5. a connection: its socket and its states;
 //! 6. the loop: wait, dispatch, write, time-outs, arriving and leaving;
 //! 7. the console, and 8. the command line;
@@ -23,15 +24,16 @@
 //! A turn, from top to bottom (`Server::turn`):
 //!
 //!     Poller::wait
-//!     accept ─────────────── add_connection greets with HELLO, or turn_away
+//!     note_readiness, obey ─ of sockets, and of signals: stop at the end of the turn, show_status
+//!     accept ─────────────── add_connection: limits, HELLO; or turn_away
 //!     carry_out_waiting ──── Flow::next: requests and leaves that have waited for the budget
 //!     serve_all ──────────── each connection with something to read, who asks for little first:
 //!       serve, read            at most 16 KiB
 //!       digest                 Decoder::next, until the turn is full or the connection must wait
-//!         request              parse, Flow::admit, carry_out: Room::carry_out fills Delivery
-//!     expire ─────────────── time-outs
+//!         request              is it a person? while the budget applies: cost, Flow::admit
+//!         carry_out            parse, Room::carry_out, which fills Delivery
 //!     flush ──────────────── write: once to each client that is owed something; after_write
-//!     free ───────────────── those that are done with
+//!     expire ─────────────── time-outs
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
@@ -81,13 +83,13 @@ const REPLY_LIMIT: usize = 64 * 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may last, and how long it may take nothing or, once everything is
-/// delivered, not end its side.
+/// How long what is owed to a closing connection may take to be delivered, and how long it may take
+/// nothing or, once everything is delivered, not end its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last lines may take to be delivered when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections from one address, if `--max-per-ip` does not say otherwise.
+/// Connections from one address or IPv6 /64, if `--max-per-ip` does not say otherwise.
 const MAX_PER_IP: usize = 200;
 
 // ---------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ enum Telnet {
     #[default]
     Text,
     Command,
-    /// The next byte names an option; with an answer, the client is to be told it.
+    /// The next byte names an option, which is refused with this command, or not answered.
     Option(Option<u8>),
     Subnegotiation,
     SubnegotiationCommand,
@@ -139,8 +141,8 @@ struct Decoder {
     /// How many bytes of the current line have been received.
     received: u16,
     telnet: Telnet,
-    /// The current line is too long, and the rest of it is thrown away; this is the last byte of
-    /// text that was.
+    /// The current line is too long, and the rest of it is thrown away. Holds the last byte of text
+    /// that was, so that CR NUL is found.
     skipped: Option<u8>,
     /// `line` has been handed out, and is cleared by the next call.
     handed_out: bool,
@@ -365,8 +367,7 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
 
 /// Whether a connection's first line is not a person's: an HTTP request, which a web page can have
 /// a browser send anywhere with lines of its own behind it, or a TLS ClientHello, whose first byte
-/// is 22 (RFC 8446, section 5.1), and which can hold such lines too. One that is too long may be
-/// either, and nobody introduces themselves so.
+/// is 22 (RFC 8446, section 5.1), and which can hold such lines too.
 fn is_foreign(line: &[u8]) -> bool {
     let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
     let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
@@ -395,8 +396,8 @@ fn is_good_name(name: &str) -> bool {
         && name.chars().all(|c| is_further(c) && !is_invisible(c))
 }
 
-/// Unicode's categories L and N, and most of the marks in Mc; circled and squared letters are symbols, though
-/// Alphabetic.
+/// Unicode's categories L and N, and the marks that are Alphabetic. Circled and squared letters are
+/// Alphabetic too, but symbols.
 fn is_letter_or_number(character: char) -> bool {
     let is_symbol = matches!(character,
         '\u{24b6}'..='\u{24e9}' | '\u{1f130}'..='\u{1f149}' | '\u{1f150}'..='\u{1f169}'
@@ -404,9 +405,10 @@ fn is_letter_or_number(character: char) -> bool {
     (character.is_alphabetic() || character.is_numeric()) && !is_symbol
 }
 
-/// Unicode's categories Mn and Me, and those of Mc that are not Alphabetic. The standard library
-/// tells them by how it shows them: a character that extends the one before it (Grapheme_Extend) is
-/// escaped at the beginning of a text, and not behind a letter (`str::escape_debug`).
+/// The marks that are not Alphabetic, and some that are: Unicode's categories Mn and Me, and five of
+/// Mc. The standard library tells the former by how it shows them: a character that extends the one
+/// before it (Grapheme_Extend) is escaped at the beginning of a text, and not behind a letter
+/// (`str::escape_debug`).
 fn is_mark(character: char) -> bool {
     let is_escaped = |text: &str| text.escape_debug().any(|shown| shown == '\\');
     let mut utf8 = [0; 4];
@@ -421,6 +423,11 @@ fn is_invisible(character: char) -> bool {
     matches!(character,
         '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
         | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
+}
+
+/// Names that have this in common are the same (PROTOCOL.md, "Names").
+fn folded(name: &str) -> Box<str> {
+    name.to_lowercase().into()
 }
 
 /// Appends one line to `out`: the words, a space between each two, CRLF.
@@ -525,27 +532,27 @@ impl<T> Table<T> {
 /// A line for everybody is stored once, in `broadcast`; each person's cursor says how far into it
 /// their own outbox already reaches, so they are owed their outbox and then `broadcast[cursor..]`.
 /// What must reach one person at its own place among those lines first copies the lines before it
-/// into that person's outbox. So a message costs the same whatever the size of the room, and only
-/// those who do not keep up hold copies.
+/// into that person's outbox. So what is said is stored once, whatever the size of the room, and
+/// copies outlive the turn only for those who do not keep up.
 #[derive(Default)]
 struct Delivery {
-    /// Of those who can be delivered to.
+    /// None for a connection that has failed or is closed: what it would be told goes nowhere.
     outboxes: Table<Outbox>,
     /// The lines of this turn that are for everybody in the room.
     broadcast: Vec<u8>,
-    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, at
-    /// least `MIN_WORK` each time, and bytes read.
+    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, each
+    /// line at least `MIN_WORK`, and bytes read.
     work: usize,
     /// Bytes of the lines in this turn that somebody has caused for one other client.
     told: usize,
-    /// Whose outbox has grown in this turn.
+    /// Who is written to at the end of this turn even if nothing is broadcast.
     pending_writes: Vec<Id>,
     /// A line for a single client has brought its backlog over the soft limit in this turn.
     passed_soft_limit: bool,
-    /// The last turn was full, or somebody had sent more than is read in one.
+    /// The last turn was full, or somebody had sent as much as is read at once.
     is_flooded: bool,
-    /// Somebody has, in this turn.
-    has_more: bool,
+    /// In this turn somebody has sent as much as is read at once.
+    has_full_read: bool,
 }
 
 #[derive(Default)]
@@ -556,7 +563,7 @@ struct Outbox {
     is_pending: bool,
     /// In the room: how much of `Delivery::broadcast` need not be sent from there.
     cursor: Option<u32>,
-    /// The lengths of what stands there, by kind and in order. Nothing while all is of one kind.
+    /// The lengths of what stands in `bytes`, by kind and in order. Nothing while all is of one kind.
     #[allow(clippy::box_collection)]
     runs: Option<Box<VecDeque<(Kind, u32)>>>,
 }
@@ -619,11 +626,12 @@ impl Outbox {
 impl Delivery {
     /// Bytes for everybody after which a turn is full.
     const MAX_BROADCAST: usize = 64 * 1024;
-    /// The same while `is_flooded`. To write so much costs the kernel about twice what a write costs
-    /// in any case, so whoever asks for something else does not wait for long.
+    /// The same while `is_flooded`. A write of this size takes the kernel about twice as long as the
+    /// smallest, so whoever asks for something else does not wait for long.
     const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
     /// The work after which a turn is full.
     const MAX_WORK: usize = 256 * 1024;
+    /// What a line costs at least, however short.
     const MIN_WORK: usize = 64;
 
     /// Bytes that others have caused for a client and it has not taken.
@@ -713,7 +721,12 @@ impl Delivery {
         Some([first, second, fresh.unwrap_or_default()])
     }
 
-    /// So much of that has been taken; the rest is kept in the outbox. Returns whether that is
+    /// Whether somebody is to be written to.
+    fn is_pending(&self) -> bool {
+        !self.broadcast.is_empty() || !self.pending_writes.is_empty()
+    }
+
+    /// So many bytes of that have been taken; the rest is kept in the outbox. Returns whether that is
     /// empty.
     fn settle(&mut self, id: Id, mut taken: usize) -> bool {
         let Some(outbox) = self.outboxes.get_mut(id) else { return true };
@@ -743,7 +756,7 @@ impl Delivery {
 
     /// Everything of this turn has been written or kept in outboxes.
     fn end_turn(&mut self) {
-        self.is_flooded = mem::take(&mut self.has_more) || self.is_full();
+        self.is_flooded = mem::take(&mut self.has_full_read) || self.is_full();
         self.broadcast.clear();
         (self.work, self.told) = (0, 0);
         self.passed_soft_limit = false;
@@ -758,11 +771,10 @@ impl Delivery {
 struct Room {
     /// Those who have a name.
     people: Table<Person>,
-    /// By name, in lower case.
+    /// By name, folded.
     by_name: HashMap<Box<str>, Id>,
     /// In the order of joining.
     by_arrival: BTreeMap<u64, Id>,
-    arrivals: u64,
     delivery: Delivery,
 }
 
@@ -822,7 +834,7 @@ impl Room {
 
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
-        is_possible.then(|| self.by_name.get(name.to_lowercase().as_str()).copied())?
+        is_possible.then(|| self.by_name.get(&folded(name)).copied())?
     }
 
     /// The names in the order of joining.
@@ -907,9 +919,8 @@ impl Room {
     }
 
     fn join(&mut self, id: Id, name: &str) {
-        let arrival = self.arrivals;
-        self.arrivals += 1;
-        self.by_name.insert(name.to_lowercase().into_boxed_str(), id);
+        let arrival = self.by_arrival.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.by_name.insert(folded(name), id);
         self.by_arrival.insert(arrival, id);
         self.people.insert(id, Person { name: name.into(), arrival });
         let count = self.count().to_string();
@@ -936,7 +947,7 @@ impl Room {
     fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
         let Person { name, arrival } = self.people.remove(id)?;
         self.delivery.set_in_room(id, false);
-        self.by_name.remove(name.to_lowercase().as_str());
+        self.by_name.remove(&folded(&name));
         self.by_arrival.remove(&arrival);
         let count = self.count().to_string();
         put_line(&mut self.delivery.broadcast, &["LEFT", &name, &count, reason.word()]);
@@ -961,10 +972,10 @@ impl Room {
 /// Bennett and Zhang, with equal weights and without its test of eligibility).
 #[derive(Default)]
 struct FairQueue {
-    /// By finish, in units of `1 / SCALE` of the cost; with the cost.
+    /// By expected finish, in units of `1 / SCALE` byte; with the expected cost, in bytes.
     waiting: BTreeMap<(u128, Id), usize>,
-    /// The last finish of each, as long as anybody waits.
-    finishes: HashMap<Id, u128>,
+    /// As long as anybody waits: the expected finish of each who does, and the last of the others.
+    finishes: BTreeMap<Id, u128>,
     /// Where the queue stands.
     position: u128,
 }
@@ -973,34 +984,48 @@ impl FairQueue {
     const SCALE: u128 = 1 << 16;
 
     /// One waits, unless they do already.
-    fn push(&mut self, id: Id, cost: usize) {
+    fn push(&mut self, id: Id, expected_cost: usize) {
         let last = self.finishes.get(&id).copied().unwrap_or(0);
         if !self.waiting.contains_key(&(last, id)) {
-            let finish = last.max(self.position) + cost as u128 * Self::SCALE;
-            self.waiting.insert((finish, id), cost);
+            let finish = last.max(self.position) + expected_cost as u128 * Self::SCALE;
+            self.waiting.insert((finish, id), expected_cost);
             self.finishes.insert(id, finish);
         }
     }
 
-    /// Who is next, and the cost.
+    /// Who is next, and the expected cost.
     fn first(&self) -> Option<(Id, usize)> {
         self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
     }
 
+    /// Takes out who is next. Then `charge` is to be told what serving them has cost.
     fn pop(&mut self) -> Option<Id> {
-        let (id, cost) = self.first()?;
-        self.position += cost as u128 * Self::SCALE / self.waiting.len() as u128;
-        self.waiting.pop_first();
-        if self.waiting.is_empty() {
-            self.finishes.clear();
-        }
+        let ((finish, id), expected_cost) = self.waiting.pop_first()?;
+        self.finishes.insert(id, finish - expected_cost as u128 * Self::SCALE);
         Some(id)
+    }
+
+    fn charge(&mut self, id: Id, cost: usize) {
+        let cost = cost as u128 * Self::SCALE;
+        self.position += cost / (self.waiting.len() as u128 + 1);
+        if let Some(finish) = self.finishes.get_mut(&id) {
+            *finish += cost;
+        }
+        self.forget_if_idle();
     }
 
     /// One waits no more.
     fn remove(&mut self, id: Id) {
         if let Some(finish) = self.finishes.remove(&id) {
             self.waiting.remove(&(finish, id));
+        }
+        self.forget_if_idle();
+    }
+
+    /// When nobody waits, all start level again.
+    fn forget_if_idle(&mut self) {
+        if self.waiting.is_empty() {
+            self.finishes.clear();
         }
     }
 }
@@ -1014,7 +1039,7 @@ struct Flow {
     paid_until: Instant,
     /// Each client waits with one request, which costs the bytes that it causes for others.
     queue: FairQueue,
-    /// Once the bucket was empty: nobody goes on before.
+    /// When the bucket last held too little for the next one: nobody goes on before this.
     next_batch: Instant,
 }
 
@@ -1051,7 +1076,7 @@ impl Flow {
 
     /// Takes the next client out of the queue whose request may go on now.
     fn next(&mut self, now: Instant) -> Option<Id> {
-        let (_, cost) = self.queue.first()?;
+        let (id, cost) = self.queue.first()?;
         if self.applies() {
             if now < self.next_batch {
                 return None;
@@ -1061,11 +1086,13 @@ impl Flow {
                 return None;
             }
         }
-        self.queue.pop()
+        self.queue.pop();
+        self.queue.charge(id, cost);
+        Some(id)
     }
 
-    /// A request has caused so many bytes for others. That is more than was expected if the roster
-    /// has grown while it waited.
+    /// A request has caused so many bytes for others: more or less than was expected, if the room has
+    /// changed while it waited.
     fn spend(&mut self, bytes: usize, now: Instant) {
         if self.applies() {
             self.paid_until = self.paid_until.max(now) + time_for(bytes);
@@ -1094,6 +1121,8 @@ fn time_for(bytes: usize) -> Duration {
 // 5. A connection: its socket and its states
 // ---------------------------------------------------------------------------------------------
 
+/// While it waits, it stands in `Flow::queue`; while it is open and can be written to, it has an outbox
+/// in `Delivery`; and every deadline of its phase stands in `Server::deadlines`.
 struct Connection {
     /// Nothing once nothing more is to be read or written (`Phase::Gone`).
     socket: Option<os::Socket>,
@@ -1108,9 +1137,8 @@ struct Connection {
     interest: Interest,
     /// The socket takes nothing now; write again when it is ready.
     is_blocked: bool,
+    /// It has sent a line that is not empty.
     has_spoken: bool,
-    /// What it cost to serve it last.
-    last_effort: usize,
 }
 
 /// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
@@ -1144,20 +1172,21 @@ impl Phase {
 /// What there still is to be read from a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// What the poller reports.
+    /// Read when the poller reports it.
     Flowing,
     /// The connection has failed, but what the peer had sent before can be read. The poller, which
     /// would report the failure for ever, has been told to forget it.
     Failed,
+    /// The peer has ended its side.
     Ended,
 }
 
 /// What a connection waits with for the budget.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Waiting {
     Nothing,
-    /// A line.
-    Request(Box<[u8]>),
+    /// The line that its decoder handed out last.
+    Request,
     Leave(Reason),
 }
 
@@ -1170,7 +1199,8 @@ struct Interest {
 
 const READ: Interest = Interest { read: true, write: false };
 
-/// One socket's readiness. A failure counts as both of the others: the next call tells which.
+/// One socket's readiness. A failure counts as both of the others: the next read or write returns the
+/// error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Readiness {
     token: usize,
@@ -1192,7 +1222,6 @@ impl Connection {
             interest: READ,
             is_blocked: false,
             has_spoken: false,
-            last_effort: 0,
         }
     }
 
@@ -1295,11 +1324,11 @@ struct Server {
 }
 
 impl Server {
-    /// Bytes read from one connection in one turn.
+    /// Bytes read from one connection at once.
     const READ_SHARE: usize = 16 * 1024;
     /// Connections accepted in one turn.
     const ACCEPT_SHARE: usize = 512;
-    /// How long the listener is left alone after an accept failed for lack of memory or descriptors.
+    /// How long the listener is left alone after an accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
     /// After so long without anybody over the soft limit the console is told so.
     const LIMIT_PAUSE: Duration = Duration::from_secs(10);
@@ -1358,8 +1387,10 @@ impl Server {
         }
         self.carry_out_waiting();
         self.serve_all();
-        self.expire();
         self.flush();
+        self.note_budget();
+        // What somebody has taken in this turn counts.
+        self.expire();
         if mem::take(&mut self.is_asked_to_stop) {
             self.stop();
         }
@@ -1375,17 +1406,9 @@ impl Server {
             self.room.delivery.catch_up(id);
         }
         if readiness.readable && connection.interest.read {
-            self.list(id);
+            self.to_serve.push(id, 0);
         } else if readiness.failed {
             self.fail(id);
-        }
-    }
-
-    /// Has a connection be served in this turn, or in the next. What it asks for is taken to cost what
-    /// it did last.
-    fn list(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get(id) {
-            self.to_serve.push(id, connection.last_effort);
         }
     }
 
@@ -1485,18 +1508,23 @@ impl Server {
 
     // Reading
 
-    /// Carries out the requests that have waited for the budget, as far as it goes.
+    /// Carries out the requests and leaves that have waited for the budget, as far as it goes.
     fn carry_out_waiting(&mut self) {
         while !self.room.delivery.is_full() {
             let Some(id) = self.flow.next(self.now) else { return };
             let Some(connection) = self.connections.get_mut(id) else { continue };
             match mem::replace(&mut connection.waiting, Waiting::Nothing) {
-                Waiting::Request(line) => self.carry_out(id, &line),
+                Waiting::Request => {
+                    let line = mem::take(&mut connection.decoder.line);
+                    self.carry_out(id, &line);
+                }
                 Waiting::Leave(reason) => self.leave(id, reason),
                 Waiting::Nothing => {}
             }
             // What it has sent behind that line takes its turn among the others.
-            self.list(id);
+            if self.connections.get(id).is_some() {
+                self.to_serve.push(id, 0);
+            }
         }
     }
 
@@ -1508,7 +1536,8 @@ impl Server {
         }
     }
 
-    /// Whether a connection's next request can be carried out: no other waits, nor too many replies.
+    /// Whether a connection's next request can be carried out: it is open, and no other request waits,
+    /// nor too many replies.
     fn takes_requests(&self, id: Id) -> bool {
         let is_ready = |it: &Connection| it.is_open() && it.waiting == Waiting::Nothing;
         self.connections.get(id).is_some_and(is_ready)
@@ -1525,10 +1554,20 @@ impl Server {
             self.digest(id, &unread);
         }
         self.read(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.last_effort = self.room.delivery.effort() - before;
-        if connection.is_open() {
+        let effort = self.room.delivery.effort() - before;
+        self.to_serve.charge(id, effort);
+        if self.connections.get(id).is_some_and(Connection::is_open) {
+            self.serve_rest(id, effort);
             self.update_interest(id);
+        }
+    }
+
+    /// Queues a connection again, which is expected to cost so much, if what it has sent waits only for
+    /// that. The poller no longer reports one that has failed: it is read until nothing is left.
+    fn serve_rest(&mut self, id: Id, expected_effort: usize) {
+        let has_more = |it: &Connection| !it.unread.is_empty() || it.input == Input::Failed;
+        if self.connections.get(id).is_some_and(has_more) && self.takes_requests(id) {
+            self.to_serve.push(id, expected_effort);
         }
     }
 
@@ -1546,11 +1585,8 @@ impl Server {
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
                 self.room.delivery.work += length;
-                let has_more = connection.is_open() && length == Self::READ_SHARE;
-                self.room.delivery.has_more |= has_more;
-                if connection.input == Input::Failed {
-                    self.list(id);
-                }
+                let is_full = connection.is_open() && length == Self::READ_SHARE;
+                self.room.delivery.has_full_read |= is_full;
                 self.digest(id, scratch.get(..length).unwrap_or_default());
             }
             Err(_) => self.give_up(id, Reason::Disconnected),
@@ -1559,15 +1595,11 @@ impl Server {
     }
 
     /// Carries out what a connection has sent, line by line, until the turn is full or it must wait
-    /// for its replies or for the budget; the rest is kept.
+    /// for its replies or for the budget; the rest is kept. Of one that is closing it is thrown away.
     fn digest(&mut self, id: Id, mut input: &[u8]) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut decoder = mem::take(&mut connection.decoder);
-        while self.takes_requests(id) {
-            if self.room.delivery.is_full() {
-                self.list(id);
-                break;
-            }
+        while self.takes_requests(id) && !self.room.delivery.is_full() {
             match decoder.next(&mut input) {
                 Some(Decoded::Line(line)) => self.request(id, line, true),
                 Some(Decoded::TooLong(line)) => self.request(id, line, false),
@@ -1578,7 +1610,7 @@ impl Server {
             }
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if decoder.is_between_lines() {
+        if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
             // Nothing is held for one who is idle.
             decoder.line = Vec::new();
         }
@@ -1588,8 +1620,9 @@ impl Server {
         }
     }
 
-    /// One line from a connection: whole, or the beginning of one that is too long. It is carried
-    /// out, or waits for the budget.
+    /// One line from a connection: whole, or the beginning of one that is too long. It is refused,
+    /// carried out, or waits for the budget. A first line that is too long may be any protocol's, and
+    /// nobody introduces themselves so.
     fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = !mem::replace(&mut connection.has_spoken, true);
@@ -1600,11 +1633,12 @@ impl Server {
         if !is_whole {
             return self.room.refuse(id, LINE_TOO_LONG);
         }
+        // What it may cost; `carry_out` spends what it did.
         if self.flow.applies() {
             let request = parse(line, self.room.is_named(id));
             let cost = request.map_or(0, |request| self.room.cost(id, request));
             if !self.flow.admit(id, cost, self.now) {
-                return self.wait(id, Waiting::Request(line.into()));
+                return self.wait(id, Waiting::Request);
             }
         }
         self.carry_out(id, line);
@@ -1644,7 +1678,7 @@ impl Server {
 
     // Writing
 
-    /// Writes to everybody what they are owed, once.
+    /// Writes to everybody what they are owed, once, and begins the next turn's lines.
     fn flush(&mut self) {
         let pending_writes = mem::take(&mut self.room.delivery.pending_writes);
         match self.room.delivery.broadcast.is_empty() {
@@ -1652,14 +1686,6 @@ impl Server {
             false => (0..self.connections.places.len()).for_each(|id| self.write(id)),
         }
         self.room.delivery.end_turn();
-        match self.flow.applies() {
-            true => self.last_limited = Some(self.now),
-            false if self.last_limited.is_some_and(|last| self.now >= last + Self::LIMIT_PAUSE) => {
-                self.last_limited = None;
-                self.console.log(format_args!("the budget ceases to apply"));
-            }
-            false => {}
-        }
     }
 
     /// Writes to one connection what it is owed, as far as its socket takes it.
@@ -1686,12 +1712,10 @@ impl Server {
                     let stalled_by = stalled_by.unwrap_or_else(|| os::now() + STALL_TIMEOUT);
                     let deadline = (backlog > SOFT_LIMIT).then_some(stalled_by);
                     self.set_phase(id, Phase::Open { deadline });
-                    self.check_backlog(id, backlog);
+                    self.note_backlog(id, backlog);
                 }
-                let has_unread = self.connections.get(id).is_some_and(|it| !it.unread.is_empty());
-                if has_unread && self.takes_requests(id) {
-                    self.list(id);
-                }
+                // If replies have been taken, what waited for that goes on.
+                self.serve_rest(id, 0);
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
                 self.free(id)
@@ -1710,8 +1734,8 @@ impl Server {
         }
     }
 
-    /// Somebody's backlog is over the soft limit, or was.
-    fn check_backlog(&mut self, id: Id, backlog: usize) {
+    /// Notes whether somebody is over the soft limit; past the hard one they are removed.
+    fn note_backlog(&mut self, id: Id, backlog: usize) {
         self.flow.set_over_soft_limit(id, backlog > SOFT_LIMIT);
         if self.flow.applies() && self.last_limited.is_none() {
             self.last_limited = Some(self.now);
@@ -1722,6 +1746,17 @@ impl Server {
         }
         if backlog > HARD_LIMIT {
             self.give_up(id, Reason::Slow);
+        }
+    }
+
+    /// Notes when the budget applied last.
+    fn note_budget(&mut self) {
+        let is_over = |last| self.now >= last + Self::LIMIT_PAUSE;
+        if self.flow.applies() {
+            self.last_limited = Some(self.now);
+        } else if self.last_limited.is_some_and(is_over) {
+            self.last_limited = None;
+            self.console.log(format_args!("the budget ceases to apply"));
         }
     }
 
@@ -1742,17 +1777,18 @@ impl Server {
 
     // Leaving:
     //
-    //     end_of_input ─────────────── depart ─── leave ─── drain ─── after_write ─── free_later ─── free
-    //     fail, read to its end ────── depart ─── leave ─── free_later
-    //     give_up, in the next turn ─────────── leave ─── free
-    //     QUIT ────────────────────── leave ─── drain
+    //     end_of_input, open ─── depart ─── (budget) ─── leave ─── drain ─── after_write ─── free
+    //     QUIT, a line that closes ─── leave ─── drain ─── after_write: Finished
+    //         Finished ─── end_of_input, time_out or drop_finished ─── free
+    //     fail ─── read to its end ─── end_of_input, as above; to an error ─── give_up
+    //     give_up, open ─── close ─── (next turn, budget) ─── leave ─── free
 
-    /// The client's stream has ended.
+    /// The client's stream has ended. A line that is unfinished is dropped with its decoder.
     fn end_of_input(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.input = Input::Ended;
         match connection.phase {
-            Phase::Open { .. } => self.depart(id, Reason::Disconnected),
+            Phase::Open { .. } => self.depart(id),
             Phase::Closing { .. } => self.room.delivery.catch_up(id),
             Phase::Finished { .. } | Phase::Gone => self.free(id),
         }
@@ -1774,11 +1810,12 @@ impl Server {
         if self.room.is_named(id) {
             self.set_phase(id, Phase::Open { deadline: None });
         }
-        self.list(id);
+        self.to_serve.push(id, 0);
     }
 
     /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
-    fn depart(&mut self, id: Id, reason: Reason) {
+    fn depart(&mut self, id: Id) {
+        let reason = Reason::Disconnected;
         let cost = if self.flow.applies() { self.room.cost_of_leaving(id, reason) } else { 0 };
         match self.flow.admit(id, cost, self.now) {
             true => self.leave(id, reason),
@@ -1789,15 +1826,21 @@ impl Server {
     /// Closes a connection at once, whatever it is owed and has sent. Its leaving waits until the
     /// next turn in any case, because the lines of this one may be on their way.
     fn give_up(&mut self, id: Id, reason: Reason) {
-        if !self.connections.get(id).is_some_and(Connection::is_open) {
+        let Some(connection) = self.connections.get(id).filter(|it| it.is_open()) else {
             return self.free(id);
-        }
+        };
+        // One that is leaving already keeps its place in the queue.
+        let is_leaving = matches!(connection.waiting, Waiting::Leave(_));
         self.close(id);
-        self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
+        if !is_leaving {
+            self.flow.queue.remove(id);
+            self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
+        }
         self.wait(id, Waiting::Leave(reason));
     }
 
-    /// Takes a client out of the room and says so; then it is only delivered what it is owed.
+    /// Takes a client out of the room and says so; then it is only delivered what it is owed, or freed
+    /// if its socket is closed.
     fn leave(&mut self, id: Id, reason: Reason) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let (address, is_open) = (connection.address, connection.is_open());
@@ -1839,14 +1882,14 @@ impl Server {
         }
         connection.decoder = Decoder::default();
         connection.unread = Box::default();
-        connection.waiting = Waiting::Nothing;
-        self.flow.forget(id);
+        self.flow.set_over_soft_limit(id, false);
         self.room.delivery.outboxes.remove(id);
     }
 
     /// Ends a connection that is no longer in the room, and frees its place.
     fn free(&mut self, id: Id) {
         self.close(id);
+        self.flow.forget(id);
         self.to_serve.remove(id);
         let Some(connection) = self.connections.remove(id) else { return };
         self.vacated.push(id);
@@ -1888,7 +1931,7 @@ impl Server {
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if self.to_serve.first().is_some() {
+        if self.to_serve.first().is_some() || self.room.delivery.is_pending() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
@@ -1908,7 +1951,7 @@ impl Server {
             }
             self.time_out(id);
         }
-        if self.accept_again.is_some_and(|again| again <= self.now) && self.stop_by.is_none() {
+        if self.accept_again.is_some_and(|again| again <= self.now) {
             self.accept_again = None;
             self.reserve = self.reserve.take().or_else(os::reserve_descriptor);
             if self.poller.add(&self.listener, LISTENER, READ).is_err() {
@@ -1920,6 +1963,7 @@ impl Server {
     fn time_out(&mut self, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         match connection.phase {
+            // Over the soft limit, and nothing was taken for too long.
             Phase::Open { .. } if self.room.is_named(id) => self.give_up(id, Reason::Slow),
             Phase::Open { .. } if connection.waiting == Waiting::Nothing => {
                 self.room.refuse(id, TIMED_OUT);
@@ -2095,9 +2139,10 @@ One chat room for everybody who can send a line of text: telnet, nc, or linechat
 ADDR is HOST:PORT; by default port 9999 on every address. Port 0 picks a free one.
 
 Options:
-  --max-clients N      connections at the same time (default: what the file limit allows)
+  --max-clients N      connections at the same time (default, and at most: what the limit on
+                       open files allows)
   --max-per-ip N       connections at the same time from one address, an IPv6 /64 being one;
-                       0 for no limit (default: 200, this machine's own not counted)
+                       0 for no limit (default: 200, and no limit for this machine's own)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
@@ -2170,7 +2215,8 @@ fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, St
     number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
 }
 
-/// Everything from here to `main` needs the real operating system, which unit tests do without.
+// Everything from here to `main` needs the real operating system, which unit tests do without.
+
 #[cfg(not(test))]
 fn bind(address: Option<&str>) -> Result<system::Listener, String> {
     let explain = |address: &str, error: io::Error| {
@@ -2182,7 +2228,7 @@ fn bind(address: Option<&str>) -> Result<system::Listener, String> {
         format!("cannot listen on {address}: {error}{advice}")
     };
     let Some(address) = address else {
-        // Where a socket for IPv6 serves IPv4 too; on other systems it would serve IPv6 alone.
+        // The address of IPv6 is tried only where it serves IPv4 too.
         let serves_both = match cfg!(target_os = "linux") {
             true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
             false => cfg!(target_os = "macos"),
@@ -2196,7 +2242,7 @@ fn bind(address: Option<&str>) -> Result<system::Listener, String> {
 }
 
 #[cfg(not(test))]
-fn serve(mut options: Options) -> Result<(), String> {
+fn run(mut options: Options) -> Result<(), String> {
     /// Descriptors that are not for clients: the standard three, the poller, the listener, the
     /// signals' two, the reserve, and some that are being closed.
     const RESERVED: usize = 16;
@@ -2208,7 +2254,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         ));
     }
     let listener = bind(options.address.as_deref())?;
-    let run = || -> io::Result<()> {
+    let serve = || -> io::Result<()> {
         listener.set_nonblocking(true)?;
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
@@ -2228,7 +2274,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         let _ = is_done.recv_timeout(STOP_TIMEOUT);
         Ok(())
     };
-    run().map_err(|error| format!("the operating system refused what the server needs: {error}"))
+    serve().map_err(|error| format!("the operating system refused what the server needs: {error}"))
 }
 
 #[cfg(not(test))]
@@ -2240,7 +2286,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        Ok(Command::Run(options)) => match serve(options) {
+        Ok(Command::Run(options)) => match run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(text) => {
                 complain(&text);
@@ -2342,7 +2388,7 @@ mod system {
         const EPOLLHUP: u32 = 0x10;
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `remove`.
+        /// for one socket, from `add` to `delete`.
         pub struct Poller {
             epoll: OwnedFd,
             events: Vec<EpollEvent>,
@@ -2475,7 +2521,7 @@ mod system {
         const REST: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `remove`.
+        /// for one socket, from `add` to `delete`.
         #[derive(Default)]
         pub struct Poller {
             watched: BTreeMap<usize, (Number, Interest)>,
@@ -2652,7 +2698,7 @@ mod system {
         not(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))
     ))]
     type RlimT = u64;
-    #[cfg(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
+    #[cfg(all(unix, target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
     type RlimT = u32;
 
     /// Raises the soft limit on open files to the hard one, or as far as the system lets it be

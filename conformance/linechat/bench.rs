@@ -7,44 +7,26 @@
 //! The *floor* is a bare loop in a process of its own that writes the same bytes to as many
 //! loopback sockets. Servers and floor are measured in turn, on the same processor, by the
 //! processor time that the kernel counts for them; the load runs on another one. A ratio is the
-//! median of those in `ROUNDS` rounds, each to the floor just before. Every delivery is counted by
-//! its bytes; a wrong count makes the run fail. No time does.
+//! median of those in `ROUNDS` rounds, each to the floor just before. Every delivery is read and
+//! counted; a wrong count makes the run fail. No time does.
 
+mod person;
 #[path = "../suite/process.rs"]
 mod process;
 
-use process::{descriptor_limit, Server};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use person::Person;
+use process::{descriptor_limit, processor_time, Server};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{env, fs, iter, thread};
 
 const ROUNDS: usize = 7;
-/// Characters of a message.
-const TEXT: usize = 64;
-
-fn name(at: usize) -> String {
-    format!("p{at:05}")
-}
-
-/// A message as those receive it to whom it is sent.
-fn received(verb: &str) -> String {
-    format!("{verb} {} {}\r\n", name(0), "x".repeat(TEXT))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::INFINITY)
-}
-
-/// Microseconds of processor time that all threads of a process have used (proc(5), schedstat).
-fn used(process: u32) -> f64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let files = threads.filter_map(|it| fs::read_to_string(it.path().join("schedstat")).ok());
-    files.filter_map(|file| file.split(' ').next()?.parse::<f64>().ok()).sum::<f64>() / 1e3
-}
+const TEXT: &str = "sixty-four characters, which is about what somebody says at once";
+/// The floor is this program, told in a variable how many connections it gets.
+const FLOOR: &str = "/proc/self/exe";
+const FLOOR_SIZE: &str = "LINECHAT_FLOOR_SIZE";
 
 /// Puts a process on one processor. Where there is only one, all share it.
 fn pin(process: u32, processor: &str) {
@@ -53,146 +35,120 @@ fn pin(process: u32, processor: &str) {
     taskset.output().expect("taskset(1), of Debian's util-linux");
 }
 
-/// Reads what there is, as soon as there is something. Nothing is the end of the connection.
-fn read(socket: &mut TcpStream, buffer: &mut [u8]) -> usize {
+/// The next line, or nothing at the connection's end. Sockets are asked again and again, because
+/// on a virtual machine waking up takes longer than what is measured.
+fn line(person: &mut Person) -> Option<String> {
     loop {
-        match socket.read(buffer) {
+        match person.next() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
-            result => return result.unwrap_or(0),
+            result => return result.ok()?,
         }
     }
 }
 
-/// Reads just so many bytes, which must end a line.
-fn take(socket: &mut TcpStream, mut count: usize, buffer: &mut [u8]) {
-    while count > 0 {
-        let share = count.min(buffer.len());
-        let length = read(socket, &mut buffer[..share]);
-        assert!(length > 0, "a connection has ended");
-        count -= length;
-        assert!(count > 0 || buffer[length - 1] == b'\n', "deliveries of another length");
-    }
+/// Reads up to a line that ends so. Returns whether it has come before the connection's end.
+fn until(person: &mut Person, end: &str) -> bool {
+    iter::from_fn(|| line(person)).any(|line| line.ends_with(end))
 }
 
-/// Reads up to these bytes. Returns whether they have come before the connection's end.
-fn until(socket: &mut TcpStream, end: &str, buffer: &mut [u8]) -> bool {
-    let mut last = Vec::<u8>::new();
-    loop {
-        let length = read(socket, buffer);
-        last.extend(&buffer[..length]);
-        if length == 0 || last.windows(end.len()).any(|window| window == end.as_bytes()) {
-            return length > 0;
-        }
-        last.drain(..last.len().saturating_sub(end.len()));
-    }
-}
-
-/// Sockets that hold nothing unread between two steps, and the process that they lead to: a
-/// server, or the floor in its place. They are asked again and again, because on a virtual machine
-/// waking up takes longer than what is measured.
+/// People for whom nothing is unread between two steps, and the process that they are connected to:
+/// a server, or the floor in its place.
 struct Crowd {
     process: Server,
-    people: Vec<TcpStream>,
-    buffer: Vec<u8>,
+    people: Vec<Person>,
 }
 
 impl Crowd {
-    fn gather(command: &mut Command, count: usize) -> Crowd {
-        let process = Server::start_as(command).expect("it starts");
-        pin(process.child.id(), "1");
-        let mut crowd = Crowd { process, people: Vec::new(), buffer: vec![0; 1 << 16] };
+    /// Starts a program, and has so many join.
+    fn gather(program: &str, count: usize) -> Crowd {
+        let process = Server::start_as(Command::new(program).env(FLOOR_SIZE, count.to_string()));
+        let mut crowd = Crowd { process: process.expect("it starts"), people: Vec::new() };
+        pin(crowd.process.child.id(), "1");
         crowd.join(count);
-        crowd
-    }
-
-    fn floor(count: usize) -> Crowd {
-        let this = std::env::current_exe().expect("this program");
-        Crowd::gather(Command::new(this).arg(count.to_string()), count)
-    }
-
-    /// A server with so many in the room.
-    fn room(server: &str, count: usize) -> Crowd {
-        let mut crowd = Crowd::gather(&mut Command::new(server), count);
-        crowd.fence();
+        if program != FLOOR {
+            crowd.fence();
+        }
         crowd
     }
 
     fn join(&mut self, count: usize) {
-        for at in self.people.len()..count {
-            let socket = TcpStream::connect(&self.process.address).expect("connects");
-            socket.set_nodelay(true).expect("no delay");
-            socket.set_nonblocking(true).expect("does not block");
-            self.people.push(socket);
-            self.say(at, &format!("NAME {}\n", name(at)));
+        for at in self.people.len()..self.people.len() + count {
+            let mut person = Person::connect(&self.process.address);
+            person.socket().set_nonblocking(true).expect("does not block");
+            person.say(&format!("NAME p{at:05}"));
+            self.people.push(person);
         }
-    }
-
-    fn say(&mut self, at: usize, lines: &str) {
-        self.people[at].write_all(lines.as_bytes()).expect("takes lines");
     }
 
     /// Everybody reads all that they were sent.
     fn fence(&mut self) {
         // By the second round everything has been dealt with, so nothing comes after its PONG.
-        for (ping, pong) in [("PING 1\n", "PONG 1\r\n"), ("PING 2\n", "PONG 2\r\n")] {
-            for socket in &mut self.people {
-                socket.write_all(ping.as_bytes()).expect("takes a line");
-                assert!(until(socket, pong, &mut self.buffer), "a connection has ended");
+        for round in ["1", "2"] {
+            for person in &mut self.people {
+                person.say(&format!("PING {round}"));
+                assert!(until(person, &format!("PONG {round}")), "a connection has ended");
             }
         }
+    }
+
+    /// Microseconds of processor time that all threads of the process have used.
+    fn used(&self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.child.id()));
+        let names = threads.into_iter().flatten().flatten().map(|thread| thread.file_name());
+        let numbers = names.filter_map(|name| name.to_str()?.parse().ok());
+        numbers.map(processor_time).sum::<Duration>().as_secs_f64() * 1e6
     }
 
     /// Microseconds of the process's time for one of something, of which a round does `count`; so
     /// do the functions below.
     fn cost(&mut self, rounds: usize, count: usize, mut round: impl FnMut(&mut Crowd)) -> f64 {
-        let before = used(self.process.child.id());
+        let before = self.used();
         (0..rounds).for_each(|_| round(self));
-        (used(self.process.child.id()) - before) / (rounds * count) as f64
+        (self.used() - before) / (rounds * count) as f64
     }
 
-    /// Everybody receives so many messages, senders all but their own share.
-    fn hear(&mut self, messages: usize, senders: usize) {
-        for (at, socket) in self.people.iter_mut().enumerate() {
-            let own = if at < senders { messages / senders } else { 0 };
-            take(socket, received("MSG").len() * (messages - own), &mut self.buffer);
+    /// Each receives so many messages.
+    fn hear(&mut self, messages: impl Fn(usize) -> usize) {
+        for (at, person) in self.people.iter_mut().enumerate() {
+            for _ in 0..messages(at) {
+                assert!(line(person).is_some_and(|it| it.ends_with(TEXT)), "not what was said");
+            }
         }
     }
 
     /// The floor writes so many lines at once to everybody.
     fn write(&mut self, rounds: usize, lines: usize) -> f64 {
         self.cost(rounds, lines * self.people.len(), |floor| {
-            floor.say(0, &format!("{lines:8}"));
-            floor.hear(lines, 0);
+            floor.people[0].say(&format!("{lines:7}"));
+            floor.hear(|_| lines);
         })
     }
 
     /// So many senders say so many messages each, at once.
     fn speak(&mut self, rounds: usize, senders: usize, messages: usize) -> f64 {
-        let lines = format!("MSG {}\n", "x".repeat(TEXT)).repeat(messages);
+        let lines = vec![format!("MSG {TEXT}"); messages].join("\n");
         self.cost(rounds, senders * messages * (self.people.len() - 1), |crowd| {
-            (0..senders).for_each(|at| crowd.say(at, &lines));
-            crowd.hear(senders * messages, senders);
+            crowd.people[..senders].iter_mut().for_each(|sender| sender.say(&lines));
+            crowd.hear(|at| (senders - usize::from(at < senders)) * messages);
         })
     }
 
     /// One of each of twenty pairs writes to the other, and is told so.
     fn whisper(&mut self, rounds: usize) -> f64 {
         self.cost(rounds, 20, |crowd| {
-            let line = |to| format!("PRIV @{} {}\n", name(to), "x".repeat(TEXT));
-            (0..40).step_by(2).for_each(|at| crowd.say(at, &line(at + 1)));
-            for socket in &mut crowd.people[..40] {
-                take(socket, received("PRIV").len(), &mut crowd.buffer);
-            }
+            let request = |to| format!("PRIV @p{to:05} {TEXT}");
+            (0..40).step_by(2).for_each(|at| crowd.people[at].say(&request(at + 1)));
+            crowd.hear(|at| usize::from(at < 40));
         })
     }
 
     /// One joins and leaves, and everybody passes two fences.
     fn come_and_go(&mut self, rounds: usize) -> f64 {
         self.cost(rounds, 1, |crowd| {
-            crowd.join(crowd.people.len() + 1);
+            crowd.join(1);
             let mut last = crowd.people.pop().expect("one has joined");
-            last.write_all(b"QUIT\n").expect("takes a line");
-            while read(&mut last, &mut crowd.buffer) > 0 {}
+            last.say("QUIT");
+            iter::from_fn(|| line(&mut last)).for_each(drop);
             crowd.fence();
         })
     }
@@ -203,148 +159,139 @@ impl Crowd {
 fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("2000-01-01T00:00:00Z listening on {}", listener.local_addr()?);
-    let mut sockets: Vec<TcpStream> = Vec::new();
-    for at in 0..count {
-        sockets.push(listener.accept()?.0);
-        sockets[at].set_nodelay(true)?;
-        sockets[at].read_exact(&mut [0; "NAME p00000\n".len()])?;
+    let mut sockets = listener.incoming().take(count).collect::<io::Result<Vec<_>>>()?;
+    for socket in &mut sockets {
+        socket.set_nodelay(true)?;
+        socket.read_exact(&mut [0; "NAME p00000\n".len()])?;
     }
     let mut lines = [0; 8];
     while sockets[0].read_exact(&mut lines).is_ok() {
         let lines = String::from_utf8_lossy(&lines).trim().parse().unwrap_or(0);
-        let bytes = received("MSG").repeat(lines);
+        let bytes = format!("MSG p00000 {TEXT}\r\n").repeat(lines);
         sockets.iter_mut().try_for_each(|socket| socket.write_all(bytes.as_bytes()))?;
     }
     Ok(())
 }
 
+/// What is measured of a server: its ratio to the floor, and the figures behind it.
+type Measured = (f64, String);
+
 /// Prints a row for each server. One after the first is compared with the first.
-fn print(what: &str, of: &str, results: &[(f64, String)]) {
-    for (at, (ratio, figures)) in results.iter().enumerate() {
+fn print(what: &str, of: &str, servers: &[Measured]) {
+    for (at, (ratio, figures)) in servers.iter().enumerate() {
         let change = match at {
             0 => String::new(),
-            _ => format!(" ({:.2} × the first server)", ratio / results[0].0),
+            _ => format!(" ({:.2} × the first server)", ratio / servers[0].0),
         };
         println!("| {what} | {ratio:.2} × {of}{change} | {figures} |");
     }
 }
 
-/// The servers to be measured, and the floor, with as many people each.
-struct Rooms {
-    floor: Crowd,
-    crowds: Vec<Crowd>,
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
-impl Rooms {
-    fn gather(servers: &[String], people: usize) -> Rooms {
-        // The floor makes do with what the limit on open files leaves for it.
-        let floor = people.min(descriptor_limit().saturating_sub(people * servers.len()));
-        let crowds = servers.iter().map(|server| Crowd::room(server, people)).collect();
-        Rooms { floor: Crowd::floor(floor), crowds }
-    }
+/// Microseconds that something takes, as `Crowd` measures it.
+type Measure<'a> = &'a dyn Fn(&mut Crowd) -> f64;
 
-    /// Measures the floor and the servers in turn, each by a function that returns microseconds.
-    fn compare(
-        &mut self,
-        (what, of): (&str, &str),
-        below: impl Fn(&mut Crowd) -> f64,
-        above: impl Fn(&mut Crowd) -> f64,
-    ) {
-        let mut costs = vec![(Vec::new(), Vec::new()); self.crowds.len()];
-        for _ in 0..ROUNDS {
-            let floor = below(&mut self.floor);
-            for (crowd, (ratios, costs)) in self.crowds.iter_mut().zip(&mut costs) {
-                let cost = above(crowd);
-                ratios.push(cost / floor);
-                costs.push(cost);
-            }
+/// The floor, and behind it the servers to be measured, with as many people each.
+fn gather(servers: &[String], people: usize) -> Vec<Crowd> {
+    // The floor makes do with what the limit on open files leaves for it.
+    let left = descriptor_limit().saturating_sub(people * servers.len());
+    let floor = Crowd::gather(FLOOR, people.min(left));
+    iter::once(floor).chain(servers.iter().map(|it| Crowd::gather(it, people))).collect()
+}
+
+/// Measures the floor and the servers in turn.
+fn compare(what: &str, of: &str, crowds: &mut [Crowd], below: Measure, above: Measure) {
+    let mut all = vec![(Vec::new(), Vec::new()); crowds.len() - 1];
+    for _ in 0..ROUNDS {
+        let floor = below(&mut crowds[0]);
+        for (crowd, (ratios, costs)) in crowds[1..].iter_mut().zip(&mut all) {
+            let cost = above(crowd);
+            ratios.push(cost / floor);
+            costs.push(cost);
         }
-        let results = costs.into_iter().map(|(ratios, costs)| (median(ratios), median(costs)));
-        let results = results.map(|(ratio, cost)| (ratio, format!("{cost:.3} µs")));
-        print(what, of, &results.collect::<Vec<_>>());
     }
+    let measured = |(ratios, costs)| (median(ratios), format!("{:.3} µs", median(costs)));
+    print(what, of, &all.into_iter().map(measured).collect::<Vec<_>>());
 }
 
 /// Messages, private ones, joins and leaves in a room of so many.
 fn room(servers: &[String], people: usize) {
-    let mut rooms = Rooms::gather(servers, people);
-    let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(3, 60));
+    let rooms = &mut gather(servers, people);
+    let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
     for (what, rounds, senders, messages, lines, of) in [
         ("one message at a time", few, 1, 1, 1, "a floor write"),
         ("10 messages at a time", many, 10, 1, 1, "a floor write"),
         ("640 messages at a time", many, 10, 64, 640, "the floor's batches"),
     ] {
         let what = format!("a delivery in a room of {people}, {what}");
-        let below = |floor: &mut Crowd| floor.write(rounds, lines);
-        rooms.compare((&what, of), below, |crowd| crowd.speak(rounds, senders, messages));
+        let speak: Measure = &|crowd| crowd.speak(rounds, senders, messages);
+        compare(&what, of, rooms, &|floor| floor.write(rounds, lines), speak);
     }
     if people >= 40 {
         let what = format!("private message with confirmation, room of {people}");
-        let below = |floor: &mut Crowd| floor.write(few, 1);
-        rooms.compare((&what, "a floor write"), below, |crowd| crowd.whisper(100));
+        let write: Measure = &|floor| floor.write(few, 1);
+        compare(&what, "a floor write", rooms, write, &|crowd| crowd.whisper(100));
         let what = format!("join and leave, room of {people}, and two PINGs from each");
-        let below = |floor: &mut Crowd| floor.write(few, 1) * people as f64;
-        let rounds = (10_000 / people).clamp(1, 20);
-        rooms.compare((&what, "a write to each"), below, |crowd| crowd.come_and_go(rounds));
+        let (each, rounds) = (people as f64, (10_000 / people).clamp(1, 20));
+        let join: Measure = &|crowd| crowd.come_and_go(rounds);
+        compare(&what, "a write to each", rooms, &|floor| write(floor) * each, join);
     }
 }
 
 /// Time from sending to what the last has received.
 fn latency(servers: &[String]) {
-    let time = |work: &mut dyn FnMut() -> f64| {
-        thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
-        let begun = Instant::now();
-        work();
-        begun.elapsed().as_secs_f64() * 1e6
+    let time = |work: fn(&mut Crowd) -> f64| {
+        move |crowd: &mut Crowd| {
+            thread::sleep(Duration::from_millis(50)); // the pace is what is measured at
+            let begun = Instant::now();
+            work(crowd);
+            begun.elapsed().as_secs_f64() * 1e6
+        }
     };
-    let what = ("latency to the last of 1000, 10 messages a second", "the floor");
-    let below = |floor: &mut Crowd| time(&mut || floor.write(1, 1));
-    Rooms::gather(servers, 1000).compare(what, below, |crowd| time(&mut || crowd.speak(1, 1, 1)));
+    let what = "latency to the last of 1000, 10 messages a second";
+    let (write, speak) = (time(|floor| floor.write(1, 1)), time(|crowd| crowd.speak(1, 1, 1)));
+    compare(what, "the floor", &mut gather(servers, 1000), &write, &speak);
 }
 
-/// How long the PINGs of one take, in milliseconds, while the first so many of the others send
-/// these lines without pause, and everybody reads all the time. Infinitely long if it is removed.
-fn bystander(mut crowd: Crowd, flooders: usize, lines: &str) -> Vec<f64> {
-    let mut bystander = crowd.people.pop().expect("somebody");
+/// How long a PING takes while the first so many of the others send these lines without pause, and
+/// everybody reads all the time. Infinitely long if its sender is removed.
+fn flood(server: &str, people: usize, flooders: usize, lines: &str) -> Measured {
+    let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
+    let mut crowd = Crowd::gather(server, people);
+    let mut bystander = crowd.people.pop().expect("somebody").voice();
     bystander.set_nonblocking(false).expect("blocks");
-    bystander.set_read_timeout(Some(Duration::from_millis(5))).expect("a time-out");
-    let (is_over, lines, mut times) = (AtomicBool::new(false), lines.repeat(10_000), Vec::new());
+    let mut heard = BufReader::new(bystander.try_clone().expect("a handle")).split(b'\n');
+    let (lines, mut times, since) = (lines.repeat(10_000), Vec::new(), Instant::now());
+    let goes_on = |seconds| since.elapsed() < Duration::from_secs(seconds);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = vec![0; 1 << 16];
-            while !is_over.load(Ordering::Relaxed) {
-                for (at, socket) in crowd.people.iter_mut().enumerate() {
-                    // Where a write is cut, the next line is an unknown command.
-                    let _ = if at < flooders { socket.write(lines.as_bytes()) } else { Ok(0) };
-                    while matches!(socket.read(&mut buffer), Ok(1..)) {}
+            while goes_on(4) {
+                for (at, person) in crowd.people.iter_mut().enumerate() {
+                    if at < flooders {
+                        // Where this is cut, the next line is an unknown command.
+                        let _ = person.socket().write(lines.as_bytes());
+                    }
+                    while matches!(person.socket().read(&mut buffer), Ok(1..)) {}
                 }
             }
         });
-        let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(3) {
+        // For a second less, so that there is always something to be heard.
+        while goes_on(3) {
             let begun = Instant::now();
             let _ = bystander.write_all(b"PING 1\n");
-            let has_come = until(&mut bystander, "PONG 1\r\n", &mut crowd.buffer);
+            let has_come = heard.any(|line| line.is_ok_and(|line| line == b"PONG 1\r"));
             times.push(if has_come { begun.elapsed().as_secs_f64() * 1e3 } else { f64::INFINITY });
             let begun = Instant::now();
-            while begun.elapsed() < Duration::from_millis(10) {
-                let _ = bystander.read(&mut crowd.buffer);
-            }
+            heard.find(|_| begun.elapsed() > Duration::from_millis(10));
         }
-        is_over.store(true, Ordering::Relaxed);
     });
-    times
-}
-
-fn flood(servers: &[String], people: usize, flooders: usize, lines: &str) {
-    let one = |server: &String| {
-        let write = Crowd::floor(people).write(50_000 / people, 1) * people as f64 / 1e3;
-        let times = bystander(Crowd::room(server, people), flooders, lines);
-        let (worst, middle) = (times.iter().copied().fold(0.0, f64::max), median(times));
-        (middle / write, format!("{middle:.2} ms, at worst {worst:.2}"))
-    };
-    let what = format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
-    print(&what, "a write to each", &servers.iter().map(one).collect::<Vec<_>>());
+    let (worst, middle) = (times.iter().copied().fold(0.0, f64::max), median(times));
+    (middle / write, format!("{middle:.2} ms, at worst {worst:.2}"))
 }
 
 /// Ten thousand come at once, do nothing, and go at once.
@@ -352,25 +299,27 @@ fn storm(servers: &[String]) {
     let people = 10_000;
     let mut results = [Vec::new(), Vec::new(), Vec::new()];
     for server in servers {
-        let write = Crowd::floor(1000).write(60, 1);
-        let mut crowd = Crowd::room(server, 0);
+        let write = Crowd::gather(FLOOR, 1000).write(60, 1);
+        let mut crowd = Crowd::gather(server, 0);
         let empty = crowd.process.memory();
-        let cost = crowd.cost(1, people, |crowd| {
+        let coming = crowd.cost(1, people, |crowd| {
             crowd.join(people);
             crowd.fence();
         });
-        results[0].push((cost / write, format!("{cost:.1} µs each")));
+        results[0].push((coming / write, format!("{coming:.1} µs each")));
+        // What nobody has read of the console would count as well.
+        while let Ok(Some(_)) = crowd.process.next_line_within(Duration::from_secs(1)) {}
         let each = crowd.process.memory().saturating_sub(empty) / people;
-        let wait = |_: &mut Crowd| thread::sleep(Duration::from_secs(5)); // nothing is to happen
-        let idle = crowd.cost(1, 1000, wait);
+        // Nothing is to happen.
+        let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5)));
         let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");
         results[1].push((each as f64 / 400.0, figures));
         let mut last = crowd.people.pop().expect("somebody");
-        let cost = crowd.cost(1, people, |crowd| {
+        let going = crowd.cost(1, people, |crowd| {
             crowd.people.clear();
-            assert!(until(&mut last, " 1 disconnected\r\n", &mut crowd.buffer), "removed");
+            assert!(until(&mut last, " 1 disconnected"), "the last is told of everybody");
         });
-        results[2].push((cost / write, format!("{cost:.1} µs each")));
+        results[2].push((going / write, format!("{going:.1} µs each")));
     }
     print("10000 join at once", "a floor write for each", &results[0]);
     print("10000 who do nothing", "400 bytes each", &results[1]);
@@ -378,15 +327,14 @@ fn storm(servers: &[String]) {
 }
 
 fn main() {
-    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    // As it is started in `Crowd::floor`.
-    if words.get(1).is_some_and(|word| word == "127.0.0.1:0") {
-        return floor(words[0].parse().expect("a number")).expect("a network");
+    if let Ok(size) = env::var(FLOOR_SIZE) {
+        return floor(size.parse().expect("a number")).expect("a network");
     }
     let limit = descriptor_limit();
     assert!(limit > 12_000, "12 300 open files are needed; raise the limit with ulimit -n");
     pin(std::process::id(), "0");
-    let (mut servers, only): (Vec<_>, Vec<_>) = words.into_iter().partition(|it| it.contains('/'));
+    let words = env::args().skip(1).filter(|word| word != "--bench");
+    let (mut servers, only): (Vec<_>, Vec<_>) = words.partition(|word| word.contains('/'));
     if servers.is_empty() {
         servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
@@ -402,7 +350,10 @@ fn main() {
     for (people, flooders) in floods.into_iter().filter(|_| is_asked("flood")) {
         // In the largest room they ask for the roster, too.
         let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
-        flood(&servers, people, flooders, lines);
+        let what =
+            format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
+        let floods = servers.iter().map(|server| flood(server, people, flooders, lines));
+        print(&what, "a write to each", &floods.collect::<Vec<_>>());
     }
     if is_asked("storm") {
         storm(&servers);

@@ -191,10 +191,11 @@ fn keys_of_every_terminal_take_nothing_that_is_not_theirs() {
 
 #[test]
 fn escape_is_a_key_when_nothing_follows() {
-    let mut keys = Keys::default();
+    let (mut keys, pressed) = (Keys::default(), Instant::now());
     keys.add(b"\x1b");
     assert_eq!(keys.next(), None);
     let deadline = keys.deadline().unwrap();
+    assert!(deadline >= pressed + ESCAPE_TIMEOUT);
     assert_eq!(keys.time_out(deadline - ESCAPE_TIMEOUT), None);
     assert_eq!(keys.time_out(deadline), Some(Key::Escape));
     keys.add(b"a");
@@ -208,7 +209,9 @@ fn bytes_without_meaning_hold_nothing_up() {
     assert_eq!(keys(b"ol\xe1 a")[2..], [Key::NotUtf8, Key::Character(' '), Key::Character('a')]);
     assert_eq!(keys(b"\xe6\x97a"), [Key::NotUtf8, Key::Character('a')]);
     assert_eq!(keys(b"\xf0\x9f\x91"), []);
-    let endless = [b"\x1b[".to_vec(), b"1".repeat(40)].concat();
+    let mut endless = [b"\x1b[".to_vec(), b"1".repeat(MAX_SEQUENCE)].concat();
+    assert_eq!(keys(&endless), []);
+    endless.push(b'1');
     assert_eq!(keys(&endless), [Key::Unknown]);
 }
 
@@ -281,6 +284,7 @@ fn the_line_is_edited_as_in_a_shell() {
         ("🇵🇹🇧🇷\x7f", "🇵🇹|"),
         ("🇵🇹🇧🇷\x02\x02\x06", "🇵🇹|🇧🇷"),
         ("a\x1b[200~\tb\x03\x1b[201~c", "a\tbc|"),
+        ("a\x1b[200~\r \n\x1b[201~b", "ab|"),
         ("a\u{202e}\u{85}b", "ab|"),
     ] {
         assert_eq!(line_of(&typed(keys)), expected, "{keys:?}");
@@ -305,6 +309,17 @@ fn what_was_sent_comes_back_with_the_arrows() {
         press(&mut editor, keys, &[]);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
     }
+}
+
+#[test]
+fn only_lines_come_back_and_neither_names_nor_nothing() {
+    let (mut client, _sent) = greeted(None, terminal(80));
+    type_in(&mut client, "ana\r");
+    client.arrived("WELCOME ana 1").unwrap();
+    type_in(&mut client, "hello\r\r\x1b[A");
+    assert_eq!(line_being_typed(&client), "hello");
+    type_in(&mut client, "\x1b[A");
+    assert_eq!(line_being_typed(&client), "hello");
 }
 
 #[test]
@@ -334,6 +349,24 @@ fn names_are_completed_in_turn() {
         let mut editor = Editor::default();
         press(&mut editor, keys, &names);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
+    }
+}
+
+#[test]
+fn names_are_found_without_their_accents() {
+    for (name, plain) in [
+        ("ÀÁÂÃÄÅ", "aaaaaa"),
+        ("Ç", "c"),
+        ("ÈÉÊË", "eeee"),
+        ("ÌÍÎÏ", "iiii"),
+        ("Ñ", "n"),
+        ("ÒÓÔÕÖ", "ooooo"),
+        ("ÙÚÛÜ", "uuuu"),
+        ("C\u{327}", "c"),
+    ] {
+        let mut editor = Editor::default();
+        press(&mut editor, &format!("@{plain}\t"), &[name]);
+        assert_eq!(line_of(&editor), format!("@{name} |"));
     }
 }
 
@@ -402,6 +435,17 @@ fn characters_are_as_wide_as_terminals_make_them() {
         ("👍", 2),
         ("…", 1),
         ("→│─", 3),
+        // Marks of Hebrew, Arabic, Hindi, Thai and Japanese, one that encloses, and those of emoji.
+        ("ש\u{5b8}", 1),
+        ("ب\u{64e}", 1),
+        ("क\u{941}\u{902}", 1),
+        ("ก\u{e35}\u{e48}", 1),
+        ("か\u{3099}", 2),
+        ("a\u{20dd}", 1),
+        ("⚽\u{fe0f}\u{200d}", 2),
+        ("ᄀ⌚⭐", 6),
+        ("︰、Ａ", 6),
+        ("𠀀", 2),
     ] {
         assert_eq!(width_of(text), columns, "{text}");
     }
@@ -417,6 +461,7 @@ fn rows_but_the_first_are_indented() {
         ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
         ("hi 0123456789abcdef", 10, "hi\n  01234567\n  89abcdef\n"),
+        ("a 012345678", 10, "a 01234567\n  8\n"),
         ("ana:          eve: hi", 10, "ana:      \n  eve: hi\n"),
         ("one two 34 five", 10, "one two 34\n  five\n"),
         ("one two  \tx", 8, "one two \n  x\n"),
@@ -456,7 +501,9 @@ fn a_prompt_without_room_to_type_gives_way_to_what_is_typed() {
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
     assert!(!input.draw("connecting to host ").contains("connecting"));
-    assert!(input.draw("> ").contains("> hi"));
+    let narrow = " ".repeat(20 - ROOM_TO_TYPE);
+    assert!(input.draw(&narrow).contains(&narrow));
+    assert!(!input.draw(&(narrow + ".")).contains('.'));
 }
 
 /// The contrast of two colours as WCAG 2 defines it, by their relative luminance.
@@ -545,6 +592,46 @@ fn the_bell_rings_for_a_private_message_and_for_ones_name() {
     assert!(!rings("JOINED ana2 3"));
 }
 
+// The terminal
+
+/// Gives what is typed, read by read, and must not be asked for more.
+struct Keyboard(VecDeque<io::Result<&'static str>>);
+
+impl Read for Keyboard {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let typed = self.0.pop_front().expect("the end has been read")?;
+        bytes[..typed.len()].copy_from_slice(typed.as_bytes());
+        Ok(typed.len())
+    }
+}
+
+/// What the main thread gets of it.
+fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]) -> Vec<String> {
+    let (keyboard, typed) = mpsc::sync_channel(8);
+    let (events, happened) = mpsc::sync_channel(8);
+    let input = BufReader::new(Keyboard(VecDeque::from(reads)));
+    listen_to_person(input, is_terminal, &keyboard, &events);
+    let heard: Vec<_> = typed.try_iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect();
+    assert_eq!(happened.try_iter().count(), heard.len());
+    heard
+}
+
+#[test]
+fn what_is_typed_comes_until_it_ends_or_the_terminal_is_gone() {
+    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok(""), Ok("")]), ["one\n", "two", ""]);
+    assert_eq!(heard(true, [Ok("on"), Ok("e\rtwo"), Ok("")]), ["on", "e\rtwo", ""]);
+    let (interrupted, gone) = (ErrorKind::Interrupted.into(), io::Error::other("gone"));
+    assert_eq!(heard(true, [Err(interrupted), Ok("a"), Err(gone)]), ["a", ""]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_terminal_that_does_not_know_its_size_has_80_columns() {
+    for (size, columns) in [("24 132", 132), ("24 1", 1), ("0 0", 80), ("24", 80), ("", 80)] {
+        assert_eq!(terminal::columns_of(size), columns, "{size:?}");
+    }
+}
+
 // The texts
 
 #[test]
@@ -589,6 +676,19 @@ fn every_error_of_the_protocol_is_in_the_screens_language() {
     assert_eq!(explain_code("future", ""), "\"future\"");
 }
 
+#[test]
+fn what_the_system_reports_is_said_in_our_words_as_far_as_there_are_some() {
+    for (kind, words) in [
+        (ErrorKind::ConnectionRefused, "connection refused; is the server running?"),
+        (ErrorKind::TimedOut, "no answer"),
+        (ErrorKind::ConnectionReset, "it closed the connection"),
+        (ErrorKind::ConnectionAborted, "it closed the connection"),
+    ] {
+        assert_eq!(explain(&kind.into()), words);
+    }
+    assert_eq!(explain(&io::Error::other("out of string")), "\"out of string\"");
+}
+
 // The conversation
 
 #[test]
@@ -604,6 +704,16 @@ fn the_server_is_asked_for_a_sign_of_life_and_given_up_without_one() {
 }
 
 #[test]
+fn a_server_that_is_still_being_looked_for_is_asked_nothing() {
+    let (mut client, sent) = connected(None, plain());
+    client.stage = Stage::Connecting;
+    for _ in 0..3 {
+        client.time_passed(client.deadline).unwrap();
+    }
+    assert_eq!(sent.try_iter().count(), 0);
+}
+
+#[test]
 fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
     let (mut client, sent) = welcomed(plain());
     let long_after = client.deadline + 2 * TIMEOUT;
@@ -611,7 +721,7 @@ fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
     assert_eq!(client.deadline, long_after + TIMEOUT);
     // Asked already, then stopped: it gets the whole time again.
-    client.time_passed(client.deadline + TIMEOUT).unwrap();
+    client.time_passed(client.deadline + PAUSE).unwrap();
     assert!(client.time_passed(client.deadline).is_err());
 }
 
@@ -704,6 +814,23 @@ fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
 }
 
 #[test]
+fn enter_alone_gives_the_name_that_is_offered_and_otherwise_nothing() {
+    let (mut client, sent) = connected(None, terminal(80));
+    client.offer = Some("ana".to_owned());
+    // Before the server greets, nothing is offered.
+    type_in(&mut client, "\r");
+    client.arrived("HELLO linechat/1 hi").unwrap();
+    assert_eq!(sent.try_iter().count(), 0);
+    type_in(&mut client, "\r");
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
+    client.arrived("ERR name-taken no").unwrap();
+    type_in(&mut client, "\r \r");
+    assert_eq!(sent.try_iter().count(), 0);
+    type_in(&mut client, "eve\r");
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME eve\n"]);
+}
+
+#[test]
 fn no_more_requests_are_under_way_than_the_server_confirms() {
     let (mut client, sent) = welcomed(plain());
     (0..2 * MAX_UNCONFIRMED).for_each(|_| client.entered("hi").unwrap());
@@ -767,12 +894,42 @@ fn a_roster_that_does_not_fit_the_row_is_a_number() {
 }
 
 #[test]
+fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
+    // As wide as a window that has times; the time and a space take 6 columns more.
+    let line = format!("eve joined the chat. Online (3): ana, bob{}, eve", "b".repeat(20));
+    for (shows_time, columns) in [(false, line.len()), (true, line.len() + 6)] {
+        for (columns, is_shown) in [(columns, true), (columns - 1, false)] {
+            let (mut client, _sent) = welcomed(Screen { shows_time, ..terminal(columns) });
+            client.arrived(&format!("USERS 2 ana bob{}", "b".repeat(20))).unwrap();
+            client.arrived("JOINED eve 3").unwrap();
+            let expected = if is_shown { &line } else { "eve joined the chat. (3 online)" };
+            assert!(client.screen.pending.contains(expected), "{columns} columns");
+        }
+    }
+}
+
+#[test]
+fn a_roster_that_is_not_pushed_is_asked_for() {
+    for (count, requests) in [("2", &[][..]), ("100", &[]), ("101", &["LIST\nPING 1\n"])] {
+        let (mut client, sent) = greeted(Some("ana"), terminal(80));
+        client.arrived(&format!("WELCOME ana {count}")).unwrap();
+        assert_eq!(sent.try_iter().skip(1).collect::<Vec<_>>(), requests, "{count}");
+    }
+}
+
+#[test]
+fn a_server_that_claims_a_crowd_does_not_fill_the_memory() {
+    let mut roster = Roster::default();
+    (0..=MAX_ROSTER).for_each(|number| roster.add(&number.to_string()));
+    assert_eq!(roster.names.len(), MAX_ROSTER);
+}
+
+#[test]
 fn names_that_nobody_can_have_cost_nothing() {
     let (mut client, _sent) = welcomed(plain());
     let long = "x".repeat(MAX_NAME + 1);
-    for line in [format!("JOINED {long} 2"), format!("MSG {long} hi"), format!("USERS 2 {long} b")]
-    {
-        client.arrived(&line).unwrap();
+    for keyword in ["JOINED", "LEFT", "MSG", "PRIV", "SENT", "USERS 2"] {
+        client.arrived(&format!("{keyword} {long} b")).unwrap();
     }
     assert!(!client.screen.pending.contains(&long));
     assert_eq!(client.roster.sorted(), ["b"]);
@@ -817,9 +974,15 @@ fn options_stand_anywhere() {
     let other = words(&["--no-time", "--lang=pt", "--no-color", "host", "ana", "--bell"]);
     assert_eq!(one, Ok((None, expected)));
     assert_eq!(one, other);
-    assert!(words(&["--lang=pt", "--help"])
-        .is_ok_and(|(command, options)| command == Some(text::USAGE)
-            && options.language == Language::Portuguese));
+    for (option, text) in [
+        ("--help", text::USAGE),
+        ("-h", text::USAGE),
+        ("--version", text::VERSION),
+        ("-V", text::VERSION),
+    ] {
+        let (command, options) = words(&["--lang=pt", option]).unwrap();
+        assert_eq!((command, options.language), (Some(text), Language::Portuguese));
+    }
 }
 
 #[test]
@@ -851,6 +1014,18 @@ fn the_first_variable_that_is_set_is_the_locale() {
     assert_eq!(locale("", "", "pt_BR.UTF-8"), "pt_BR.UTF-8");
     assert_eq!(locale("", "pt", "en_US.UTF-8"), "pt");
     assert_eq!(locale("C", "pt", "pt"), "C");
+}
+
+#[test]
+fn a_login_name_is_offered_if_the_room_could_take_it() {
+    let offered = |name: &str| login_name(|it| Some(name.to_owned()).filter(|_| it == "USER"));
+    let longest = "x".repeat(MAX_NAME);
+    for name in ["ana", "mãe-2_b.c", "2", &longest] {
+        assert_eq!(offered(name), Some(name.to_owned()));
+    }
+    for name in ["_apt", "ana maria", ".a", "a@b", &format!("{longest}x")] {
+        assert_eq!(offered(name), None, "{name}");
+    }
 }
 
 #[test]

@@ -7,7 +7,6 @@
 use crate::process::STUCK;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::thread::{self, JoinHandle};
 
 /// A connection to the server. It waits for what it reads, at most until it is plainly stuck; its
 /// `socket` may be made not to wait.
@@ -123,17 +122,5 @@ impl Person {
     pub fn leave(mut self) {
         self.say("QUIT");
         assert!(self.ends());
-    }
-
-    /// Sends these lines again and again without pause, and reads all that comes, until the
-    /// connection ends.
-    pub fn flood(mut self, lines: String) -> JoinHandle<()> {
-        let mut reader = self.voice();
-        reader.set_read_timeout(None).expect("no time-out");
-        thread::spawn(move || {
-            let reading = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
-            while self.socket().write_all(lines.as_bytes()).is_ok() {}
-            let _ = reading.join();
-        })
     }
 }

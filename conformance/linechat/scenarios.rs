@@ -134,6 +134,43 @@ fn who_does_not_read_is_removed_after_a_minute_and_who_reads_too_slowly_at_four_
     simulation.wind_down();
 }
 
+/// Bob, and somebody else who takes nothing and whose backlog is just so many bytes.
+fn behind(bytes: usize) -> (Stage, [Peer; 2]) {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let people = [1, 2].map(|at| stage.connect([10, 0, 0, at], &format!("NAME p{at}\n")));
+    let overhead = "MSG p2 \r\n".len();
+    loop {
+        let missing = bytes - stage.server.room.delivery.backlog(0);
+        let length = if missing > 2000 { 1000 } else { missing };
+        people[1].send(format!("MSG {}\n", "x".repeat(length - overhead)).as_bytes());
+        stage.run(Duration::from_millis(1));
+        if length == missing {
+            return (stage, people);
+        }
+    }
+}
+
+#[test]
+fn limits_are_passed_by_the_first_byte_beyond_them() {
+    assert!(behind(SOFT_LIMIT + 1).0.server.flow.applies());
+    let (mut stage, [slow, _]) = behind(SOFT_LIMIT);
+    assert!(!stage.server.flow.applies());
+    for (backlog, is_dropped) in [(HARD_LIMIT, false), (HARD_LIMIT + 1, true)] {
+        stage.server.note_backlog(0, backlog);
+        assert_eq!(slow.is_dropped(), is_dropped);
+    }
+}
+
+#[test]
+fn who_takes_nothing_is_removed_after_a_minute_though_little_is_said() {
+    let (mut stage, [slow, bob]) = behind(SOFT_LIMIT + 1);
+    for second in 0..62 {
+        assert_eq!(slow.is_dropped(), second >= 60, "after {second} seconds");
+        bob.send(b"MSG x\n");
+        stage.run(seconds(1));
+    }
+}
+
 #[test]
 fn who_reads_slowly_stays_when_nobody_speaks_any_more() {
     for rate in [5000, 12_000] {
@@ -236,21 +273,30 @@ fn requests_go_on_when_replies_are_taken_though_a_backlog_of_events_stays() {
 }
 
 #[test]
-fn one_who_does_not_read_keeps_a_place_until_given_up() {
-    let mut stage = Stage::new(1, Conditions::default(), Options { max_clients: 2, ..options() });
-    let ana = stage.connect([10, 0, 0, 1], "NAME ana\n");
-    ana.send(&b"LIST\n".repeat(20_000));
-    stage.run(seconds(1));
-    let bob = stage.connect([10, 0, 0, 2], "NAME bob\n");
-    ana.take(200_000, &mut Vec::new());
-    ana.send(b"QUIT\n");
-    stage.run(seconds(1));
-    assert!(take_lines(stage.connect([10, 0, 0, 3], ""))[0].starts_with("ERR full "));
-    // Bob has all, and only his end is awaited: somebody else can have the place.
-    bob.send(b"QUIT\n");
-    stage.run(seconds(1));
-    assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("BYE")));
-    assert!(take_lines(stage.connect([10, 0, 0, 3], ""))[0].starts_with("HELLO "));
+fn a_closing_connection_has_its_place_until_it_is_over() {
+    let for_all = Options { max_clients: 2, ..options() };
+    let for_one_address = Options { max_per_ip: Some(2), ..options() };
+    for (limits, elsewhere) in [(for_all, "ERR full "), (for_one_address, "HELLO ")] {
+        let mut stage = Stage::new(1, Conditions::default(), limits);
+        let (here, there) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let ana = stage.connect(here, "NAME ana\n");
+        ana.send(&[&b"LIST\n".repeat(9_000)[..], b"QUIT\n"].concat());
+        // Whoever has quit and got all makes room for the next, though they do not end their side.
+        for _ in 0..60 {
+            let bob = stage.connect(here, "NAME bob\nQUIT\n");
+            assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("BYE ")));
+            assert_eq!(os::descriptors(), 3, "ana's, bob's and the reserve");
+        }
+        // Ana has quit, too, and does not take what she is owed.
+        assert!(stage.greeting(here).starts_with("HELLO "));
+        stage.run(seconds(8));
+        assert!(stage.greeting(here).starts_with("ERR full "));
+        assert!(stage.greeting(there).starts_with(elsewhere));
+        assert!(!ana.is_dropped());
+        stage.run(seconds(2));
+        assert!(ana.is_dropped());
+        assert!(stage.greeting(here).starts_with("HELLO "));
+    }
 }
 
 #[test]
@@ -331,24 +377,20 @@ fn a_refusal_without_descriptors_takes_few_system_calls() {
     let conditions = Conditions { descriptors: 3, ..Conditions::default() };
     let mut stage = Stage::new(1, conditions, options());
     let people = [1, 2].map(|at| stage.connect([10, 0, 0, at], "NAME p\n"));
-    let before = os::calls();
-    for at in 0..10 {
-        let refused = take_lines(stage.connect([10, 0, 1, at], ""));
-        assert!(refused[0].starts_with("ERR full "), "{refused:?}");
-    }
-    let after = os::calls();
-    assert!(after.accept - before.accept <= 40 && after.wait - before.wait <= 40, "{after:?}");
+    let before = os::calls().count;
+    (0..10).for_each(|at| assert!(stage.greeting([10, 0, 1, at]).starts_with("ERR full ")));
+    let count = os::calls().count - before;
+    assert!(count <= 100, "{count} system calls for ten refusals");
     people[0].close();
     stage.run(seconds(1));
-    assert!(take_lines(stage.connect([10, 0, 2, 1], ""))[0].starts_with("HELLO "));
+    assert!(stage.greeting([10, 0, 2, 1]).starts_with("HELLO "));
 }
 
 #[test]
 fn a_limit_for_one_address_counts_a_network_of_ipv6() {
     let greeted = |max_per_ip, addresses: &mut dyn Iterator<Item = IpAddr>| {
         let mut stage = Stage::new(1, Conditions::default(), Options { max_per_ip, ..options() });
-        let greets = |it: &IpAddr| take_lines(stage.connect(*it, ""))[0].starts_with("HELLO ");
-        addresses.filter(greets).count()
+        addresses.filter(|&it| stage.greeting(it).starts_with("HELLO ")).count()
     };
     let v6 = |network, host| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, host]);
     assert_eq!(greeted(Some(3), &mut (1..180).map(|host| v6(1, host))), 3);
@@ -358,7 +400,41 @@ fn a_limit_for_one_address_counts_a_network_of_ipv6() {
     assert_eq!(greeted(Some(3), &mut [ipv4, mapped, ipv4, mapped].into_iter()), 3);
     assert_eq!(greeted(Some(0), &mut [ipv4; 300].into_iter()), 300);
     assert_eq!(greeted(None, &mut [ipv4; 300].into_iter()), 200);
-    assert_eq!(greeted(None, &mut [IpAddr::from([192, 0, 2, 1]); 300].into_iter()), 300);
+    // This machine's own addresses are limited only if asked for.
+    for own in [[192, 0, 2, 1], [127, 0, 0, 1]].map(IpAddr::from) {
+        assert_eq!(greeted(None, &mut [own; 300].into_iter()), 300);
+        assert_eq!(greeted(Some(3), &mut [own; 300].into_iter()), 3);
+    }
+}
+
+#[test]
+fn one_too_many_from_an_address_is_told_so_until_somebody_leaves() {
+    let limit = Options { max_per_ip: Some(1), ..options() };
+    let mut stage = Stage::new(1, Conditions::default(), limit);
+    let [ana, bob] = [(); 2].map(|()| stage.connect([10, 0, 0, 1], ""));
+    assert!(take_lines(bob)[0].starts_with("ERR full ") && bob.sees_end());
+    assert!(stage.console.contains("10.0.0.1:1024 refused (too many from there)"));
+    ana.close();
+    stage.run(Duration::from_millis(1));
+    assert!(stage.greeting([10, 0, 0, 1]).starts_with("HELLO "));
+}
+
+#[test]
+fn the_console_tells_when_the_budget_begins_and_ends() {
+    let people = [steady(300_000, 65_536), flooder(Flood::Msg { length: 3000 })];
+    let mut simulation = Simulation::with(people);
+    simulation.run_until_limited();
+    assert!(simulation.stage.console.contains(" the budget begins to apply: p1 has not taken 2"));
+    simulation.crowd.borrow_mut().is_over = true;
+    while simulation.stage.server.flow.applies() {
+        simulation.turn();
+    }
+    let since = os::time();
+    while !simulation.stage.console.contains(" the budget ceases to apply\n") {
+        simulation.turn();
+    }
+    let pause = os::time() - since;
+    assert!((seconds(9)..seconds(11)).contains(&pause), "told after {pause:?}");
 }
 
 #[test]
@@ -374,6 +450,8 @@ fn at_a_stop_everybody_gets_all_and_the_end_though_they_still_send() {
     while !stage.server.has_stopped() {
         for (peer, received) in people.iter().zip(&mut received) {
             peer.send(b"MSG I did not see it yet\n");
+            // More than is read in one turn.
+            peer.send(&[b'\n'; 20_000]);
             peer.take(20_000, received);
             if peer.sees_end() {
                 peer.close();
@@ -391,5 +469,28 @@ fn at_a_stop_everybody_gets_all_and_the_end_though_they_still_send() {
         assert_eq!(lines.iter().filter(|line| line.starts_with("MSG bob x")).count(), 100);
         assert!(lines.last().is_some_and(|line| line.starts_with("BYE ")), "{:?}", lines.last());
     }
-    assert!(os::time() < seconds(2));
+    assert!(os::time() < seconds(1), "somebody's end is not noticed");
+}
+
+#[test]
+fn at_a_stop_who_is_gone_is_neither_announced_nor_waited_for() {
+    let (mut stage, [slow, bob]) = behind(SOFT_LIMIT + 1);
+    let lost = stage.connect([10, 0, 0, 3], "NAME p3\n");
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
+    stage.run(Duration::from_millis(1));
+    lost.reset();
+    stage.run(Duration::from_millis(1));
+    assert!(lost.is_dropped() && stage.server.room.is_named(2), "its leave waits for the budget");
+    let since = os::time();
+    os::signal(Signal::Stop);
+    while !stage.server.has_stopped() {
+        for peer in [slow, bob] {
+            assert!(!take_lines(peer).iter().any(|line| line.starts_with("LEFT")));
+            if peer.sees_end() {
+                peer.close();
+            }
+        }
+        stage.run(Duration::from_millis(1));
+    }
+    assert!(os::time() - since < STOP_TIMEOUT);
 }

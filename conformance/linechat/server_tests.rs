@@ -380,23 +380,30 @@ impl World {
                 Decoded::Line(line) => parse(line, self.room.is_named(id)),
                 Decoded::TooLong(_) => Err(LINE_TOO_LONG),
             };
-            match request.map(|request| self.room.carry_out(id, request)) {
-                Ok(Outcome::Quit) => {
-                    self.room.leave(id, Reason::Quit);
-                    assert!(!self.model.is_open(id));
-                    return;
-                }
-                Ok(_) => {}
+            let cost = request.map_or(0, |request| self.room.cost(id, request));
+            let caused = self.room.delivery.caused();
+            let outcome = request.map(|request| self.room.carry_out(id, request));
+            let has_quit = outcome == Ok(Outcome::Quit);
+            match outcome {
                 Err(refusal) => self.room.refuse(id, refusal),
+                Ok(_) if has_quit => drop(self.room.leave(id, Reason::Quit)),
+                Ok(_) => {}
+            }
+            assert_eq!(self.room.delivery.caused() - caused, cost, "what a request costs");
+            assert_eq!(has_quit, !self.model.is_open(id));
+            if has_quit {
+                return;
             }
         }
-        assert!(self.model.is_open(id));
         self.decoders.insert(id, decoder);
     }
 
     /// The connection ends; what it was owed is compared a last time.
     fn disconnect(&mut self, id: Id, reason: Reason) {
+        let cost = self.room.cost_of_leaving(id, reason);
+        let caused = self.room.delivery.caused();
         self.room.leave(id, reason);
+        assert_eq!(self.room.delivery.caused() - caused, cost, "what a leave costs");
         self.model.leave(id, reason.word());
         self.end_turn();
         self.room.delivery.outboxes.remove(id);
@@ -506,7 +513,8 @@ fn random_request(chance: &mut Chance) -> Vec<u8> {
 }
 
 /// A million requests in release, fewer where the checks cost more: joins, talk, whispers, lists,
-/// clashes and leaves of up to eight clients, whole and mutated, cut anywhere.
+/// clashes and leaves of up to eight clients, whole and mutated, cut anywhere. What each is expected
+/// to cost is what it then causes for others.
 #[test]
 fn the_room_does_what_the_model_does_whatever_is_sent() {
     let requests = if cfg!(debug_assertions) { 50_000 } else { 1_000_000 };
@@ -542,6 +550,32 @@ fn deliver(delivery: &mut Delivery, id: Id) {
 }
 
 #[test]
+fn an_outbox_knows_of_each_byte_whether_it_is_a_reply() {
+    let mut chance = Chance(1);
+    let mut outbox = Outbox::default();
+    let mut kinds: VecDeque<Kind> = VecDeque::new();
+    for _ in 0..10_000 {
+        if chance.below(3) == 0 {
+            let taken = chance.below(kinds.len() + 1);
+            outbox.take(taken);
+            kinds.drain(..taken);
+        } else {
+            let (kind, length) =
+                (pick(&mut chance, &[Kind::Event, Kind::Reply]), 1 + chance.below(3));
+            outbox.append(kind, &[b'x'; 3][..length]);
+            kinds.extend(&[kind; 3][..length]);
+        }
+        let replies = kinds.iter().filter(|&&kind| kind == Kind::Reply).count();
+        assert_eq!((outbox.replies as usize, outbox.backlog()), (replies, kinds.len() - replies));
+        // Of which kind they are takes room only where that changes.
+        let changes =
+            kinds.iter().zip(kinds.iter().skip(1)).filter(|(one, next)| one != next).count();
+        let runs = if changes == 0 { 0 } else { changes + 1 };
+        assert_eq!(outbox.runs.as_ref().map_or(0, |runs| runs.len()), runs);
+    }
+}
+
+#[test]
 fn a_line_for_everybody_is_stored_once() {
     let mut room = Room::default();
     for id in 0..1000 {
@@ -557,6 +591,24 @@ fn a_line_for_everybody_is_stored_once() {
     assert!(room.delivery.outboxes.iter().all(|(_, outbox)| outbox.bytes.is_empty()));
     assert_eq!(room.delivery.pending(7).unwrap(), [b"", b"", b"".as_slice()]);
     assert_eq!(room.delivery.pending(8).unwrap(), [b"", b"", line]);
+}
+
+#[test]
+fn joins_and_leaves_are_expected_to_cost_what_they_do_in_rooms_of_any_size() {
+    let mut room = Room::default();
+    let people = MAX_PUSHED_ROSTER + 2;
+    for id in 0..people {
+        room.connect(id);
+        let name = format!("p{id}");
+        let (before, cost) = (room.delivery.caused(), room.cost(id, Request::Name(&name)));
+        room.carry_out(id, Request::Name(&name));
+        assert_eq!(room.delivery.caused() - before, cost, "{name} joins");
+    }
+    for id in 0..people {
+        let (before, cost) = (room.delivery.caused(), room.cost_of_leaving(id, Reason::Slow));
+        room.leave(id, Reason::Slow);
+        assert_eq!(room.delivery.caused() - before, cost, "p{id} leaves");
+    }
 }
 
 #[test]
@@ -696,6 +748,7 @@ fn times_are_written_as_rfc_3339_does() {
     assert_eq!(at(0), "1970-01-01T00:00:00Z");
     assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
     assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+    assert_eq!(at(1_234_567_890), "2009-02-13T23:31:30Z");
     assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59Z");
     assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
     assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
@@ -732,6 +785,7 @@ fn bad_usage_is_named() {
         ("--verbose=yes", "--verbose=yes"),
         ("--nonsense", "--nonsense"),
         ("9999", "'9999'"),
+        ("a=b", "'a=b' is not HOST:PORT"),
         ("localhost:http", "'localhost:http'"),
         ("a:1 b:2", "'b:2'"),
     ] {
@@ -784,29 +838,136 @@ fn socket_pair() -> (TcpStream, TcpStream) {
     (near, listener.accept().unwrap().0)
 }
 
+const NEITHER: Interest = Interest { read: false, write: false };
+
+/// What a poller reports, if it does within a moment: token, readable, writable, failed.
+fn reported(poller: &mut system::Poller) -> Vec<(usize, bool, bool, bool)> {
+    let (mut ready, begun, moment) = (Vec::new(), Instant::now(), Duration::from_millis(20));
+    // What is sent has arrived, as far as there is something to wait for.
+    poller.wait(&mut ready, Some(moment)).unwrap();
+    assert!(!ready.is_empty() || begun.elapsed() >= moment, "it has waited");
+    ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
+}
+
 #[test]
 fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
-    let mut ready = Vec::new();
-    let mut wait = |poller: &mut system::Poller| {
-        // What is sent has arrived, as far as there is something to wait for.
-        poller.wait(&mut ready, Some(Duration::from_millis(20))).unwrap();
-        ready.iter().map(|it| (it.token, it.readable, it.writable)).collect::<Vec<_>>()
-    };
     poller.add(&near, 7, Interest { read: true, write: false }).unwrap();
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
     far.write_all(b"x").unwrap();
-    assert_eq!(wait(&mut poller), [(7, true, false)]);
-    assert_eq!(wait(&mut poller), [(7, true, false)]);
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
     poller.modify(&near, 7, Interest { read: true, write: true }).unwrap();
-    assert_eq!(wait(&mut poller), [(7, true, true)]);
+    assert_eq!(reported(&mut poller), [(7, true, true, false)]);
     near.read_exact(&mut [0]).unwrap();
-    assert_eq!(wait(&mut poller), [(7, false, true)]);
-    poller.modify(&near, 7, Interest { read: false, write: false }).unwrap();
+    assert_eq!(reported(&mut poller), [(7, false, true, false)]);
+    poller.modify(&near, 7, NEITHER).unwrap();
     far.write_all(b"x").unwrap();
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
     poller.delete(&near, 7).unwrap();
     drop(far);
-    assert_eq!(wait(&mut poller), []);
+    assert_eq!(reported(&mut poller), []);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
+    let mut poller = system::Poller::new().unwrap();
+    let (mut near, far) = socket_pair();
+    poller.add(&near, 7, NEITHER).unwrap();
+    // A peer that closes with something unread resets the connection.
+    near.write_all(b"x").unwrap();
+    drop(far);
+    assert_eq!(reported(&mut poller), [(7, true, true, true)]);
+    poller.delete(&near, 7).unwrap();
+    // The peer's end is no failure; where both sides have ended, nothing is left to be done.
+    let (near, far) = socket_pair();
+    poller.add(&near, 8, READ).unwrap();
+    far.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reported(&mut poller), [(8, true, false, false)]);
+    near.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reported(&mut poller), [(8, true, true, true)]);
+    poller.delete(&near, 8).unwrap();
+    // A failure without a hang-up: a pipe that nobody can read any more.
+    let mut child =
+        std::process::Command::new("true").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let pipe = child.stdin.take().unwrap();
+    child.wait().unwrap();
+    poller.add(&pipe, 9, NEITHER).unwrap();
+    assert_eq!(reported(&mut poller), [(9, true, true, true)]);
+}
+
+#[test]
+fn without_a_time_out_the_poller_waits_until_there_is_something() {
+    let mut poller = system::Poller::new().unwrap();
+    let (near, mut far) = socket_pair();
+    poller.add(&near, 7, READ).unwrap();
+    let waiting = std::thread::spawn(move || {
+        let mut ready = Vec::new();
+        poller.wait(&mut ready, None).unwrap();
+        ready.len()
+    });
+    // Another poller lets some time pass.
+    assert_eq!(reported(&mut system::Poller::new().unwrap()), []);
+    far.write_all(b"x").unwrap();
+    assert_eq!(waiting.join().unwrap(), 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_a_peer_does_not_read_waits_here_and_not_in_the_kernel() {
+    let (mut near, far) = socket_pair();
+    system::prepare(&near);
+    near.set_nonblocking(true).unwrap();
+    let mut taken = 0;
+    while let Ok(length) = near.write(&[0; 16 * 1024]) {
+        taken += length;
+    }
+    let received = far.peek(&mut vec![0; taken]).unwrap();
+    let kept = (taken - received) / 1024;
+    assert!((128..=256).contains(&kept), "the kernel keeps {kept} KiB");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn many_can_wait_to_be_accepted() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    system::set_accept_queue(&listener);
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    // Whoever finds no place tries for minutes; nobody who does waits.
+    let (address, stuck) = (listener.local_addr().unwrap(), Duration::from_secs(10));
+    for _ in 0..most.min(200) {
+        TcpStream::connect_timeout(&address, stuck).expect("a place in the queue");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
+    // The limit is the process's, so this happens in another one, which runs this test alone.
+    let is_limited = "LINECHAT_LIMITED";
+    if std::env::var_os(is_limited).is_none() {
+        let test = "tests::the_soft_limit_on_open_files_is_raised_to_the_hard_one";
+        let script = format!("ulimit -S -n 64; exec \"$0\" --exact {test}");
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(script).arg(std::env::current_exe().unwrap()).env(is_limited, "1");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{}", output.stdout.escape_ascii());
+        return;
+    }
+    let raised = system::raise_descriptor_limit().to_string();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files ")).unwrap();
+    let [soft, hard] = [0, 1].map(|at| line.split_whitespace().nth(at).unwrap());
+    assert_eq!((&*raised, soft), (hard, hard));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn only_a_lack_of_descriptors_is_one() {
+    // EMFILE, ENFILE, and ENOMEM, which ends nobody's connection (accept(2)).
+    let is_one = |code| system::is_out_of_descriptors(&io::Error::from_raw_os_error(code));
+    assert_eq!([24, 23, 12].map(is_one), [true, true, false]);
 }

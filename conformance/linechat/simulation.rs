@@ -24,7 +24,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -84,10 +84,7 @@ pub trait Peers {
 /// How many system calls the server has made, and how many bytes they moved.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
-    pub accept: usize,
-    pub read: usize,
-    pub write: usize,
-    pub wait: usize,
+    pub count: usize,
     pub bytes: usize,
 }
 
@@ -211,9 +208,16 @@ impl Network {
 
     /// A system call that moves so many bytes takes its time.
     fn charge(&mut self, bytes: usize) {
+        self.calls.count += 1;
         self.calls.bytes += bytes;
         let Conditions { call_cost, kib_cost, .. } = self.conditions;
         self.time += call_cost + kib_cost * bytes as u32 / 1024;
+    }
+
+    /// A descriptor is closed.
+    fn close(&mut self) {
+        self.calls.count += 1;
+        self.descriptors -= 1;
     }
 
     /// How much a call takes of what it could take.
@@ -375,7 +379,6 @@ impl Listener {
     /// As accept(2): without a descriptor it fails even when nobody is there to be accepted.
     pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         with(|network| {
-            network.calls.accept += 1;
             network.charge(0);
             if network.descriptors >= network.conditions.descriptors {
                 return Err(io::Error::from_raw_os_error(OUT_OF_DESCRIPTORS));
@@ -401,6 +404,7 @@ pub struct Reserve(());
 
 pub fn reserve_descriptor() -> Option<Reserve> {
     with(|network| {
+        network.calls.count += 1;
         let is_free = network.descriptors < network.conditions.descriptors;
         network.descriptors += usize::from(is_free);
         is_free.then_some(Reserve(()))
@@ -409,7 +413,7 @@ pub fn reserve_descriptor() -> Option<Reserve> {
 
 impl Drop for Reserve {
     fn drop(&mut self) {
-        with(|network| network.descriptors -= 1);
+        with(|network| network.close());
     }
 }
 
@@ -427,7 +431,8 @@ impl Socket {
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(SocketAddr::from(([192, 0, 2, 1], 9999)))
+        // As a socket for IPv6 and IPv4 has it.
+        Ok(SocketAddr::from((Ipv4Addr::from([192, 0, 2, 1]).to_ipv6_mapped(), 9999)))
     }
 
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
@@ -450,7 +455,6 @@ impl Socket {
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         with(|network| {
-            network.calls.read += 1;
             if buffer.is_empty() {
                 network.misuse.push("a read into no room looks like the end of input".to_owned());
             }
@@ -478,7 +482,6 @@ impl Write for Socket {
 
     fn write_vectored(&mut self, pieces: &[IoSlice]) -> io::Result<usize> {
         with(|network| {
-            network.calls.write += 1;
             let connection = &mut network.connections[self.0];
             if let Some(failure) = connection.failure.take() {
                 return Err(failure.into());
@@ -534,7 +537,7 @@ impl Drop for Socket {
             if !connection.sent.is_empty() {
                 connection.reset_peer();
             }
-            network.descriptors -= 1;
+            network.close();
             if network.sources[FIRST_CONNECTION + self.0].watched.take().is_some() {
                 network.misuse.push("a socket is closed that the poller still watches".to_owned());
             }
@@ -610,7 +613,6 @@ impl Poller {
     /// Waits until something is ready, the time is over, or the test's alarm; `Peers` act meanwhile.
     pub fn wait(&mut self, ready: &mut Vec<Readiness>, limit: Option<Duration>) -> io::Result<()> {
         ready.clear();
-        with(|network| network.calls.wait += 1);
         with(|network| network.charge(0));
         let milliseconds = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000) as u64);
         let deadline = milliseconds.map(|limit| time() + Duration::from_millis(limit));
