@@ -122,6 +122,8 @@ pub struct Client {
     pub is_mid_line: bool,
     /// Has sent something since its last fence.
     pub is_unfenced: bool,
+    /// Lines that it has sent since then.
+    pub lines_unfenced: usize,
     /// How many LEFT may come that nobody's request causes.
     pub awaited_leaves: usize,
     /// What ends a line as it is received: telnet and linechat-client show them ended by LF.
@@ -142,6 +144,7 @@ impl Client {
             was_to_close: false,
             is_mid_line: false,
             is_unfenced: false,
+            lines_unfenced: 0,
             awaited_leaves: 0,
             ending,
         }
@@ -179,6 +182,7 @@ impl Client {
         if sent.is_ok() {
             self.is_mid_line = bytes.last().is_some_and(|&last| last != b'\n');
             self.is_unfenced = true;
+            self.lines_unfenced += bytes.iter().filter(|&&byte| byte == b'\n').count();
         }
     }
 

@@ -35,7 +35,7 @@ impl Client {
         let behind = &self.received[found + pong.len()..];
         let line_end = behind.iter().position(|&byte| byte == b'\n').unwrap_or(0);
         let line = self.received.cut(found, found + pong.len() + line_end + 1);
-        self.is_unfenced = false;
+        (self.is_unfenced, self.lines_unfenced) = (false, 0);
         match self.without_ending(&line) == pong {
             true => Ok(Some(found)),
             false => Err(side_by_side(&show(pong), &show(&line))),
@@ -78,6 +78,7 @@ impl Stage<'_> {
         let before = client.received.len();
         self.fences += 1;
         let pong = format!("PONG fence-{}", self.fences).into_bytes();
+        let ahead = client.lines_unfenced;
         client.send(format!("PING fence-{}\n", self.fences).as_bytes());
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
@@ -95,7 +96,7 @@ impl Stage<'_> {
                 progress = Instant::now();
                 continue;
             }
-            if patience.is_over() || progress.elapsed() > patience.with_pong() {
+            if patience.is_over() || progress.elapsed() > patience.with_pong_behind(ahead) {
                 patience.is_spent_on(PONG);
                 return Err(format!("{} gets no PONG; unread: {}", client.name, client.unread()));
             }
