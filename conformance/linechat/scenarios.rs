@@ -388,6 +388,16 @@ fn a_refusal_without_descriptors_takes_few_system_calls() {
 }
 
 #[test]
+fn without_even_a_spare_descriptor_the_listener_rests() {
+    let mut stage = Stage::new(1, Conditions { descriptors: 0, ..COSTS }, options());
+    stage.connect([10, 0, 0, 1], "");
+    let before = os::calls().count;
+    stage.run(seconds(10));
+    let count = os::calls().count - before;
+    assert!((40..400).contains(&count), "{count} system calls in ten seconds");
+}
+
+#[test]
 fn a_limit_for_one_address_counts_a_network_of_ipv6() {
     let greeted = |max_per_ip, addresses: &mut dyn Iterator<Item = IpAddr>| {
         let mut stage = Stage::new(1, Conditions::default(), Options { max_per_ip, ..options() });

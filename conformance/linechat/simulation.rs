@@ -407,7 +407,7 @@ pub fn reserve_descriptor() -> Option<Reserve> {
         network.calls.count += 1;
         let is_free = network.descriptors < network.conditions.descriptors;
         network.descriptors += usize::from(is_free);
-        is_free.then_some(Reserve(()))
+        is_free.then(|| Reserve(()))
     })
 }
 
