@@ -44,9 +44,7 @@ pub fn probe(address: &str, patience: &Patience) -> Result<bool, Verdict> {
     let is_slow = fastest > SLOW_PONG;
     if is_slow {
         let milliseconds = fastest.as_millis();
-        println!(
-            "The server is slow, PONG takes {milliseconds} ms: each transcript is played once."
-        );
+        show!("The server is slow, PONG takes {milliseconds} ms: each transcript is played once.");
     }
     match probe.join()? {
         1 => {}

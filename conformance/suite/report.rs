@@ -58,9 +58,9 @@ impl Report {
             false => self.failed += 1,
         }
         match passed {
-            true if self.is_verbose => println!("ok      {what}"),
+            true if self.is_verbose => show!("ok      {what}"),
             true => {}
-            false => println!("FAILED  {what}"),
+            false => show!("FAILED  {what}"),
         }
     }
 
@@ -87,7 +87,7 @@ impl Report {
     }
 
     pub fn print(&self, is_foreign: bool) {
-        println!("\nrequirement  transcripts");
+        show!("\nrequirement  transcripts");
         for requirement in REQUIREMENTS {
             let none = (0, Vec::new());
             let (passed, failed) = self.judged.get(&requirement).unwrap_or(&none);
@@ -95,30 +95,30 @@ impl Report {
                 [] => String::new(),
                 failed => format!(", {} failed: {}", failed.len(), failed.join(", ")),
             };
-            println!("R{requirement:<11} {passed} passed{failed}");
+            show!("R{requirement:<11} {passed} passed{failed}");
         }
         if is_foreign || self.is_verbose {
             self.print_skipped();
         }
         if is_foreign {
-            println!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
+            show!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
         }
         let skipped: usize = self.skipped.values().map(Vec::len).sum();
         let skipped = match skipped {
             0 => String::new(),
             skipped => format!(", {skipped} skipped"),
         };
-        println!("\n{} passed, {} failed{skipped}", self.passed, self.failed);
+        show!("\n{} passed, {} failed{skipped}", self.passed, self.failed);
     }
 
     fn print_skipped(&self) {
         if !self.skipped.is_empty() {
-            println!("\nNot checked:");
+            show!("\nNot checked:");
         }
         for (why, names) in &self.skipped {
             match names.as_slice() {
-                [name] => println!("  {name} {why}"),
-                [first, ..] => println!("  {} transcripts, {first} the first: {why}", names.len()),
+                [name] => show!("  {name} {why}"),
+                [first, ..] => show!("  {} transcripts, {first} the first: {why}", names.len()),
                 [] => {}
             }
         }
