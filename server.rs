@@ -1547,10 +1547,9 @@ impl Server {
     /// Looks at what a connection has sent: first at what has been read, then at what can be.
     fn serve(&mut self, id: Id) {
         let before = self.room.delivery.effort();
-        let takes_requests = self.takes_requests(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if takes_requests && !connection.unread.is_empty() {
-            let unread = mem::take(&mut connection.unread);
+        let unread = mem::take(&mut connection.unread);
+        if !unread.is_empty() {
             self.digest(id, &unread);
         }
         self.read(id);
@@ -1705,12 +1704,14 @@ impl Server {
         match connection.phase {
             Phase::Open { deadline } => {
                 let backlog = self.room.delivery.backlog(id);
+                let is_over = backlog > SOFT_LIMIT;
                 let was_over = self.flow.over_soft_limit.contains(&id);
-                if backlog > SOFT_LIMIT || was_over {
+                if is_over || was_over {
+                    self.flow.set_over_soft_limit(id, is_over);
                     let stalled_by = deadline.filter(|_| was_over && !has_taken);
                     // Not the beginning of this turn: what counts is when something was taken.
                     let stalled_by = stalled_by.unwrap_or_else(|| os::now() + STALL_TIMEOUT);
-                    let deadline = (backlog > SOFT_LIMIT).then_some(stalled_by);
+                    let deadline = is_over.then_some(stalled_by);
                     self.set_phase(id, Phase::Open { deadline });
                     self.note_backlog(id, backlog);
                 }
@@ -1734,9 +1735,8 @@ impl Server {
         }
     }
 
-    /// Notes whether somebody is over the soft limit; past the hard one they are removed.
+    /// Says for whose sake the budget begins to apply. Who is past the hard limit is removed.
     fn note_backlog(&mut self, id: Id, backlog: usize) {
-        self.flow.set_over_soft_limit(id, backlog > SOFT_LIMIT);
         if self.flow.applies() && self.last_limited.is_none() {
             self.last_limited = Some(self.now);
             let (name, backlog) = (self.room.name(id).unwrap_or_default(), backlog >> 10);

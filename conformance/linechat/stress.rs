@@ -470,6 +470,7 @@ fn what_the_shell_sees() {
     let (status, complaint) = run(&[&server.address]);
     assert_eq!((status, complaint.lines().count()), (Some(1), 1));
     assert!(complaint.contains(&server.address), "{complaint}");
+    assert!(complaint.contains("another server"), "{complaint}");
     // The soft limit on open files is raised to the hard one.
     let server = start_by("ulimit -S -n 64; exec \"$0\" \"$1\"");
     connect(&server.address, 100.min(descriptor_limit()));
