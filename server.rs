@@ -1715,8 +1715,8 @@ impl Server {
                     self.set_phase(id, Phase::Open { deadline });
                     self.note_backlog(id, backlog);
                 }
-                // If replies have been taken, what waited for that goes on.
-                self.serve_rest(id, 0);
+                // If replies have been taken, what waited for that goes on: to ask for as many again.
+                self.serve_rest(id, REPLY_LIMIT);
             }
             Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
                 self.free(id)
