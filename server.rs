@@ -1048,8 +1048,12 @@ impl Flow {
     const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
     fn new(now: Instant) -> Self {
-        let (over_soft_limit, queue) = Default::default();
-        Flow { over_soft_limit, paid_until: now, queue, next_batch: now }
+        Flow {
+            over_soft_limit: BTreeSet::new(),
+            paid_until: now,
+            queue: FairQueue::default(),
+            next_batch: now,
+        }
     }
 
     /// Whether requests that cause something for others are limited now.

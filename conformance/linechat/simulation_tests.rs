@@ -25,34 +25,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Seeds of the runs that every `cargo test` makes: quick ones.
-const SEEDS: [u64; 26] = [
-    1795287169226622527,
-    3,
-    5,
-    7,
-    10,
-    12,
-    13,
-    14,
-    16,
-    17,
-    20,
-    21,
-    24,
-    29,
-    31,
-    32,
-    36,
-    40,
-    42,
-    44,
-    49,
-    52,
-    55,
-    57,
-    58,
-    60,
+const SEEDS: [u64; 25] = [
+    3, 5, 7, 10, 12, 13, 14, 16, 17, 20, 21, 24, 29, 31, 32, 36, 40, 42, 44, 49, 52, 55, 57, 58, 60,
 ];
+/// Those of runs that once failed.
+const ONCE_FAILED: [u64; 1] = [1795287169226622527];
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -1265,7 +1242,7 @@ fn random_people_are_served_as_promised() {
             random_run(seed, &mut totals);
         }
     } else {
-        SEEDS.iter().for_each(|&seed| random_run(seed, &mut totals));
+        SEEDS.iter().chain(&ONCE_FAILED).for_each(|&seed| random_run(seed, &mut totals));
     }
     println!("{totals:?}");
 }

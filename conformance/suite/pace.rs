@@ -1,7 +1,7 @@
 //! The steps in which time matters: time-outs, floods, and clients that read slowly or not at all.
 
 use crate::clients::{Line, SLICE};
-use crate::stage::{Beat, Stage};
+use crate::stage::{Beat, Stage, STOPPED};
 use crate::text::Pattern;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -204,7 +204,7 @@ impl Stage<'_> {
         let since = Instant::now();
         while since.elapsed() < time {
             if self.theatre.patience.is_over() {
-                return Err("no longer of interest".to_owned());
+                return Err(STOPPED.to_owned());
             }
             thread::sleep(SLICE);
         }

@@ -44,7 +44,9 @@ pub fn probe(address: &str, patience: &Patience) -> Result<bool, Verdict> {
     let is_slow = fastest > SLOW_PONG;
     if is_slow {
         let milliseconds = fastest.as_millis();
-        show!("The server is slow, PONG takes {milliseconds} ms: each transcript is played once.");
+        print_line!(
+            "The server is slow, PONG takes {milliseconds} ms: each transcript is played once."
+        );
     }
     match probe.join()? {
         1 => {}

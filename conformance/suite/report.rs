@@ -58,9 +58,9 @@ impl Report {
             false => self.failed += 1,
         }
         match passed {
-            true if self.is_verbose => show!("ok      {what}"),
+            true if self.is_verbose => print_line!("ok      {what}"),
             true => {}
-            false => show!("FAILED  {what}"),
+            false => print_line!("FAILED  {what}"),
         }
     }
 
@@ -87,7 +87,7 @@ impl Report {
     }
 
     pub fn print(&self, is_foreign: bool) {
-        show!("\nrequirement  transcripts");
+        print_line!("\nrequirement  transcripts");
         for requirement in REQUIREMENTS {
             let none = (0, Vec::new());
             let (passed, failed) = self.judged.get(&requirement).unwrap_or(&none);
@@ -95,30 +95,32 @@ impl Report {
                 [] => String::new(),
                 failed => format!(", {} failed: {}", failed.len(), failed.join(", ")),
             };
-            show!("R{requirement:<11} {passed} passed{failed}");
+            print_line!("R{requirement:<11} {passed} passed{failed}");
         }
         if is_foreign || self.is_verbose {
             self.print_skipped();
         }
         if is_foreign {
-            show!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
+            print_line!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
         }
         let skipped: usize = self.skipped.values().map(Vec::len).sum();
         let skipped = match skipped {
             0 => String::new(),
             skipped => format!(", {skipped} skipped"),
         };
-        show!("\n{} passed, {} failed{skipped}", self.passed, self.failed);
+        print_line!("\n{} passed, {} failed{skipped}", self.passed, self.failed);
     }
 
     fn print_skipped(&self) {
         if !self.skipped.is_empty() {
-            show!("\nNot checked:");
+            print_line!("\nNot checked:");
         }
         for (why, names) in &self.skipped {
             match names.as_slice() {
-                [name] => show!("  {name} {why}"),
-                [first, ..] => show!("  {} transcripts, {first} the first: {why}", names.len()),
+                [name] => print_line!("  {name} {why}"),
+                [first, ..] => {
+                    print_line!("  {} transcripts, {first} the first: {why}", names.len())
+                }
                 [] => {}
             }
         }

@@ -21,9 +21,10 @@
 //! - `broken.rs` breaks a server on purpose, to see that the suite notices.
 
 /// Prints a line. Whoever reads it may have gone, as `head` does.
-macro_rules! show {
+macro_rules! print_line {
     ($($words:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($words)*)));
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($words)*);
     }};
 }
 
@@ -204,7 +205,7 @@ fn run() -> Result<bool, String> {
         Ok(is_slow) => theatre.is_quick = is_slow,
         Err(Verdict::CannotJudge(why)) => return Err(why),
         Err(Verdict::Wrong(what)) => {
-            show!("FAILED  {what}\n\n0 passed, 1 failed");
+            print_line!("FAILED  {what}\n\n0 passed, 1 failed");
             return Ok(false);
         }
     }

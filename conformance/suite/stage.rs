@@ -23,7 +23,7 @@ const CUT: usize = 32;
 /// Bytes of one piece, in the way that sends everything in one: less than what replies may wait.
 const PIECE: usize = 16 * 1024;
 /// What is wrong with a transcript that was not played to its end.
-const STOPPED: &str = "no longer of interest";
+pub const STOPPED: &str = "no longer of interest";
 
 /// A step in its place among all that are played.
 #[derive(Clone, Copy)]
