@@ -83,9 +83,11 @@ impl Stage<'_> {
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
             if let Some(found) = client.take_pong(&pong, &mut searched)? {
-                // Behind much else, a PONG tells nothing of how busy everything is.
+                // Behind much else, a PONG tells nothing of how busy everything is, and behind
+                // many requests only as much as what each of them took.
                 if found < MUCH_ELSE {
-                    patience.saw_pong_after(sent.elapsed());
+                    let requests = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
+                    patience.saw_pong_after(sent.elapsed() / requests);
                 }
                 return Ok(found > before);
             }

@@ -134,7 +134,7 @@ fn play(theatre: &Theatre, scripts: &[&Script], tell: impl Fn(&Script, Outcome) 
     // otherwise what takes longest begins first.
     let is_shared = theatre.server.is_some();
     let mut order = scripts.to_vec();
-    order.sort_by_key(|script| (script.is_slow || script.is_large()) == is_shared);
+    order.sort_by_key(|script| (script.is_slow || script.is_crowded()) == is_shared);
     let shares = |script: &&Script| is_shared && !script.is_apart();
     let (shared, apart): (VecDeque<_>, VecDeque<_>) = order.into_iter().partition(shares);
     let queues = [(1, Mutex::new(shared)), (PLAYED_AT_ONCE, Mutex::new(apart))];

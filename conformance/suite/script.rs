@@ -76,7 +76,11 @@ impl Script {
 
     /// Has so many people or so much text that to play it once is enough.
     pub fn is_large(&self) -> bool {
-        self.written().iter().any(|step| step.who.len() > LARGE || step.is_long())
+        self.is_crowded() || self.written().iter().any(|step| step.is_long())
+    }
+
+    pub fn is_crowded(&self) -> bool {
+        self.written().iter().any(|step| step.who.len() > LARGE)
     }
 
     /// Takes long and enters no room, so that it disturbs nothing that is played meanwhile.
