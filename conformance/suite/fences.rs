@@ -82,6 +82,8 @@ impl Stage<'_> {
         client.send(format!("PING fence-{}\n", self.fences).as_bytes());
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
+            self.goes_on()?;
+            let client = &mut self.clients[at];
             if let Some(found) = client.take_pong(&pong, &mut searched)? {
                 // Behind much else, a PONG tells nothing of how busy everything is, and behind
                 // many requests only as much as what each of them took.
@@ -98,7 +100,7 @@ impl Stage<'_> {
                 progress = Instant::now();
                 continue;
             }
-            if patience.is_over() || progress.elapsed() > patience.with_pong_behind(ahead) {
+            if progress.elapsed() > patience.with_pong_behind(ahead) {
                 patience.is_spent_on(PONG);
                 return Err(format!("{} gets no PONG; unread: {}", client.name, client.unread()));
             }
@@ -146,10 +148,11 @@ impl Stage<'_> {
             false => patience.with(cause),
         };
         let since = Instant::now();
-        while !patience.is_over() {
+        loop {
             if self.find(name)?.read(SLICE) {
                 return Ok(true);
             }
+            self.goes_on()?;
             if since.elapsed() < limit() {
                 continue;
             }
@@ -160,7 +163,6 @@ impl Stage<'_> {
                 return Ok(self.find(name)?.read(Duration::from_millis(1)));
             }
         }
-        Ok(false)
     }
 
     /// Somebody else passes several fences. Returns whether there is anybody.

@@ -1,7 +1,7 @@
 //! The steps in which time matters: time-outs, floods, and clients that read slowly or not at all.
 
 use crate::clients::{Line, SLICE};
-use crate::stage::{Beat, Stage, STOPPED};
+use crate::stage::{Beat, Stage};
 use crate::text::Pattern;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -203,9 +203,7 @@ impl Stage<'_> {
     fn pass_time(&mut self, time: Duration) -> Result<(), String> {
         let since = Instant::now();
         while since.elapsed() < time {
-            if self.theatre.patience.is_over() {
-                return Err(STOPPED.to_owned());
-            }
+            self.goes_on()?;
             thread::sleep(SLICE);
         }
         Ok(())

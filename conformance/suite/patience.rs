@@ -28,7 +28,7 @@ const FOR_PROGRAMS: u32 = 12;
 /// Failures are looked for so long after the first one; then what is left is not played any more.
 const AFTER_A_FAILURE: Duration = Duration::from_secs(12);
 /// All together may take so long with somebody else's server.
-const FOR_ALL: Duration = Duration::from_secs(25);
+const FOR_ALL: Duration = Duration::from_secs(28);
 
 /// The cause that is a missing PONG.
 pub const PONG: &str = "PONG";

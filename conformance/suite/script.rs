@@ -5,6 +5,8 @@ use std::iter::Peekable;
 
 /// People in a room.
 const LARGE: usize = 40;
+/// Steps.
+const LENGTHY: usize = 150;
 
 /// A transcript, ready to be played.
 pub struct Script {
@@ -79,7 +81,12 @@ impl Script {
         self.is_crowded() || self.written().iter().any(|step| step.is_long())
     }
 
-    pub fn is_crowded(&self) -> bool {
+    /// Has so many people or steps that others are played first.
+    pub fn is_lengthy(&self) -> bool {
+        self.is_crowded() || self.unrolled().len() > LENGTHY
+    }
+
+    fn is_crowded(&self) -> bool {
         self.written().iter().any(|step| step.who.len() > LARGE)
     }
 

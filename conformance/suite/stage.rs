@@ -22,8 +22,6 @@ pub const LARGEST_PUSHED_ROSTER: usize = 100;
 const CUT: usize = 32;
 /// Bytes of one piece, in the way that sends everything in one: less than what replies may wait.
 const PIECE: usize = 16 * 1024;
-/// What is wrong with a transcript that was not played to its end.
-pub const STOPPED: &str = "no longer of interest";
 
 /// A step in its place among all that are played.
 #[derive(Clone, Copy)]
@@ -57,19 +55,27 @@ pub struct Stage<'a> {
     pub is_loose: bool,
     pub is_stopping: bool,
     watches_console: bool,
+    /// Why it is not played to its end, where it is not.
+    stopped: Option<&'static str>,
 }
 
 impl<'a> Stage<'a> {
-    /// In every way that makes sense, until one fails.
-    pub fn play(theatre: &'a Theatre, script: &'a Script) -> Outcome {
+    /// In each of these ways, until one fails.
+    pub fn play(theatre: &'a Theatre, script: &'a Script, ways: &[Way]) -> Outcome {
         if let Some(why) = theatre.misses(script) {
             return Outcome::Skipped(why);
         }
-        for &way in theatre.ways(script) {
-            if let Err(error) = Stage::play_once(theatre, script, way) {
-                if let (Some(why), STOPPED) = (theatre.is_exhausted(), error.as_str()) {
-                    return Outcome::Skipped(why);
-                }
+        for &way in ways {
+            let mut stopped = None;
+            let played = Stage::set(theatre, script, way).and_then(|mut stage| {
+                let played = stage.play_once(script);
+                stopped = stage.stopped;
+                played
+            });
+            if let (Some(why), Err(_)) = (stopped, &played) {
+                return Outcome::Skipped(why);
+            }
+            if let Err(error) = played {
                 let how = match way {
                     Way::AsWritten => "",
                     Way::ByteByByte => "\n        when it is sent byte by byte, and one more is in the room",
@@ -81,24 +87,24 @@ impl<'a> Stage<'a> {
         Outcome::Passed
     }
 
-    fn play_once(theatre: &'a Theatre, script: &'a Script, way: Way) -> Result<(), String> {
+    fn play_once(&mut self, script: &Script) -> Result<(), String> {
         let file = script.name.split(':').next().unwrap_or_default();
-        let mut stage = Stage::set(theatre, script, way)?;
-        let beats = std::mem::take(&mut stage.beats);
-        stage.beats = beats.clone();
-        let prepared = stage.place_extras(script);
-        prepared?;
-        beats.iter().try_for_each(|&beat| stage.step(file, beat))?;
-        let everybody: Vec<_> = stage.clients.iter().map(|client| client.name.clone()).collect();
-        let ended = stage.end();
-        ended.map_err(|what| match what.as_str() {
-            STOPPED => what,
-            _ => format!(
-                "        at the end of {file}\n{}{}",
-                indent(&what),
-                stage.history(&everybody)
-            ),
+        self.place_extras(script)?;
+        (0..self.beats.len()).try_for_each(|at| self.step(file, self.beats[at]))?;
+        let everybody: Vec<_> = self.clients.iter().map(|client| client.name.clone()).collect();
+        self.end().map_err(|what| {
+            let history = self.history(&everybody);
+            format!("        at the end of {file}\n{}{history}", indent(&what))
         })
+    }
+
+    /// An error if nothing more is to be played.
+    pub fn goes_on(&mut self) -> Result<(), String> {
+        self.stopped = self.theatre.is_exhausted();
+        match self.stopped {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
     }
 
     fn set(theatre: &'a Theatre, script: &'a Script, way: Way) -> Result<Stage<'a>, String> {
@@ -146,6 +152,7 @@ impl<'a> Stage<'a> {
             is_loose: !script.options.is_empty(),
             is_stopping: false,
             watches_console: script.written().iter().any(is_console),
+            stopped: None,
         })
     }
 
@@ -213,20 +220,9 @@ impl<'a> Stage<'a> {
             Play::Block => Ok(()),
         };
         result.map_err(|what| {
-            if what == STOPPED {
-                return what;
-            }
             let Step { line, source, who, .. } = beat.step;
             format!("        {file}:{line}: {source}\n{}{}", indent(&what), self.history(who))
         })
-    }
-
-    /// An error if nothing more is to be played.
-    pub fn goes_on(&self) -> Result<(), String> {
-        match self.theatre.is_exhausted() {
-            Some(_) => Err(STOPPED.to_owned()),
-            None => Ok(()),
-        }
     }
 
     pub fn connect(&mut self, name: &str, part: Part) -> Result<(), String> {

@@ -21,8 +21,6 @@ pub struct Theatre {
     pub proxy: Option<Arc<Proxy>>,
     /// What takes long is played too.
     pub slow: bool,
-    /// Only as written, not cut and joined as well.
-    pub is_quick: bool,
     pub patience: Patience,
 }
 
@@ -40,6 +38,8 @@ pub enum Way {
 #[derive(PartialEq, Eq)]
 pub enum Outcome {
     Passed,
+    /// It passed as written, and was not played in the other ways.
+    PassedAsWritten,
     Failed(String),
     Skipped(&'static str),
 }
@@ -114,13 +114,13 @@ impl Theatre {
         is_lacking.then_some(why)
     }
 
-    /// The ways in which it makes sense to play a script.
+    /// The ways in which it makes sense to play a script; as written is the first.
     pub fn ways(&self, script: &Script) -> &'static [Way] {
         let is_timed = |step: &&Step| {
             use Needs::{OurClient, OwnPace, Terminal, Time};
             matches!(step.form.needs, OurClient | Terminal | OwnPace | Time)
         };
-        let once = self.is_quick || script.is_slow || script.is_large() || self.via != Via::Sockets;
+        let once = script.is_slow || script.is_large() || self.via != Via::Sockets;
         match once || script.written().iter().any(is_timed) {
             true => &[Way::AsWritten],
             false => &[Way::AsWritten, Way::ByteByByte, Way::InOnePiece],
