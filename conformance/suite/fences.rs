@@ -16,11 +16,14 @@ const MUCH_ELSE: usize = 4096;
 const OTHERS_SERVED: usize = 3;
 
 impl Client {
+    fn is_greeted(&self) -> bool {
+        !self.received.is_empty() || !self.history.is_empty()
+    }
+
     /// One who has not been greeted asks for nothing: the greeting must not wait for that.
     pub fn can_pass_fence(&self) -> bool {
-        let is_greeted = !self.received.is_empty() || !self.history.is_empty();
-        let is_silent = self.is_closed || self.has_half_closed || self.is_stalled || !is_greeted;
-        !(is_silent || self.is_mid_line || self.part == Part::Ours)
+        let is_silent = self.is_closed || self.has_half_closed || self.is_stalled;
+        !(is_silent || !self.is_greeted() || self.is_mid_line || self.part == Part::Ours)
     }
 
     /// Takes the PONG out of what has been received, once it is there, from `searched` on. Returns
@@ -85,11 +88,9 @@ impl Stage<'_> {
             self.goes_on()?;
             let client = &mut self.clients[at];
             if let Some(found) = client.take_pong(&pong, &mut searched)? {
-                // Behind much else, a PONG tells nothing of how busy everything is, and behind
-                // many requests only as much as what each of them took.
+                // Behind much else, a PONG tells nothing of how busy everything is.
                 if found < MUCH_ELSE {
-                    let requests = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
-                    patience.saw_pong_after(sent.elapsed() / requests);
+                    patience.saw_pong_after(sent.elapsed());
                 }
                 return Ok(found > before);
             }
@@ -124,10 +125,12 @@ impl Stage<'_> {
         let is_loose = self.is_loose
             || self.clients.iter().any(|client| client.is_unfenced && !client.can_pass_fence());
         let client = self.find(name)?;
-        let cause = match client {
+        let cause = match &*client {
             Client { part: Part::Ours, .. } => "what a program shows",
             Client { has_half_closed: true, .. } => "the end of a connection",
             Client { awaited_leaves: 1.., .. } => "LEFT",
+            // As with a PONG, it may be about to be learned how slow everything is.
+            _ if !client.is_greeted() => PONG,
             _ => "a line",
         };
         let may_wait = is_loose || client.awaited_leaves > 0 || !client.can_pass_fence();
@@ -142,10 +145,11 @@ impl Stage<'_> {
     /// Waits for something that no fence tells of, until patience is at its end.
     fn await_more(&mut self, name: &str, cause: &'static str) -> Result<bool, String> {
         let patience = &self.theatre.patience;
-        let is_ours = self.find(name)?.part == Part::Ours;
-        let limit = || match is_ours {
-            true => patience.with_programs(cause),
-            false => patience.with(cause),
+        let has_program = self.clients.iter().any(|client| client.part == Part::Ours);
+        let limit = || match cause {
+            _ if has_program => patience.with_programs(cause),
+            PONG => patience.with_pong_behind(0),
+            _ => patience.with(cause),
         };
         let since = Instant::now();
         loop {

@@ -18,8 +18,6 @@ const MOST: Duration = Duration::from_secs(3);
 const MOST_BEHIND: Duration = Duration::from_secs(5);
 /// Of the slowest PONG.
 const MULTIPLE: u32 = 8;
-/// The same for each request that a PONG is behind.
-const MULTIPLE_BEHIND: u32 = 3;
 /// What is left for a cause on which patience was spent before, as a part of it.
 const ONCE_MORE: u32 = 5;
 const FOR_PONG: u32 = 4;
@@ -81,8 +79,7 @@ impl Patience {
     /// many requests it comes when they have been dealt with, which a server may answer together.
     pub fn with_pong_behind(&self, requests: usize) -> Duration {
         let requests = u32::try_from(requests).unwrap_or(u32::MAX);
-        let behind = self.slowest() * MULTIPLE_BEHIND;
-        let behind = behind.saturating_mul(requests).min(MOST_BEHIND);
+        let behind = self.slowest().saturating_mul(requests).min(MOST_BEHIND);
         (self.with(PONG) * FOR_PONG).min(MOST) + behind
     }
 
