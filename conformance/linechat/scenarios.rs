@@ -398,6 +398,19 @@ fn without_even_a_spare_descriptor_the_listener_rests() {
 }
 
 #[test]
+fn a_newcomer_that_is_gone_delays_nobody_and_what_may_last_makes_the_listener_rest() {
+    use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    os::fail_accept(&[ConnectionAborted, ConnectionReset, Interrupted]);
+    assert!(stage.greeting([10, 0, 0, 1]).starts_with("HELLO "));
+    os::fail_accept(&[OutOfMemory]);
+    let ana = stage.connect([10, 0, 0, 2], "");
+    assert!(take_lines(ana).is_empty());
+    stage.run(seconds(1));
+    assert!(take_lines(ana)[0].starts_with("HELLO "));
+}
+
+#[test]
 fn a_limit_for_one_address_counts_a_network_of_ipv6() {
     let greeted = |max_per_ip, addresses: &mut dyn Iterator<Item = IpAddr>| {
         let mut stage = Stage::new(1, Conditions::default(), Options { max_per_ip, ..options() });
@@ -437,7 +450,11 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
     let people = [steady(300_000, 65_536), flooder(Flood::Msg { length: 3000 })];
     let mut simulation = Simulation::with(people);
     simulation.run_until_limited();
-    assert!(simulation.stage.console.contains(" the budget begins to apply: p1 has not taken 2"));
+    let console = &simulation.stage.console;
+    let begins = console.split(" the budget begins to apply: p1 has not taken ").skip(1);
+    let backlogs: Vec<usize> =
+        begins.map(|it| it.split_once(" KiB\n").unwrap().0.parse().unwrap()).collect();
+    assert!(matches!(backlogs[..], [256..300]), "{backlogs:?} KiB");
     simulation.crowd.borrow_mut().is_over = true;
     while simulation.stage.server.flow.applies() {
         simulation.turn();
