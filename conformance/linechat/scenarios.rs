@@ -468,6 +468,21 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
 }
 
 #[test]
+fn a_status_counts_everybody_by_what_they_do() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    stage.connect([10, 0, 0, 3], "");
+    stage.connect([10, 0, 0, 4], "QUIT\n");
+    // More than a second's budget.
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
+    stage.run(Duration::from_millis(1));
+    os::signal(Signal::Status);
+    stage.run(Duration::from_millis(1));
+    let status = stage.console.rsplit_once(" status: ").expect("a status").1;
+    let counts = "3 open, 2 named, 1 closing, 1 over the soft limit, 1 waiting, 0 lines dropped, ";
+    assert!(status.starts_with(counts), "{status}");
+}
+
+#[test]
 fn at_a_stop_everybody_gets_all_and_the_end_though_they_still_send() {
     let mut stage = Stage::new(1, Conditions { partial: 20, ..Conditions::default() }, options());
     let bob = stage.connect([10, 0, 0, 1], "NAME bob\n");
