@@ -212,6 +212,21 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
 }
 
 #[test]
+fn while_somebody_is_behind_what_each_causes_is_spent_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    let carol = stage.connect([10, 0, 0, 3], "NAME carol\n");
+    stage.run(seconds(10));
+    bob.send(b"MSG hello\n");
+    carol.send(b"QUIT\n");
+    let room = &stage.server.room;
+    let costs = [room.cost(1, Request::Msg("hello")), room.cost_of_leaving(2, Reason::Quit)];
+    let full = os::now();
+    stage.turn();
+    assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("USERS 2 ")));
+    assert_eq!(stage.server.flow.paid_until - full, costs.map(time_for).iter().sum());
+}
+
+#[test]
 fn while_somebody_is_behind_a_short_line_waits_for_less_than_half_a_second() {
     let talk = |length| flooder(Flood::Msg { length });
     for others in [talk(0), talk(3000), flooder(Flood::Priv { to: 1 }), restless()] {
