@@ -656,6 +656,17 @@ fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
 }
 
 #[test]
+fn requests_wait_from_the_first_byte_of_replies_beyond_the_limit() {
+    let mut delivery = Delivery::default();
+    delivery.outboxes.insert(0, Outbox::default());
+    let is_over = [REPLY_LIMIT, 1].map(|length| {
+        delivery.put(0, Kind::Reply, &vec![b'x'; length]);
+        delivery.is_over_reply_limit(0)
+    });
+    assert_eq!(is_over, [false, true]);
+}
+
+#[test]
 fn a_turn_is_short_behind_a_full_one_and_behind_a_full_read() {
     let mut delivery = Delivery::default();
     let text = "x".repeat(1024 - "MSG \r\n".len());
@@ -697,7 +708,7 @@ fn nothing_waits_while_nobody_is_over_the_soft_limit() {
     assert!(flow.admit(1, BUDGET, now) && flow.next_time(now).is_none());
     flow.set_over_soft_limit(7, true);
     assert!(flow.admit(1, BUDGET, now), "what went on before costs nothing");
-    flow.spend(BUDGET, now);
+    flow.spend(2 * BUDGET, now);
     assert!(flow.admit(1, 0, now) && !flow.admit(2, 1, now));
     // Who waits goes on as soon as nobody is over the limit.
     flow.set_over_soft_limit(7, false);
@@ -735,6 +746,25 @@ fn who_causes_least_goes_on_first() {
         assert!(turns < 1000 && !flow.admit(2, 10, now));
     }
     assert!((99..=101).contains(&turns), "{turns} of 10 bytes went before one of 1000");
+}
+
+#[test]
+fn whoever_is_new_starts_level_with_those_who_wait() {
+    let mut queue = FairQueue::default();
+    (1..=2).for_each(|id| queue.push(id, 0));
+    let serve = |queue: &mut FairQueue| {
+        let id = queue.pop().unwrap();
+        queue.charge(id, 1000);
+        queue.push(id, 0);
+        id
+    };
+    for _ in 0..20 {
+        serve(&mut queue);
+    }
+    queue.push(3, 0);
+    let mut served = [(); 6].map(|()| serve(&mut queue));
+    served.sort_unstable();
+    assert_eq!(served, [1, 1, 2, 2, 3, 3]);
 }
 
 #[test]
