@@ -217,9 +217,13 @@ fn while_somebody_is_behind_what_each_causes_is_spent_once() {
     let carol = stage.connect([10, 0, 0, 3], "NAME carol\n");
     stage.run(seconds(10));
     bob.send(b"MSG hello\n");
-    carol.send(b"QUIT\n");
+    carol.send(b"PRIV @p2 psst\nQUIT\n");
     let room = &stage.server.room;
-    let costs = [room.cost(1, Request::Msg("hello")), room.cost_of_leaving(2, Reason::Quit)];
+    let costs = [
+        room.cost(1, Request::Msg("hello")),
+        room.cost(2, Request::Priv { to: "p2", text: "psst" }),
+        room.cost_of_leaving(2, Reason::Quit),
+    ];
     let full = os::now();
     stage.turn();
     assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("USERS 2 ")));
