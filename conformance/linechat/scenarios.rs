@@ -259,6 +259,20 @@ fn while_nobody_is_behind_a_request_waits_for_a_few_turns() {
 }
 
 #[test]
+fn who_asks_for_little_is_served_before_a_flood_of_one_who_came_first() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let [ana, bob] =
+        ["ana", "bob"].map(|name| stage.connect([10, 0, 0, 1], &format!("NAME {name}\n")));
+    ana.send(format!("MSG {}\n", "x".repeat(1000)).repeat(120).as_bytes());
+    stage.turn();
+    bob.send(b"PING\n");
+    // In the first of these turns they are level.
+    stage.turn();
+    stage.turn();
+    assert!(take_lines(bob).contains(&"PONG".to_owned()) && ana.unread() > 0);
+}
+
+#[test]
 fn what_is_said_right_before_closing_is_carried_out() {
     let ending = Some((Duration::from_micros(1), Ending::Close));
     let callers = vec![Character { ending, ..flooder(Flood::Msg { length: 100 }) }; 100];

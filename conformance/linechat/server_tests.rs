@@ -768,6 +768,20 @@ fn whoever_is_new_starts_level_with_those_who_wait() {
 }
 
 #[test]
+fn when_nobody_waits_all_start_level_again() {
+    let mut queue = FairQueue::default();
+    for _ in 0..2 {
+        queue.push(1, 0);
+        queue.push(2, 0);
+        // Of those who are level, the first place comes first.
+        assert_eq!(queue.pop(), Some(1));
+        queue.charge(1, 1000);
+        assert_eq!(queue.pop(), Some(2));
+        queue.charge(2, 0);
+    }
+}
+
+#[test]
 fn who_is_gone_waits_no_more() {
     let now = os::now();
     let mut flow = flow_with(now, &[(1, 10), (2, 20)]);

@@ -635,12 +635,12 @@ impl Poller {
             });
             with(|network| network.report(ready));
             let (now, alarm) = with(|network| (network.time, network.alarm));
-            let until = [deadline, alarm, next].into_iter().flatten().min();
-            let until = until.expect("the server waits for ever, and nobody acts");
             let is_past = |time: Option<Duration>| time.is_some_and(|time| time <= now);
             if !ready.is_empty() || is_past(deadline) || is_past(alarm) {
                 return Ok(());
             }
+            let until = [deadline, alarm, next].into_iter().flatten().min();
+            let until = until.expect("the server waits for ever, and nobody acts");
             with(|network| network.time = network.time.max(until));
         }
     }
