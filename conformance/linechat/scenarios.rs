@@ -398,6 +398,21 @@ fn whoever_is_lost_is_announced_as_the_budget_allows() {
 }
 
 #[test]
+fn who_is_lost_while_a_request_waits_is_reported_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(40).as_bytes());
+    stage.run(Duration::from_millis(1));
+    bob.reset();
+    let (end, mut turns) = (os::time() + seconds(1), 0);
+    os::set_alarm(Some(end));
+    while os::time() < end {
+        stage.turn();
+        turns += 1;
+        assert!(turns < 200, "in one second");
+    }
+}
+
+#[test]
 fn a_name_that_waits_for_the_budget_came_in_time() {
     let options = Options { name_timeout: seconds(1), ..options() };
     let mut simulation = Simulation::new(1, COSTS, options);
