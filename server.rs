@@ -1616,9 +1616,7 @@ impl Server {
             decoder.line = Vec::new();
         }
         connection.decoder = decoder;
-        if connection.is_open() && !input.is_empty() {
-            connection.unread = input.into();
-        }
+        connection.unread = if connection.is_open() { input.into() } else { Box::default() };
     }
 
     /// One line from a connection: whole, or the beginning of one that is too long. It is refused,
