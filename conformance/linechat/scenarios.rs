@@ -413,6 +413,27 @@ fn who_is_lost_while_a_request_waits_is_reported_once() {
 }
 
 #[test]
+fn who_is_lost_when_nothing_that_they_sent_counts_any_more_is_dropped_at_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    let [leaving, closing] =
+        [3, 4].map(|at| stage.connect([10, 0, 0, at], &format!("NAME p{at}\n")));
+    closing.send(&[&b"LIST\n".repeat(6000)[..], b"QUIT\n"].concat());
+    stage.run(Duration::from_millis(1));
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(40).as_bytes());
+    stage.run(Duration::from_millis(1));
+    leaving.half_close();
+    stage.run(Duration::from_millis(1));
+    closing.send(&[b'x'; 100_000]);
+    for lost in [closing, leaving] {
+        assert!(!lost.is_dropped());
+        lost.reset();
+        stage.run(Duration::from_millis(1));
+        assert!(lost.is_dropped());
+    }
+    assert!(stage.server.room.is_named(2) && !stage.server.room.is_named(3));
+}
+
+#[test]
 fn a_name_that_waits_for_the_budget_came_in_time() {
     let options = Options { name_timeout: seconds(1), ..options() };
     let mut simulation = Simulation::new(1, COSTS, options);
@@ -524,14 +545,14 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
 fn a_status_counts_everybody_by_what_they_do() {
     let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
     stage.connect([10, 0, 0, 3], "");
-    stage.connect([10, 0, 0, 4], "QUIT\n");
+    [4, 5].map(|at| stage.connect([10, 0, 0, at], "QUIT\n"));
     // More than a second's budget.
     bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
     stage.run(Duration::from_millis(1));
     os::signal(Signal::Status);
     stage.run(Duration::from_millis(1));
     let status = stage.console.rsplit_once(" status: ").expect("a status").1;
-    let counts = "3 open, 2 named, 1 closing, 1 over the soft limit, 1 waiting, 0 lines dropped, ";
+    let counts = "3 open, 2 named, 2 closing, 1 over the soft limit, 1 waiting, 0 lines dropped, ";
     assert!(status.starts_with(counts), "{status}");
 }
 
