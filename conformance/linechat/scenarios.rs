@@ -273,6 +273,16 @@ fn who_asks_for_little_is_served_before_a_flood_of_one_who_came_first() {
 }
 
 #[test]
+fn what_is_read_fills_a_turn_though_it_asks_for_nothing() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let people = [(); 20].map(|()| stage.connect([10, 0, 0, 1], ""));
+    people.map(|peer| peer.send(&[b'\n'; Server::READ_SHARE]));
+    stage.turn();
+    let read = people.iter().filter(|peer| peer.unread() == 0).count();
+    assert_eq!(read * Server::READ_SHARE, Delivery::MAX_WORK);
+}
+
+#[test]
 fn what_is_said_right_before_closing_is_carried_out() {
     let ending = Some((Duration::from_micros(1), Ending::Close));
     let callers = vec![Character { ending, ..flooder(Flood::Msg { length: 100 }) }; 100];
