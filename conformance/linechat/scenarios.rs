@@ -276,7 +276,7 @@ fn who_asks_for_little_is_served_before_a_flood_of_one_who_came_first() {
 fn what_is_read_fills_a_turn_though_it_asks_for_nothing() {
     let mut stage = Stage::new(1, Conditions::default(), options());
     let people = [(); 20].map(|()| stage.connect([10, 0, 0, 1], ""));
-    people.map(|peer| peer.send(&[b'\n'; Server::READ_SHARE]));
+    people.iter().for_each(|peer| peer.send(&[b'\n'; Server::READ_SHARE]));
     stage.turn();
     let read = people.iter().filter(|peer| peer.unread() == 0).count();
     assert_eq!(read * Server::READ_SHARE, Delivery::MAX_WORK);
@@ -555,7 +555,9 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
 fn a_status_counts_everybody_by_what_they_do() {
     let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
     stage.connect([10, 0, 0, 3], "");
-    [4, 5].map(|at| stage.connect([10, 0, 0, at], "QUIT\n"));
+    for at in [4, 5] {
+        stage.connect([10, 0, 0, at], "QUIT\n");
+    }
     // More than a second's budget.
     bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
     stage.run(Duration::from_millis(1));
