@@ -1981,7 +1981,7 @@ impl Server {
     // Signals
 
     fn obey(&mut self) {
-        while let Some(signal) = self.signals.next() {
+        while let Some(signal) = os::next_signal(&mut self.signals) {
             match signal {
                 Signal::Stop => self.is_asked_to_stop = self.stop_by.is_none(),
                 Signal::Status => self.show_status(),
@@ -2264,7 +2264,7 @@ fn run(mut options: Options) -> Result<(), String> {
         thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || printer.print(io::stdout()))?;
-        let signals = system::Signals::new()?;
+        let signals = system::catch_signals()?;
         let mut server = Server::new(options, listener, signals, console.clone())?;
         console.log(format_args!("listening on {address}"));
         while !server.has_stopped() {
@@ -2314,7 +2314,7 @@ mod system {
     use std::time::{Duration, Instant};
 
     pub use readiness::Poller;
-    pub use signals::Signals;
+    pub use signals::{catch_signals, next_signal, Signals};
     pub use std::net::{TcpListener as Listener, TcpStream as Socket};
     /// The spare descriptor.
     pub type Reserve = File;
@@ -2743,7 +2743,7 @@ mod system {
         use super::{Signal, IS_LINUX};
         use std::ffi::c_int;
         use std::io::{self, Read};
-        use std::os::fd::{AsRawFd, RawFd};
+        use std::os::fd::AsRawFd;
         use std::os::unix::net::UnixStream;
         use std::sync::atomic::{AtomicBool, Ordering};
         use std::sync::OnceLock;
@@ -2767,37 +2767,29 @@ mod system {
         /// Becomes readable when SIGINT or SIGTERM asks the server to stop, or SIGUSR1 for its
         /// status. To be asked a second time to stop ends the process at once. A terminal that goes
         /// away (SIGHUP) does not stop it; std has SIGPIPE ignored already.
-        pub struct Signals(UnixStream);
+        pub type Signals = UnixStream;
 
-        impl Signals {
-            pub fn new() -> io::Result<Self> {
-                let (reader, writer) = UnixStream::pair()?;
-                reader.set_nonblocking(true)?;
-                writer.set_nonblocking(true)?;
-                let _ = WRITER.set(writer);
-                // SAFETY: the handler only does what signal-safety(7) allows, and reads atomics.
-                unsafe {
-                    signal(SIGHUP, SIG_IGN);
-                    for number in [SIGINT, SIGTERM, SIGUSR1] {
-                        signal(number, on_signal as *const () as usize);
-                    }
-                }
-                Ok(Signals(reader))
-            }
-
-            pub fn next(&mut self) -> Option<Signal> {
-                let mut byte = [0];
-                match (self.0.read(&mut byte), byte) {
-                    (Ok(1), [b'?']) => Some(Signal::Status),
-                    (Ok(1), _) => Some(Signal::Stop),
-                    _ => None,
+        pub fn catch_signals() -> io::Result<Signals> {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            writer.set_nonblocking(true)?;
+            let _ = WRITER.set(writer);
+            // SAFETY: the handler only does what signal-safety(7) allows, and reads atomics.
+            unsafe {
+                signal(SIGHUP, SIG_IGN);
+                for number in [SIGINT, SIGTERM, SIGUSR1] {
+                    signal(number, on_signal as *const () as usize);
                 }
             }
+            Ok(reader)
         }
 
-        impl AsRawFd for Signals {
-            fn as_raw_fd(&self) -> RawFd {
-                self.0.as_raw_fd()
+        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
+            let mut byte = [0];
+            match (signals.read(&mut byte), byte) {
+                (Ok(1), [b'?']) => Some(Signal::Status),
+                (Ok(1), _) => Some(Signal::Stop),
+                _ => None,
             }
         }
 
@@ -2821,7 +2813,6 @@ mod system {
         use super::Signal;
         use std::io;
         use std::net::UdpSocket;
-        use std::os::windows::io::{AsRawSocket, RawSocket};
         use std::sync::atomic::{AtomicBool, Ordering};
         use std::sync::OnceLock;
         use std::thread;
@@ -2839,30 +2830,22 @@ mod system {
 
         /// Becomes readable when the server is to stop; to be asked a second time ends the process
         /// at once. What wakes it is a packet that the socket sends to itself.
-        pub struct Signals(UdpSocket);
+        pub type Signals = UdpSocket;
 
-        impl Signals {
-            pub fn new() -> io::Result<Self> {
-                let socket = UdpSocket::bind("127.0.0.1:0")?;
-                socket.connect(socket.local_addr()?)?;
-                socket.set_nonblocking(true)?;
-                let _ = WRITER.set(socket.try_clone()?);
-                // SAFETY: the handler is there as long as the process.
-                match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
-                    0 => Err(io::Error::last_os_error()),
-                    _ => Ok(Signals(socket)),
-                }
-            }
-
-            pub fn next(&mut self) -> Option<Signal> {
-                self.0.recv(&mut [0]).ok().map(|_| Signal::Stop)
+        pub fn catch_signals() -> io::Result<Signals> {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(socket.local_addr()?)?;
+            socket.set_nonblocking(true)?;
+            let _ = WRITER.set(socket.try_clone()?);
+            // SAFETY: the handler is there as long as the process.
+            match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
+                0 => Err(io::Error::last_os_error()),
+                _ => Ok(socket),
             }
         }
 
-        impl AsRawSocket for Signals {
-            fn as_raw_socket(&self) -> RawSocket {
-                self.0.as_raw_socket()
-            }
+        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
+            signals.recv(&mut [0]).ok().map(|_| Signal::Stop)
         }
 
         /// Windows calls this in a thread of its own. Returning 0 ends the process.

@@ -558,10 +558,8 @@ impl Drop for Socket {
 
 pub struct Signals(());
 
-impl Signals {
-    pub fn next(&mut self) -> Option<Signal> {
-        with(|network| network.signals.pop_front())
-    }
+pub fn next_signal(_: &mut Signals) -> Option<Signal> {
+    with(|network| network.signals.pop_front())
 }
 
 /// What the poller can watch.
