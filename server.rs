@@ -2784,6 +2784,7 @@ mod system {
             Ok(reader)
         }
 
+        /// What the signals have asked for next, if anything.
         pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
             let mut byte = [0];
             match (signals.read(&mut byte), byte) {
@@ -2844,6 +2845,7 @@ mod system {
             }
         }
 
+        /// What the signals have asked for next, if anything.
         pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
             signals.recv(&mut [0]).ok().map(|_| Signal::Stop)
         }
