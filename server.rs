@@ -42,14 +42,12 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
-#[cfg(not(test))]
-use std::net::Ipv4Addr;
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
-use std::{process::ExitCode, sync::mpsc::sync_channel, thread};
+use std::{process::ExitCode, thread};
 use Asker::{Anybody, Named, Unnamed};
 
 #[cfg(not(test))]
@@ -1377,10 +1375,10 @@ impl Server {
         let mut ready = mem::take(&mut self.ready);
         self.poller.wait(&mut ready, self.time_until_next_deadline())?;
         self.now = os::now();
-        let is_called = ready.iter().any(|readiness| readiness.token == LISTENER);
+        let mut is_called = false;
         for readiness in ready.drain(..) {
             match readiness.token {
-                LISTENER => {}
+                LISTENER => is_called = true,
                 SIGNALS => self.obey(),
                 _ => self.note_readiness(readiness),
             }
@@ -1618,9 +1616,7 @@ impl Server {
             decoder.line = Vec::new();
         }
         connection.decoder = decoder;
-        if connection.is_open() && !input.is_empty() {
-            connection.unread = input.into();
-        }
+        connection.unread = if connection.is_open() { input.into() } else { Box::default() };
     }
 
     /// One line from a connection: whole, or the beginning of one that is too long. It is refused,
@@ -1985,7 +1981,7 @@ impl Server {
     // Signals
 
     fn obey(&mut self) {
-        while let Some(signal) = self.signals.next() {
+        while let Some(signal) = os::next_signal(&mut self.signals) {
             match signal {
                 Signal::Stop => self.is_asked_to_stop = self.stop_by.is_none(),
                 Signal::Status => self.show_status(),
@@ -2048,13 +2044,11 @@ struct Console {
 
 #[derive(Default)]
 struct Pending {
+    /// What is not printed yet.
     text: String,
     /// Lines dropped since the last one that was not, and in all.
     dropped: u64,
     all_dropped: u64,
-    /// No more is to come.
-    #[cfg_attr(test, allow(dead_code))]
-    is_over: bool,
 }
 
 impl Console {
@@ -2086,27 +2080,23 @@ impl Console {
         self.pending.1.notify_one();
     }
 
-    /// Ends `print`, once everything is printed.
-    #[cfg(not(test))]
-    fn end(&mut self) {
-        self.pending().is_over = true;
-        self.pending.1.notify_one();
+    /// Prints all that is shown, for ever.
+    fn print(&self, mut out: impl Write) -> ! {
+        loop {
+            let is_idle = |pending: &mut Pending| pending.text.is_empty();
+            let pending = self.pending.1.wait_while(self.pending(), is_idle);
+            let text = pending.unwrap_or_else(PoisonError::into_inner).text.clone();
+            // Closed, or the disk is full: there is nobody to tell.
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            self.pending().text.drain(..text.len());
+            self.pending.1.notify_one();
+        }
     }
 
-    /// Prints all that is shown, until the end.
-    #[cfg(not(test))]
-    fn print(&self) {
-        let mut out = io::stdout();
-        loop {
-            let is_idle = |pending: &mut Pending| pending.text.is_empty() && !pending.is_over;
-            let pending = self.pending.1.wait_while(self.pending(), is_idle);
-            let text = mem::take(&mut pending.unwrap_or_else(PoisonError::into_inner).text);
-            // Closed, or the disk is full: there is nobody to tell.
-            let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            if text.is_empty() || printed.is_err() {
-                return;
-            }
-        }
+    /// Waits until everything is printed, but no longer than this.
+    fn finish(&self, patience: Duration) {
+        let is_printing = |pending: &mut Pending| !pending.text.is_empty();
+        let _ = self.pending.1.wait_timeout_while(self.pending(), patience, is_printing);
     }
 }
 
@@ -2219,30 +2209,37 @@ fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, St
     number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
 }
 
+/// Where the server listens if no address is given. That of IPv6 is tried only where it serves IPv4
+/// too; `bindv6only` is Linux' setting of that name (ip-sysctl).
+fn default_addresses(bindv6only: Option<&str>) -> Vec<SocketAddr> {
+    let serves_both = match bindv6only {
+        Some(setting) => setting != "1\n",
+        None => cfg!(any(target_os = "linux", target_os = "macos")),
+    };
+    let ipv6 = serves_both.then_some((Ipv6Addr::UNSPECIFIED, 9999).into());
+    ipv6.into_iter().chain([(Ipv4Addr::UNSPECIFIED, 9999).into()]).collect()
+}
+
+/// Why the server cannot listen, and what to do.
+fn explain(address: &str, error: io::Error) -> String {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => "; is another server running? Give another port",
+        ErrorKind::PermissionDenied => "; ports below 1024 need special rights",
+        _ => "",
+    };
+    format!("cannot listen on {address}: {error}{advice}")
+}
+
 // Everything from here to `main` needs the real operating system, which unit tests do without.
 
 #[cfg(not(test))]
 fn bind(address: Option<&str>) -> Result<system::Listener, String> {
-    let explain = |address: &str, error: io::Error| {
-        let advice = match error.kind() {
-            ErrorKind::AddrInUse => "; is another server running? Give another port",
-            ErrorKind::PermissionDenied => "; ports below 1024 need special rights",
-            _ => "",
-        };
-        format!("cannot listen on {address}: {error}{advice}")
-    };
-    let Some(address) = address else {
-        // The address of IPv6 is tried only where it serves IPv4 too.
-        let serves_both = match cfg!(target_os = "linux") {
-            true => !std::fs::read("/proc/sys/net/ipv6/bindv6only").is_ok_and(|it| it == b"1\n"),
-            false => cfg!(target_os = "macos"),
-        };
-        let all: [SocketAddr; 2] =
-            [(Ipv6Addr::UNSPECIFIED, 9999).into(), (Ipv4Addr::UNSPECIFIED, 9999).into()];
-        let addresses = if serves_both { &all[..] } else { &all[1..] };
-        return system::Listener::bind(addresses).map_err(|error| explain("port 9999", error));
-    };
-    system::Listener::bind(address).map_err(|error| explain(address, error))
+    if let Some(address) = address {
+        return system::Listener::bind(address).map_err(|error| explain(address, error));
+    }
+    let bindv6only = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").ok();
+    let addresses = default_addresses(bindv6only.as_deref());
+    system::Listener::bind(&*addresses).map_err(|error| explain("port 9999", error))
 }
 
 #[cfg(not(test))]
@@ -2263,19 +2260,17 @@ fn run(mut options: Options) -> Result<(), String> {
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
         let mut console = Console::new();
-        let (printer, (done, is_done)) = (console.clone(), sync_channel(1));
-        thread::Builder::new().name("console".to_owned()).spawn(move || {
-            printer.print();
-            let _ = done.send(());
-        })?;
-        let signals = system::Signals::new()?;
+        let printer = console.clone();
+        thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || printer.print(io::stdout()))?;
+        let signals = system::catch_signals()?;
         let mut server = Server::new(options, listener, signals, console.clone())?;
         console.log(format_args!("listening on {address}"));
         while !server.has_stopped() {
             server.turn()?;
         }
-        console.end();
-        let _ = is_done.recv_timeout(STOP_TIMEOUT);
+        console.finish(STOP_TIMEOUT);
         Ok(())
     };
     serve().map_err(|error| format!("the operating system refused what the server needs: {error}"))
@@ -2319,7 +2314,7 @@ mod system {
     use std::time::{Duration, Instant};
 
     pub use readiness::Poller;
-    pub use signals::Signals;
+    pub use signals::{catch_signals, next_signal, Signals};
     pub use std::net::{TcpListener as Listener, TcpStream as Socket};
     /// The spare descriptor.
     pub type Reserve = File;
@@ -2351,6 +2346,14 @@ mod system {
         }
     }
 
+    /// How many are ready: none if a signal came first.
+    pub fn unless_interrupted(waited: io::Result<c_int>) -> io::Result<usize> {
+        match waited {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            waited => Ok(waited? as usize),
+        }
+    }
+
     /// A time-out in milliseconds, rounded up so that nothing is early; -1 waits for ever.
     fn milliseconds(timeout: Option<Duration>) -> c_int {
         timeout.map_or(-1, |timeout| {
@@ -2361,7 +2364,8 @@ mod system {
     /// Readiness on Linux: epoll(7). `--cfg linechat_poll` builds what other systems have instead.
     #[cfg(all(target_os = "linux", not(linechat_poll)))]
     mod readiness {
-        use super::{check, milliseconds, number_of, Done, Interest, Pollable, Readiness};
+        use super::{check, milliseconds, number_of, unless_interrupted};
+        use super::{Done, Interest, Pollable, Readiness};
         use std::ffi::c_int;
         use std::io;
         use std::os::fd::{FromRawFd, OwnedFd};
@@ -2424,14 +2428,11 @@ mod system {
                 let timeout = milliseconds(timeout);
                 let room = self.events.len() as c_int;
                 // SAFETY: `events` is writable for `room` entries, and outlives the call.
-                let count = check(unsafe {
+                let waited = check(unsafe {
                     epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), room, timeout)
                 });
-                let count = match count {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                    count => count?,
-                };
-                ready.extend(self.events.iter().take(count as usize).map(|event| {
+                let count = unless_interrupted(waited)?;
+                ready.extend(self.events.iter().take(count).map(|event| {
                     let EpollEvent { events, token } = *event;
                     let failed = events & (EPOLLERR | EPOLLHUP) != 0;
                     Readiness {
@@ -2467,7 +2468,8 @@ mod system {
     /// at every turn, so a large room costs more than with epoll.
     #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
     mod readiness {
-        use super::{check, milliseconds, number_of, Done, Interest, Number, Pollable, Readiness};
+        use super::{check, milliseconds, number_of, unless_interrupted};
+        use super::{Done, Interest, Number, Pollable, Readiness};
         use std::collections::{BTreeMap, BTreeSet};
         use std::io;
         use std::thread;
@@ -2513,12 +2515,9 @@ mod system {
             }
         }
 
-        /// Linux hangs up when both directions have ended. Elsewhere that may mean that the peer
-        /// has ended only its own, and may still be owed something.
-        const FAILURE: i16 = match cfg!(target_os = "linux") {
-            true => system::ERROR | system::INVALID | system::HANGUP,
-            false => system::ERROR | system::INVALID,
-        };
+        /// A hang-up is none: on some systems it means that the peer has ended only its own
+        /// direction, and may still be owed something.
+        const FAILURE: i16 = system::ERROR | system::INVALID;
 
         /// A hang-up cannot be asked not to be reported. Where nobody can make use of it yet, the
         /// socket is left out for so long, which is better than to spin.
@@ -2583,10 +2582,8 @@ mod system {
                 let waited = check(unsafe {
                     system::poll(self.entries.as_mut_ptr(), count, milliseconds(timeout))
                 });
-                match waited {
-                    Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                    Err(_) | Ok(0) => return Ok(()),
-                    Ok(_) => {}
+                if unless_interrupted(waited)? == 0 {
+                    return Ok(());
                 }
                 for (&token, entry) in self.tokens.iter().zip(&self.entries) {
                     let failed = entry.returned & FAILURE != 0;
@@ -2715,20 +2712,17 @@ mod system {
             const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
             // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
             const OPEN_MAX: RlimT = 10_240;
-            let mut limit = ResourceLimit { soft: 0, hard: 0 };
-            // SAFETY: `limit` outlives the calls, which write and read it as the structure it is.
-            unsafe {
-                if getrlimit(RLIMIT_NOFILE, &mut limit) == -1 {
-                    return 256;
-                }
-                for soft in [limit.hard, limit.hard.min(OPEN_MAX)] {
-                    let raised = ResourceLimit { soft, hard: limit.hard };
-                    if soft > limit.soft && setrlimit(RLIMIT_NOFILE, &raised) == 0 {
-                        limit.soft = soft;
-                    }
-                }
-            }
-            usize::try_from(limit.soft).unwrap_or(usize::MAX)
+            // If nothing can be learnt, this is what every system has.
+            let mut limit = ResourceLimit { soft: 256, hard: 256 };
+            // SAFETY: `limit` outlives the call, which writes it as the structure it is.
+            unsafe { getrlimit(RLIMIT_NOFILE, &mut limit) };
+            let raise = |to: RlimT| {
+                let raised = ResourceLimit { soft: to.max(limit.soft), hard: limit.hard };
+                // SAFETY: `raised` outlives the call, which reads it as the structure it is.
+                (unsafe { setrlimit(RLIMIT_NOFILE, &raised) } == 0).then_some(raised.soft)
+            };
+            let raised = raise(limit.hard).or_else(|| raise(limit.hard.min(OPEN_MAX)));
+            usize::try_from(raised.unwrap_or(limit.soft)).unwrap_or(usize::MAX)
         }
     }
 
@@ -2749,9 +2743,10 @@ mod system {
         use super::{Signal, IS_LINUX};
         use std::ffi::c_int;
         use std::io::{self, Read};
-        use std::os::fd::{AsRawFd, RawFd};
+        use std::os::fd::AsRawFd;
         use std::os::unix::net::UnixStream;
-        use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use std::sync::OnceLock;
 
         extern "C" {
             fn signal(number: c_int, handler: usize) -> usize;
@@ -2766,55 +2761,48 @@ mod system {
         const SIGUSR1: c_int = if IS_LINUX { 10 } else { 30 };
         const SIG_IGN: usize = 1;
 
-        static WRITER: AtomicI32 = AtomicI32::new(-1);
+        static WRITER: OnceLock<UnixStream> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
         /// Becomes readable when SIGINT or SIGTERM asks the server to stop, or SIGUSR1 for its
         /// status. To be asked a second time to stop ends the process at once. A terminal that goes
         /// away (SIGHUP) does not stop it; std has SIGPIPE ignored already.
-        pub struct Signals(UnixStream);
+        pub type Signals = UnixStream;
 
-        impl Signals {
-            pub fn new() -> io::Result<Self> {
-                let (reader, writer) = UnixStream::pair()?;
-                reader.set_nonblocking(true)?;
-                writer.set_nonblocking(true)?;
-                WRITER.store(writer.as_raw_fd(), Ordering::SeqCst);
-                std::mem::forget(writer);
-                // SAFETY: the handler only does what signal-safety(7) allows.
-                unsafe {
-                    signal(SIGHUP, SIG_IGN);
-                    for number in [SIGINT, SIGTERM, SIGUSR1] {
-                        signal(number, on_signal as *const () as usize);
-                    }
-                }
-                Ok(Signals(reader))
-            }
-
-            pub fn next(&mut self) -> Option<Signal> {
-                let mut byte = [0];
-                match (self.0.read(&mut byte), byte) {
-                    (Ok(1), [b'?']) => Some(Signal::Status),
-                    (Ok(1), _) => Some(Signal::Stop),
-                    _ => None,
+        pub fn catch_signals() -> io::Result<Signals> {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            writer.set_nonblocking(true)?;
+            let _ = WRITER.set(writer);
+            // SAFETY: the handler only does what signal-safety(7) allows, and reads atomics.
+            unsafe {
+                signal(SIGHUP, SIG_IGN);
+                for number in [SIGINT, SIGTERM, SIGUSR1] {
+                    signal(number, on_signal as *const () as usize);
                 }
             }
+            Ok(reader)
         }
 
-        impl AsRawFd for Signals {
-            fn as_raw_fd(&self) -> RawFd {
-                self.0.as_raw_fd()
+        /// What the signals have asked for next, if anything.
+        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
+            let mut byte = [0];
+            match (signals.read(&mut byte), byte) {
+                (Ok(1), [b'?']) => Some(Signal::Status),
+                (Ok(1), _) => Some(Signal::Stop),
+                _ => None,
             }
         }
 
         extern "C" fn on_signal(number: c_int) {
+            let Some(writer) = WRITER.get() else { return };
             let byte = if number == SIGUSR1 { b"?" } else { b"!" };
-            // SAFETY: the descriptor stays open for ever; one byte is there to be written.
+            // SAFETY: one byte is there to be written.
             unsafe {
                 if number != SIGUSR1 && IS_STOPPING.swap(true, Ordering::SeqCst) {
                     _exit(128 + number);
                 }
-                write(WRITER.load(Ordering::SeqCst), byte.as_ptr(), 1);
+                write(writer.as_raw_fd(), byte.as_ptr(), 1);
             }
         }
     }
@@ -2826,7 +2814,6 @@ mod system {
         use super::Signal;
         use std::io;
         use std::net::UdpSocket;
-        use std::os::windows::io::{AsRawSocket, RawSocket};
         use std::sync::atomic::{AtomicBool, Ordering};
         use std::sync::OnceLock;
         use std::thread;
@@ -2844,30 +2831,23 @@ mod system {
 
         /// Becomes readable when the server is to stop; to be asked a second time ends the process
         /// at once. What wakes it is a packet that the socket sends to itself.
-        pub struct Signals(UdpSocket);
+        pub type Signals = UdpSocket;
 
-        impl Signals {
-            pub fn new() -> io::Result<Self> {
-                let socket = UdpSocket::bind("127.0.0.1:0")?;
-                socket.connect(socket.local_addr()?)?;
-                socket.set_nonblocking(true)?;
-                let _ = WRITER.set(socket.try_clone()?);
-                // SAFETY: the handler is there as long as the process.
-                match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
-                    0 => Err(io::Error::last_os_error()),
-                    _ => Ok(Signals(socket)),
-                }
-            }
-
-            pub fn next(&mut self) -> Option<Signal> {
-                self.0.recv(&mut [0]).ok().map(|_| Signal::Stop)
+        pub fn catch_signals() -> io::Result<Signals> {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(socket.local_addr()?)?;
+            socket.set_nonblocking(true)?;
+            let _ = WRITER.set(socket.try_clone()?);
+            // SAFETY: the handler is there as long as the process.
+            match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
+                0 => Err(io::Error::last_os_error()),
+                _ => Ok(socket),
             }
         }
 
-        impl AsRawSocket for Signals {
-            fn as_raw_socket(&self) -> RawSocket {
-                self.0.as_raw_socket()
-            }
+        /// What the signals have asked for next, if anything.
+        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
+            signals.recv(&mut [0]).ok().map(|_| Signal::Stop)
         }
 
         /// Windows calls this in a thread of its own. Returning 0 ends the process.

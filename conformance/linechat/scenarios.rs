@@ -212,6 +212,25 @@ fn while_somebody_is_behind_the_budget_is_kept_and_otherwise_nothing_is_limited(
 }
 
 #[test]
+fn while_somebody_is_behind_what_each_causes_is_spent_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    let carol = stage.connect([10, 0, 0, 3], "NAME carol\n");
+    stage.run(seconds(10));
+    bob.send(b"MSG hello\n");
+    carol.send(b"PRIV @p2 psst\nQUIT\n");
+    let room = &stage.server.room;
+    let costs = [
+        room.cost(1, Request::Msg("hello")),
+        room.cost(2, Request::Priv { to: "p2", text: "psst" }),
+        room.cost_of_leaving(2, Reason::Quit),
+    ];
+    let full = os::now();
+    stage.turn();
+    assert!(take_lines(bob).last().is_some_and(|line| line.starts_with("USERS 2 ")));
+    assert_eq!(stage.server.flow.paid_until - full, costs.map(time_for).iter().sum());
+}
+
+#[test]
 fn while_somebody_is_behind_a_short_line_waits_for_less_than_half_a_second() {
     let talk = |length| flooder(Flood::Msg { length });
     for others in [talk(0), talk(3000), flooder(Flood::Priv { to: 1 }), restless()] {
@@ -237,6 +256,30 @@ fn while_nobody_is_behind_a_request_waits_for_a_few_turns() {
         simulation.add_all(vec![typist(patience, pause); 10]);
         simulation.run(Duration::from_millis(100));
     }
+}
+
+#[test]
+fn who_asks_for_little_is_served_before_a_flood_of_one_who_came_first() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let [ana, bob] =
+        ["ana", "bob"].map(|name| stage.connect([10, 0, 0, 1], &format!("NAME {name}\n")));
+    ana.send(format!("MSG {}\n", "x".repeat(1000)).repeat(120).as_bytes());
+    stage.turn();
+    bob.send(b"PING\n");
+    // In the first of these turns they are level.
+    stage.turn();
+    stage.turn();
+    assert!(take_lines(bob).contains(&"PONG".to_owned()) && ana.unread() > 0);
+}
+
+#[test]
+fn what_is_read_fills_a_turn_though_it_asks_for_nothing() {
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    let people = [(); 20].map(|()| stage.connect([10, 0, 0, 1], ""));
+    people.iter().for_each(|peer| peer.send(&[b'\n'; Server::READ_SHARE]));
+    stage.turn();
+    let read = people.iter().filter(|peer| peer.unread() == 0).count();
+    assert_eq!(read * Server::READ_SHARE, Delivery::MAX_WORK);
 }
 
 #[test]
@@ -326,15 +369,20 @@ fn who_gives_no_name_is_told_and_dropped() {
     let silent = stage.connect([10, 0, 0, 1], "PING\n");
     stage.run(seconds(59));
     assert_eq!(take_lines(silent).len(), 2);
-    stage.run(seconds(2));
+    // At once, though the server has nothing else to wake up for.
+    let greeted = silent.all_written().0;
+    while silent.all_written().0 == greeted {
+        stage.turn();
+    }
+    assert!((seconds(60)..seconds(61)).contains(&os::time()), "told after {:?}", os::time());
     assert!(take_lines(silent)[0].starts_with("ERR timeout "));
     assert!(silent.sees_end() && !silent.is_dropped());
     stage.run(seconds(10));
     assert!(silent.is_dropped());
-    // Who ends without a name is not kept waiting.
+    // Who ends without a name is gone in the same turn.
     let shy = stage.connect([10, 0, 0, 1], "");
     shy.half_close();
-    stage.run(Duration::from_millis(1));
+    stage.turn();
     assert!(take_lines(shy)[0].starts_with("HELLO ") && shy.is_dropped());
 }
 
@@ -357,6 +405,42 @@ fn whoever_is_lost_is_announced_as_the_budget_allows() {
         let most = simulation.crowd.borrow().log.budget.map_or(0.0, |bucket| bucket.most);
         assert!(most < 65_536.0 + 5200.0, "{most} bytes beyond 64 KiB a second");
     }
+}
+
+#[test]
+fn who_is_lost_while_a_request_waits_is_reported_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(40).as_bytes());
+    stage.run(Duration::from_millis(1));
+    bob.reset();
+    let (end, mut turns) = (os::time() + seconds(1), 0);
+    os::set_alarm(Some(end));
+    while os::time() < end {
+        stage.turn();
+        turns += 1;
+        assert!(turns < 200, "in one second");
+    }
+}
+
+#[test]
+fn who_is_lost_when_nothing_that_they_sent_counts_any_more_is_dropped_at_once() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    let [leaving, closing] =
+        [3, 4].map(|at| stage.connect([10, 0, 0, at], &format!("NAME p{at}\n")));
+    closing.send(&[&b"LIST\n".repeat(6000)[..], b"QUIT\n"].concat());
+    stage.run(Duration::from_millis(1));
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(40).as_bytes());
+    stage.run(Duration::from_millis(1));
+    leaving.half_close();
+    stage.run(Duration::from_millis(1));
+    closing.send(&[b'x'; 100_000]);
+    for lost in [closing, leaving] {
+        assert!(!lost.is_dropped());
+        lost.reset();
+        stage.run(Duration::from_millis(1));
+        assert!(lost.is_dropped());
+    }
+    assert!(stage.server.room.is_named(2) && !stage.server.room.is_named(3));
 }
 
 #[test]
@@ -395,6 +479,19 @@ fn without_even_a_spare_descriptor_the_listener_rests() {
     stage.run(seconds(10));
     let count = os::calls().count - before;
     assert!((40..400).contains(&count), "{count} system calls in ten seconds");
+}
+
+#[test]
+fn a_newcomer_that_is_gone_delays_nobody_and_what_may_last_makes_the_listener_rest() {
+    use ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
+    let mut stage = Stage::new(1, Conditions::default(), options());
+    os::fail_accept(&[ConnectionAborted, ConnectionReset, Interrupted]);
+    assert!(stage.greeting([10, 0, 0, 1]).starts_with("HELLO "));
+    os::fail_accept(&[OutOfMemory]);
+    let ana = stage.connect([10, 0, 0, 2], "");
+    assert!(take_lines(ana).is_empty());
+    stage.run(seconds(1));
+    assert!(take_lines(ana)[0].starts_with("HELLO "));
 }
 
 #[test]
@@ -437,7 +534,11 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
     let people = [steady(300_000, 65_536), flooder(Flood::Msg { length: 3000 })];
     let mut simulation = Simulation::with(people);
     simulation.run_until_limited();
-    assert!(simulation.stage.console.contains(" the budget begins to apply: p1 has not taken 2"));
+    let console = &simulation.stage.console;
+    let begins = console.split(" the budget begins to apply: p1 has not taken ").skip(1);
+    let backlogs: Vec<usize> =
+        begins.map(|it| it.split_once(" KiB\n").unwrap().0.parse().unwrap()).collect();
+    assert!(matches!(backlogs[..], [256..300]), "{backlogs:?} KiB");
     simulation.crowd.borrow_mut().is_over = true;
     while simulation.stage.server.flow.applies() {
         simulation.turn();
@@ -448,6 +549,23 @@ fn the_console_tells_when_the_budget_begins_and_ends() {
     }
     let pause = os::time() - since;
     assert!((seconds(9)..seconds(11)).contains(&pause), "told after {pause:?}");
+}
+
+#[test]
+fn a_status_counts_everybody_by_what_they_do() {
+    let (mut stage, [_, bob]) = behind(SOFT_LIMIT + 1);
+    stage.connect([10, 0, 0, 3], "");
+    for at in [4, 5] {
+        stage.connect([10, 0, 0, at], "QUIT\n");
+    }
+    // More than a second's budget.
+    bob.send(format!("MSG {}\n", "x".repeat(3900)).repeat(20).as_bytes());
+    stage.run(Duration::from_millis(1));
+    os::signal(Signal::Status);
+    stage.run(Duration::from_millis(1));
+    let status = stage.console.rsplit_once(" status: ").expect("a status").1;
+    let counts = "3 open, 2 named, 2 closing, 1 over the soft limit, 1 waiting, 0 lines dropped, ";
+    assert!(status.starts_with(counts), "{status}");
 }
 
 #[test]

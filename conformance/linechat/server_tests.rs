@@ -4,6 +4,7 @@
 
 use super::*;
 use os::chance::Chance;
+use std::io::BufRead as _;
 use std::net::{TcpListener, TcpStream};
 
 // The wire
@@ -655,6 +656,17 @@ fn a_turn_ends_when_it_is_long_or_somebody_passes_the_soft_limit() {
 }
 
 #[test]
+fn requests_wait_from_the_first_byte_of_replies_beyond_the_limit() {
+    let mut delivery = Delivery::default();
+    delivery.outboxes.insert(0, Outbox::default());
+    let is_over = [REPLY_LIMIT, 1].map(|length| {
+        delivery.put(0, Kind::Reply, &vec![b'x'; length]);
+        delivery.is_over_reply_limit(0)
+    });
+    assert_eq!(is_over, [false, true]);
+}
+
+#[test]
 fn a_turn_is_short_behind_a_full_one_and_behind_a_full_read() {
     let mut delivery = Delivery::default();
     let text = "x".repeat(1024 - "MSG \r\n".len());
@@ -696,7 +708,7 @@ fn nothing_waits_while_nobody_is_over_the_soft_limit() {
     assert!(flow.admit(1, BUDGET, now) && flow.next_time(now).is_none());
     flow.set_over_soft_limit(7, true);
     assert!(flow.admit(1, BUDGET, now), "what went on before costs nothing");
-    flow.spend(BUDGET, now);
+    flow.spend(2 * BUDGET, now);
     assert!(flow.admit(1, 0, now) && !flow.admit(2, 1, now));
     // Who waits goes on as soon as nobody is over the limit.
     flow.set_over_soft_limit(7, false);
@@ -737,6 +749,39 @@ fn who_causes_least_goes_on_first() {
 }
 
 #[test]
+fn whoever_is_new_starts_level_with_those_who_wait() {
+    let mut queue = FairQueue::default();
+    (1..=2).for_each(|id| queue.push(id, 0));
+    let serve = |queue: &mut FairQueue| {
+        let id = queue.pop().unwrap();
+        queue.charge(id, 1000);
+        queue.push(id, 0);
+        id
+    };
+    for _ in 0..20 {
+        serve(&mut queue);
+    }
+    queue.push(3, 0);
+    let mut served = [(); 6].map(|()| serve(&mut queue));
+    served.sort_unstable();
+    assert_eq!(served, [1, 1, 2, 2, 3, 3]);
+}
+
+#[test]
+fn when_nobody_waits_all_start_level_again() {
+    let mut queue = FairQueue::default();
+    for _ in 0..2 {
+        queue.push(1, 0);
+        queue.push(2, 0);
+        // Of those who are level, the first place comes first.
+        assert_eq!(queue.pop(), Some(1));
+        queue.charge(1, 1000);
+        assert_eq!(queue.pop(), Some(2));
+        queue.charge(2, 0);
+    }
+}
+
+#[test]
 fn who_is_gone_waits_no_more() {
     let now = os::now();
     let mut flow = flow_with(now, &[(1, 10), (2, 20)]);
@@ -770,6 +815,20 @@ fn a_console_that_nobody_reads_drops_lines_and_says_how_many() {
     let note = format!("{dropped} lines dropped: nobody read them");
     assert_eq!(shown(&console), [&note, "after", "further"]);
     assert_eq!(console.pending().all_dropped, dropped as u64);
+}
+
+#[test]
+fn a_console_is_finished_when_everything_is_printed() {
+    let mut console = Console::new();
+    let (printer, (near, far)) = (console.clone(), socket_pair());
+    std::thread::spawn(move || printer.print(near));
+    (0..1000).for_each(|number| console.log(format_args!("line {number}")));
+    console.finish(Duration::MAX);
+    assert_eq!(console.pending().text, "");
+    let printed = io::BufReader::new(far).lines().take(1000);
+    assert!(printed.enumerate().all(|(at, it)| it.unwrap().ends_with(&format!(" line {at}"))));
+    // Then there is nothing to wait for.
+    console.finish(Duration::MAX);
 }
 
 #[test]
@@ -813,7 +872,8 @@ fn bad_usage_is_named() {
         ("--max-per-ip=-1", "'-1'"),
         ("--name-timeout 1.5", "'1.5'"),
         ("--verbose=yes", "--verbose=yes"),
-        ("--nonsense", "--nonsense"),
+        ("--nonsense", "no option --nonsense"),
+        ("-x:1", "no option -x:1"),
         ("9999", "'9999'"),
         ("a=b", "'a=b' is not HOST:PORT"),
         ("localhost:http", "'localhost:http'"),
@@ -825,6 +885,19 @@ fn bad_usage_is_named() {
 }
 
 // The document
+
+#[test]
+fn without_an_address_the_server_listens_on_all_of_ipv4_and_where_that_is_served_too_of_ipv6() {
+    let addresses = |bindv6only| format!("{:?}", default_addresses(Some(bindv6only)));
+    assert_eq!(addresses("0\n"), "[[::]:9999, 0.0.0.0:9999]");
+    assert_eq!(addresses("1\n"), "[0.0.0.0:9999]");
+}
+
+#[test]
+fn whoever_may_not_listen_is_told_why() {
+    let denied = explain("[::]:80", ErrorKind::PermissionDenied.into());
+    assert!(denied.contains("[::]:80") && denied.contains("below 1024"), "{denied}");
+}
 
 #[test]
 fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
@@ -917,7 +990,8 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
     far.shutdown(Shutdown::Write).unwrap();
     assert_eq!(reported(&mut poller), [(8, true, false, false)]);
     near.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(reported(&mut poller), [(8, true, true, true)]);
+    let is_epoll = cfg!(not(linechat_poll));
+    assert_eq!(reported(&mut poller), [(8, true, is_epoll, is_epoll)]);
     poller.delete(&near, 8).unwrap();
     // A failure without a hang-up: a pipe that nobody can read any more.
     let mut child =
@@ -926,6 +1000,34 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
     child.wait().unwrap();
     poller.add(&pipe, 9, NEITHER).unwrap();
     assert_eq!(reported(&mut poller), [(9, true, true, true)]);
+}
+
+#[test]
+#[cfg(linechat_poll)]
+fn a_hang_up_is_for_who_reads_and_otherwise_rests() {
+    // A pipe that nobody can write to any more hangs up, and is not readable (poll(2)).
+    let mut child =
+        std::process::Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let pipe = child.stdout.take().unwrap();
+    child.wait().unwrap();
+    let mut poller = system::Poller::new().unwrap();
+    poller.add(&pipe, 7, READ).unwrap();
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
+    poller.modify(&pipe, 7, NEITHER).unwrap();
+    let mut ready = Vec::new();
+    poller.wait(&mut ready, None).unwrap();
+    assert_eq!(ready, []);
+    // The system would report it again at once.
+    assert_eq!(reported(&mut poller), []);
+    poller.modify(&pipe, 7, READ).unwrap();
+    assert_eq!(reported(&mut poller), [(7, true, false, false)]);
+}
+
+#[test]
+fn only_an_interruption_is_no_failure_to_wait() {
+    let waited = |kind: ErrorKind| system::unless_interrupted(Err(kind.into())).ok();
+    assert_eq!(waited(ErrorKind::Interrupted), Some(0));
+    assert_eq!(waited(ErrorKind::InvalidInput), None);
 }
 
 #[test]

@@ -132,6 +132,11 @@ pub fn signal(signal: Signal) {
     });
 }
 
+/// The next calls of `Listener::accept` fail, for these reasons.
+pub fn fail_accept(reasons: &[ErrorKind]) {
+    with(|network| network.failing_accepts.extend(reasons));
+}
+
 pub fn calls() -> Calls {
     with(|network| network.calls)
 }
@@ -164,6 +169,7 @@ struct Network {
     connections: Vec<Connection>,
     /// Connections that the server has not accepted yet.
     arriving: VecDeque<(usize, SocketAddr)>,
+    failing_accepts: VecDeque<ErrorKind>,
     signals: VecDeque<Signal>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
@@ -196,6 +202,7 @@ impl Network {
             alarm: None,
             connections: Vec::new(),
             arriving: VecDeque::new(),
+            failing_accepts: VecDeque::new(),
             signals: VecDeque::new(),
             sources: vec![Source::default(); FIRST_CONNECTION],
             changed: Vec::new(),
@@ -383,6 +390,9 @@ impl Listener {
             if network.descriptors >= network.conditions.descriptors {
                 return Err(io::Error::from_raw_os_error(OUT_OF_DESCRIPTORS));
             }
+            if let Some(reason) = network.failing_accepts.pop_front() {
+                return Err(reason.into());
+            }
             let (at, address) = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
             network.descriptors += 1;
             network.has_changed(LISTENER);
@@ -548,10 +558,8 @@ impl Drop for Socket {
 
 pub struct Signals(());
 
-impl Signals {
-    pub fn next(&mut self) -> Option<Signal> {
-        with(|network| network.signals.pop_front())
-    }
+pub fn next_signal(_: &mut Signals) -> Option<Signal> {
+    with(|network| network.signals.pop_front())
 }
 
 /// What the poller can watch.
@@ -625,12 +633,12 @@ impl Poller {
             });
             with(|network| network.report(ready));
             let (now, alarm) = with(|network| (network.time, network.alarm));
-            let until = [deadline, alarm, next].into_iter().flatten().min();
-            let until = until.expect("the server waits for ever, and nobody acts");
             let is_past = |time: Option<Duration>| time.is_some_and(|time| time <= now);
             if !ready.is_empty() || is_past(deadline) || is_past(alarm) {
                 return Ok(());
             }
+            let until = [deadline, alarm, next].into_iter().flatten().min();
+            let until = until.expect("the server waits for ever, and nobody acts");
             with(|network| network.time = network.time.max(until));
         }
     }
