@@ -6,6 +6,7 @@ use crate::text::{show, side_by_side};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Waiting for something is done in slices of this, between which it is seen whether the run is over.
@@ -16,6 +17,9 @@ const TOO_MUCH: usize = 16 * 1024 * 1024;
 
 /// After this long without being able to send a byte, the rest is not sent.
 const UNSENT: Duration = Duration::from_secs(4);
+
+/// Bytes that are sent, one in each slice, to see whether the connection is still there.
+const SENT_TO_BE_HEARD: usize = 20;
 
 /// What the clients are.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -114,6 +118,8 @@ pub struct Client {
     /// What the transcript has seen.
     pub history: Vec<Vec<u8>>,
     pub is_closed: bool,
+    /// A reset has ended it, which can destroy what was on its way.
+    pub is_reset: bool,
     pub has_half_closed: bool,
     pub is_stalled: bool,
     /// The transcript says that the server ends the connection.
@@ -124,6 +130,8 @@ pub struct Client {
     pub is_unfenced: bool,
     /// Lines that it has sent since then.
     pub lines_unfenced: usize,
+    /// When it last sent something.
+    pub last_sent: Instant,
     /// How many LEFT may come that nobody's request causes.
     pub awaited_leaves: usize,
     /// What ends a line as it is received: telnet and linechat-client show them ended by LF.
@@ -139,12 +147,14 @@ impl Client {
             received: Received::default(),
             history: Vec::new(),
             is_closed: false,
+            is_reset: false,
             has_half_closed: false,
             is_stalled: false,
             was_to_close: false,
             is_mid_line: false,
             is_unfenced: false,
             lines_unfenced: 0,
+            last_sent: Instant::now(),
             awaited_leaves: 0,
             ending,
         }
@@ -172,7 +182,11 @@ impl Client {
     /// Sends all of it, and takes what comes meanwhile when the server waits for that.
     pub fn send(&mut self, bytes: &[u8]) {
         let sent = match &mut self.line {
-            Line::Socket(_) => self.send_to_socket(bytes),
+            Line::Socket(_) => {
+                let sent = self.send_to_socket(bytes);
+                self.is_reset |= sent.as_ref().is_err_and(|error| !is_late(error));
+                sent
+            }
             Line::Program(program) => match &mut program.typed {
                 Some(typed) => typed.write_all(bytes),
                 None => Ok(()),
@@ -182,6 +196,7 @@ impl Client {
         if sent.is_ok() {
             self.is_mid_line = bytes.last().is_some_and(|&last| last != b'\n');
             self.is_unfenced = true;
+            self.last_sent = Instant::now();
             self.lines_unfenced += bytes.iter().filter(|&&byte| byte == b'\n').count();
         }
     }
@@ -200,6 +215,21 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Whether the connection is still there: of what is sent, the first that is not heard any more
+    /// is answered with a reset.
+    pub fn is_heard(&mut self) -> Result<bool, String> {
+        let Line::Socket(socket) = &mut self.line else {
+            return Err(format!("{} is not a socket", self.name));
+        };
+        for _ in 0..SENT_TO_BE_HEARD {
+            if socket.write_all(b"\n").is_err() {
+                return Ok(false);
+            }
+            thread::sleep(SLICE);
+        }
+        Ok(true)
     }
 
     pub fn end_input(&mut self) {
@@ -222,9 +252,9 @@ impl Client {
         match read {
             Ok(true) => true,
             Err(error) if is_late(&error) => false,
-            // A reset ends a connection like anything else.
             Ok(false) | Err(_) => {
                 self.is_closed = true;
+                self.is_reset |= read.is_err();
                 self.forget_farewell();
                 true
             }
