@@ -92,6 +92,8 @@ impl Stage<'_> {
                 break;
             }
         }
+        // A slow server needs its time to take what kernels take over.
+        self.last_act = Instant::now();
         Ok(())
     }
 
