@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 const LEAST: Duration = Duration::from_millis(250);
 /// Never more than this, however slow the PONGs.
 const MOST: Duration = Duration::from_secs(3);
-/// Nor more than this besides, behind however many requests.
-const MOST_BEHIND: Duration = Duration::from_secs(5);
 /// Of the slowest PONG.
 const MULTIPLE: u32 = 8;
 /// What is left for a cause on which patience was spent before, as a part of it.
@@ -79,8 +77,7 @@ impl Patience {
     /// many requests it comes when they have been dealt with, which a server may answer together.
     pub fn with_pong_behind(&self, requests: usize) -> Duration {
         let requests = u32::try_from(requests).unwrap_or(u32::MAX);
-        let behind = self.slowest().saturating_mul(requests).min(MOST_BEHIND);
-        (self.with(PONG) * FOR_PONG).min(MOST) + behind
+        (self.with(PONG) * FOR_PONG).min(MOST) + self.slowest().saturating_mul(requests)
     }
 
     pub fn with_programs(&self, cause: &'static str) -> Duration {
