@@ -313,9 +313,10 @@ pub fn socket(address: &str) -> Result<Line, String> {
     socket.map(Line::Socket).map_err(|error| format!("cannot connect to {address}: {error}"))
 }
 
-/// Nothing could be received or sent in time.
-fn is_late(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+/// Nothing could be received or sent in time, or in less: a socket with a time-out does not go on by
+/// itself after a signal (signal(7)).
+pub fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 fn read_socket(

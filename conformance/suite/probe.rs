@@ -1,9 +1,10 @@
 //! A first look at a server, before any transcript: whether it can be judged at all, and whether it
 //! does what everything else rests on. What is wrong is said in one sentence, and the run ends.
 
+use crate::clients::is_late;
 use crate::patience::Patience;
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -150,7 +151,7 @@ impl Probe {
         let mut buffer = [0; 16 * 1024];
         match self.socket.read(&mut buffer) {
             Ok(length @ 1..) => self.received.extend(&buffer[..length]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) if is_late(&error) => {}
             Ok(0) | Err(_) => return wrong("closes the connection at once"),
         }
         Ok(())
