@@ -45,8 +45,8 @@ impl Stage<'_> {
         let seconds = Duration::from_secs(beat.step.number as u64);
         let (since, late) = (self.last_act, seconds.mul_f64(1.1) + GRACE);
         while !self.find(name)?.received.contains(&b'\n') {
-            let is_over = self.theatre.patience.is_over();
-            if is_over || self.find(name)?.is_closed || since.elapsed() > late {
+            self.goes_on()?;
+            if self.find(name)?.is_closed || since.elapsed() > late {
                 let after = since.elapsed().as_secs_f64();
                 return Err(format!("nothing after {after:.1} s: {}", self.find(name)?.unread()));
             }

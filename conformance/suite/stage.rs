@@ -246,14 +246,15 @@ impl<'a> Stage<'a> {
         let last = b"Escape character is 'off'.\n";
         let patience = &self.theatre.patience;
         let (since, limit) = (Instant::now(), patience.with_programs("telnet"));
-        let client = self.find(name)?;
         loop {
+            self.goes_on()?;
+            let client = self.find(name)?;
             let received = &client.received;
             if let Some(at) = received.windows(last.len()).position(|window| window == last) {
                 client.received.take(at + last.len());
                 return Ok(());
             }
-            if client.is_closed || since.elapsed() > limit || patience.is_over() {
+            if client.is_closed || since.elapsed() > limit {
                 patience.is_spent_on("telnet");
                 return Err(format!("telnet does not connect: {}", client.unread()));
             }

@@ -103,14 +103,15 @@ impl Stage<'_> {
         let patience = &self.theatre.patience;
         let cause = "what a program shows";
         let limit = patience.with_programs(cause);
-        let client = self.find(name)?;
         let since = Instant::now();
         loop {
+            self.goes_on()?;
+            let client = self.find(name)?;
             let line = client.terminal()?.screen.line_at_cursor();
             if expected.matches(line.as_bytes()) {
                 return Ok(());
             }
-            if client.is_closed || patience.is_over() || since.elapsed() > limit {
+            if client.is_closed || since.elapsed() > limit {
                 patience.is_spent_on(cause);
                 return Err(side_by_side(&expected.show(), &line));
             }
