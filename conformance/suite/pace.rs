@@ -20,7 +20,7 @@ const FLOODED_AT_LEISURE: Duration = Duration::from_secs(20);
 /// A sender that can send only little in this time is made to wait. When nothing has been read for 200
 /// ms Linux may still take over some more.
 const MADE_TO_WAIT: Duration = Duration::from_millis(300);
-/// The budget and that is still little then; what a slow server takes is more.
+/// In this time the budget, and what Linux takes over, are little too, but a slow server takes more.
 const MADE_TO_WAIT_AT_LEISURE: Duration = Duration::from_secs(1);
 const LITTLE: usize = 256 * 1024;
 /// One whose answers nobody reads is, when it can send nothing for so long.
