@@ -1780,11 +1780,11 @@ impl Server {
         // output, though the poller has not told so yet.
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.is_blocked = false;
+        self.room.work = 0;
         self.serve(id);
         self.write(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        let is_queued = client.takes_requests() && !client.unread.is_empty();
-        if is_queued || client.deadline.is_none_or(|deadline| self.now < deadline) {
+        if client.deadline.is_none_or(|deadline| self.now < deadline) {
             return;
         }
         match client.state {
