@@ -100,16 +100,6 @@ const MAX_PER_IP: usize = 200;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// The bytes that do more than belong to a line of text. NUL may end a line (`Decoder::ends_line`).
-const IS_SPECIAL: [bool; 256] = {
-    let mut is_special = [false; 256];
-    is_special[0] = true;
-    is_special[b'\n' as usize] = true;
-    is_special[BACKSPACE as usize] = true;
-    is_special[DELETE as usize] = true;
-    is_special[telnet::COMMAND as usize] = true;
-    is_special
-};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -179,11 +169,12 @@ impl Decoder {
         }
     }
 
-    /// Takes plain text, which nearly everything is, in runs.
+    /// Takes printable ASCII, which nearly everything is, in runs.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
-            let run = input.iter().take(space).position(|&byte| IS_SPECIAL[usize::from(byte)]);
+            let is_special = |byte: &u8| !matches!(byte, b' '..=b'~');
+            let run = input.iter().take(space).position(is_special);
             let (text, rest) = input.split_at(run.unwrap_or(space));
             self.line.extend(text);
             *input = rest;
@@ -253,7 +244,10 @@ impl Decoder {
 
     /// Removes the last character: its continuation bytes, then its lead byte.
     fn erase(&mut self) {
-        while let Some(byte) = self.line.pop().filter(|_| !self.is_skipping) {
+        if self.is_skipping {
+            return;
+        }
+        while let Some(byte) = self.line.pop() {
             if byte & 0b1100_0000 != 0b1000_0000 {
                 break;
             }
