@@ -703,10 +703,9 @@ impl Client {
             && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
-    /// Returns true if input is to be read: to be carried out, or to be discarded.
+    /// Returns true if input is of use: to be carried out, or to be discarded.
     fn takes_input(&self) -> bool {
-        !self.input_ended
-            && (self.is_closing() || (self.takes_requests() && self.unread.is_empty()))
+        !self.input_ended && (self.is_closing() || self.takes_requests())
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
@@ -1435,10 +1434,10 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, if input is to be carried out or discarded.
+    /// Reads once, if the input is of use and nothing of it is left from before.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() {
+        if !client.takes_input() || !client.unread.is_empty() {
             return;
         }
         let mut input = mem::take(&mut self.input);
