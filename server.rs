@@ -244,14 +244,8 @@ impl Decoder {
 
     /// Removes the last character: its continuation bytes, then its lead byte.
     fn erase(&mut self) {
-        if self.is_skipping {
-            return;
-        }
-        while let Some(byte) = self.line.pop() {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
     /// Frees the line's memory unless it holds part of a line.
