@@ -1,4 +1,4 @@
-//! linechat-server: one chat room for everybody who can send a line of text.
+//! linechat-server: one chat room that any line client can join.
 //!
 //! Try it:
 //!
@@ -7,48 +7,46 @@
 //!     NAME ana
 //!     MSG hello, everyone
 //!
-//! PROTOCOL.md says what goes over the wire; `--help` lists the options. One thread runs the chat,
-//! in turns; another only prints what the console shows. The parts, of which 1 to 4 know nothing of
-//! those behind them, and 5 only the socket of 9:
+//! PROTOCOL.md specifies what goes over the wire; `--help` lists the options. One thread runs the
+//! chat in an event loop; a second thread only prints the console's lines. The parts:
 //!
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
-//! 2. delivery: what each client is owed, and how much of that others have caused;
-//! 3. the room: who is here, and what each request does;
-//! 4. flow control: whose request goes on, and when, while somebody cannot keep up; the fair queue
-//!    by which the loop, too, tells who is next;
-//! 5. a connection: its socket and its states;
-//! 6. the loop: wait, dispatch, write, time-outs, arriving and leaving;
-//! 7. the console, and 8. the command line;
-//! 9. the operating system: the few calls that std lacks, and the only `unsafe`.
+//! 2. output: the log, which holds the lines for everybody, and each client's outbox;
+//! 3. the room: clients, members, and the effect of each request;
+//! 4. flow control: the fair queue, and the budget that applies while a client is behind;
+//! 5. the event loop: wait, accept, read, write, close, time-outs;
+//! 6. the console, and 7. the command line;
+//! 8. the operating system: the few calls that std lacks, and the only `unsafe`.
 //!
-//! A turn, from top to bottom (`Server::turn`):
+//! One turn of the event loop (`Server::turn`):
 //!
 //!     Poller::wait
-//!     note_readiness, obey ─ of sockets, and of signals: stop at the end of the turn, show_status
-//!     accept ─────────────── add_connection: limits, HELLO; or turn_away
-//!     carry_out_waiting ──── Flow::next: requests and leaves that have waited for the budget
-//!     serve_all ──────────── each connection with something to read, who asks for little first:
-//!       serve, read            at most 16 KiB
-//!       digest                 Decoder::next, until the turn is full or the connection must wait
-//!         request              is it a person? while the budget applies: cost, Flow::admit
-//!         carry_out            parse, Room::carry_out, which fills Delivery
-//!     flush ──────────────── write: once to each client that is owed something; after_write
+//!     handle_readiness ───── queues clients that can be read or written to
+//!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
+//!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
+//!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
+//!       read                   at most 16 KiB
+//!       process_input          Decoder::next, line by line
+//!         request                refuse another protocol; while the budget applies, queue
+//!         carry_out              parse, Room::carry_out: fills the log and the outboxes
+//!     write_all ──────────── one write for each client with pending output; pending limits
+//!     update_budget ──────── does the budget apply now?
 //!     expire ─────────────── time-outs
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fmt;
-use std::fmt::Write as _;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::fmt::{self, Write as _};
+use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
 use std::{process::ExitCode, thread};
-use Asker::{Anybody, Named, Unnamed};
 
 #[cfg(not(test))]
 use system as os;
@@ -57,37 +55,43 @@ use system as os;
 mod os;
 
 // ---------------------------------------------------------------------------------------------
-// The limits (PROTOCOL.md, "Limits")
+// The limits (PROTOCOL.md, "Limits" and "Annex B: many people and slow readers")
 // ---------------------------------------------------------------------------------------------
 
-/// Bytes of a request before its line ending, counted as received.
+/// Bytes of a request without its line ending, telnet commands and erased characters.
 const MAX_REQUEST: usize = 4000;
-/// Bytes of a line to a client, CRLF included.
+/// Bytes of a line from the server, with CR LF.
 const MAX_LINE: usize = 4096;
 /// Bytes of a name.
 const MAX_NAME: usize = 50;
-/// Up to this many people the whole roster is pushed to everybody after each join and leave.
+/// Rosters are pushed while the room has at most this many members.
 const MAX_PUSHED_ROSTER: usize = 100;
-/// Bytes of backlog beyond which a client makes the budget apply to everybody.
-const SOFT_LIMIT: usize = 256 * 1024;
-/// Bytes of backlog beyond which a client is removed: the soft limit and a minute of the budget.
-const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
-/// Bytes a second that all requests together may cause for others while the budget applies, and
-/// the bytes of its bucket.
-const BUDGET: usize = 64 * 1024;
-/// Bytes of replies that a client has not taken beyond which its further requests wait.
+/// Bytes of own lines up to a client's last reply. Its further requests wait above this.
 const REPLY_LIMIT: usize = 64 * 1024;
-/// How long one over the soft limit may take nothing.
+/// Pending bytes of one client. The budget applies to all clients above this.
+const SOFT_LIMIT: usize = 256 * 1024;
+/// Pending lines for single clients, in bytes, of all clients together. The budget applies above
+/// this, too.
+const OWN_LINES_LIMIT: usize = 64 * 1024 * 1024;
+/// Bytes a second that requests may cost while the budget applies, and the size of its bucket.
+const BUDGET: usize = 64 * 1024;
+/// Pending bytes of one client, above which it is disconnected: a minute of the budget more than
+/// the soft limit.
+const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
+/// While the budget applies, a client that takes none of its pending output for this long is
+/// disconnected.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long what is owed to a closing connection may take to be delivered, and how long it may take
-/// nothing or, once everything is delivered, not end its side.
+/// How long a closing connection may take to drain its output.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a closing connection may take none of its output.
 const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last lines may take to be delivered when the server stops.
+/// How long the server lingers for the client's end of the stream after it has ended its own.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last lines may take to drain when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections from one address or IPv6 /64, if `--max-per-ip` does not say otherwise.
+/// Connections from one address or IPv6 /64, unless `--max-per-ip` says otherwise.
 const MAX_PER_IP: usize = 200;
 
 // ---------------------------------------------------------------------------------------------
@@ -96,16 +100,6 @@ const MAX_PER_IP: usize = 200;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// Whether a byte does more than belong to a line of text. NUL may end it (`Decoder::ends_line`).
-const IS_SPECIAL: [bool; 256] = {
-    let mut is_special = [false; 256];
-    is_special[0] = true;
-    is_special[b'\n' as usize] = true;
-    is_special[BACKSPACE as usize] = true;
-    is_special[DELETE as usize] = true;
-    is_special[telnet::COMMAND as usize] = true;
-    is_special
-};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -118,87 +112,95 @@ mod telnet {
     pub const COMMAND: u8 = 255;
 }
 
-/// Where a connection's bytes stand in the telnet protocol (PROTOCOL.md, "Telnet").
+/// Where a connection's bytes stand in the telnet protocol (PROTOCOL.md, "Annex A: telnet").
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Telnet {
     #[default]
     Text,
     Command,
-    /// The next byte names an option, which is refused with this command, or not answered.
+    /// The next byte names an option. It is refused with this command; `None`: not answered.
     Option(Option<u8>),
     Subnegotiation,
     SubnegotiationCommand,
 }
 
-/// Finds the lines in what one connection sends, however the network cuts it into pieces
-/// (PROTOCOL.md, "Framing" and "Telnet").
+/// Splits one connection's bytes into lines, however the network cuts them into pieces
+/// (PROTOCOL.md, "Framing" and "Annex A: telnet").
 #[derive(Default)]
 struct Decoder {
-    /// The current line so far, without telnet commands and erased characters.
+    /// The current line so far, without telnet commands and erased characters. While the line is
+    /// skipped: its last byte.
     line: Vec<u8>,
-    /// How many bytes of the current line have been received.
-    received: u16,
     telnet: Telnet,
-    /// The current line is too long, and the rest of it is thrown away. Holds the last byte of text
-    /// that was, so that CR NUL is found.
-    skipped: Option<u8>,
-    /// `line` has been handed out, and is cleared by the next call.
-    handed_out: bool,
+    /// The current line is too long, and the rest of it is discarded.
+    is_skipping: bool,
+    /// `line` has been handed out; the next call clears it.
+    is_handed_out: bool,
 }
 
 /// What the decoder found.
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded<'a> {
-    /// A whole line, without its ending; never an empty one.
+    /// A whole line without its ending; never an empty one.
     Line(&'a [u8]),
-    /// The beginning of a line that has just passed `MAX_REQUEST`.
-    TooLong(&'a [u8]),
+    /// A line has just passed `MAX_REQUEST`.
+    TooLong,
     /// The answer to a telnet command.
     TelnetAnswer([u8; 3]),
 }
 
 impl Decoder {
-    /// Takes bytes from the front of `input` until something is found or no byte is left.
+    /// Takes bytes from the front of `input` until something is found; `None`: all bytes are taken.
     fn next(&mut self, input: &mut &[u8]) -> Option<Decoded<'_>> {
-        if mem::take(&mut self.handed_out) {
+        if mem::take(&mut self.is_handed_out) {
             self.line.clear();
         }
         loop {
             self.take_run(input);
             let (&byte, rest) = input.split_first()?;
-            if self.ends_line(byte) {
-                *input = rest;
-                if self.end_line() {
-                    return Some(Decoded::Line(&self.line));
+            *input = rest;
+            if !self.ends_line(byte) {
+                if let Some(found) = self.take(byte) {
+                    return Some(found);
                 }
-            } else if self.skipped.is_none() && self.has_no_room_for(byte) {
-                self.skipped = Some(self.line.last().copied().unwrap_or(0));
-                self.handed_out = true;
-                return Some(Decoded::TooLong(&self.line));
-            } else {
-                *input = rest;
-                self.received = self.received.saturating_add(1);
-                if let Some(answer) = self.take(byte) {
-                    return Some(Decoded::TelnetAnswer(answer));
-                }
+            } else if self.end_line() {
+                return Some(Decoded::Line(&self.line));
             }
         }
     }
 
-    /// Nearly everything is plain text, and is taken in runs.
+    /// Takes printable ASCII, which nearly everything is, in runs.
     fn take_run(&mut self, input: &mut &[u8]) {
-        if self.telnet == Telnet::Text && self.skipped.is_none() {
-            let room = MAX_REQUEST.saturating_sub(self.received.into()).min(input.len());
-            let run = input.iter().take(room).position(|&byte| IS_SPECIAL[usize::from(byte)]);
-            let (text, rest) = input.split_at(run.unwrap_or(room));
+        if self.telnet == Telnet::Text && !self.is_skipping {
+            let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
+            let is_special = |byte: &u8| !matches!(byte, b' '..=b'~');
+            let run = input.iter().take(space).position(is_special);
+            let (text, rest) = input.split_at(run.unwrap_or(space));
             self.line.extend(text);
-            self.received += text.len() as u16;
             *input = rest;
         }
     }
 
-    /// Takes a byte that does not end the line; returns the answer to a telnet command.
-    fn take(&mut self, byte: u8) -> Option<[u8; 3]> {
+    /// LF ends a line, and so does CR NUL, which telnet sends for Enter in character mode (RFC 854).
+    fn ends_line(&self, byte: u8) -> bool {
+        let after_cr = self.line.last() == Some(&b'\r');
+        self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
+    }
+
+    /// Ends the current line. Returns true if it is to be handed out.
+    fn end_line(&mut self) -> bool {
+        if self.line.last() == Some(&b'\r') {
+            self.line.pop();
+        }
+        if mem::take(&mut self.is_skipping) {
+            self.line.clear();
+        }
+        self.is_handed_out = !self.line.is_empty();
+        self.is_handed_out
+    }
+
+    /// Takes a byte that does not end the line.
+    fn take(&mut self, byte: u8) -> Option<Decoded<'static>> {
         self.telnet = match (self.telnet, byte) {
             (Telnet::Text, telnet::COMMAND) => Telnet::Command,
             (Telnet::Text, BACKSPACE | DELETE) => {
@@ -206,11 +208,8 @@ impl Decoder {
                 Telnet::Text
             }
             (Telnet::Text, _) | (Telnet::Command, telnet::COMMAND) => {
-                match &mut self.skipped {
-                    Some(skipped) => *skipped = byte,
-                    None => self.line.push(byte),
-                }
-                Telnet::Text
+                self.telnet = Telnet::Text;
+                return self.push(byte);
             }
             (Telnet::Command, telnet::WILL) => Telnet::Option(Some(telnet::DONT)),
             (Telnet::Command, telnet::DO) => Telnet::Option(Some(telnet::WONT)),
@@ -219,7 +218,8 @@ impl Decoder {
             (Telnet::Command, _) => Telnet::Text,
             (Telnet::Option(answer), option) => {
                 self.telnet = Telnet::Text;
-                return answer.map(|answer| [telnet::COMMAND, answer, option]);
+                let answer = answer.map(|answer| [telnet::COMMAND, answer, option]);
+                return answer.map(Decoded::TelnetAnswer);
             }
             (Telnet::Subnegotiation, telnet::COMMAND) => Telnet::SubnegotiationCommand,
             (Telnet::SubnegotiationCommand, telnet::SUBNEGOTIATION_END) => Telnet::Text,
@@ -228,52 +228,42 @@ impl Decoder {
         None
     }
 
-    /// LF ends a line, and so does CR NUL, which is telnet's Enter in character mode (RFC 854).
-    fn ends_line(&self, byte: u8) -> bool {
-        let last = self.skipped.or(self.line.last().copied());
-        self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && last == Some(b'\r'))
-    }
-
-    /// Ends the current line. Returns whether there is one to be handed out.
-    fn end_line(&mut self) -> bool {
-        self.received = 0;
-        if self.line.last() == Some(&b'\r') {
-            self.line.pop();
+    /// Appends a byte to the line. A CR may begin the line's ending, so it does not count yet.
+    fn push(&mut self, byte: u8) -> Option<Decoded<'static>> {
+        if self.is_skipping {
+            self.line.clear();
         }
-        self.handed_out = self.skipped.take().is_none() && !self.line.is_empty();
-        self.handed_out
+        self.line.push(byte);
+        let length = self.line.strip_suffix(b"\r").unwrap_or(&self.line).len();
+        if self.is_skipping || length <= MAX_REQUEST {
+            return None;
+        }
+        self.is_skipping = true;
+        Some(Decoded::TooLong)
     }
 
-    /// Whether `byte` would make the line too long. A CR may be the start of the line's ending.
-    fn has_no_room_for(&self, byte: u8) -> bool {
-        let received = usize::from(self.received);
-        let may_end = self.telnet == Telnet::Text && byte == b'\r';
-        received > MAX_REQUEST || (received == MAX_REQUEST && !may_end)
-    }
-
-    /// Takes back the last character: a byte, and before it those that UTF-8 continues with it.
+    /// Removes the last character: its continuation bytes, then its lead byte.
     fn erase(&mut self) {
-        while let Some(byte) = self.line.pop() {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
-    /// Whether nothing of a line is held.
-    fn is_between_lines(&self) -> bool {
-        self.handed_out || self.line.is_empty()
+    /// Frees the line's memory unless it holds part of a line.
+    fn shrink(&mut self) {
+        if self.is_handed_out || self.line.is_empty() {
+            self.is_handed_out = false;
+            self.line = Vec::new();
+        }
     }
 }
 
-/// Why a request is refused: a code, which is for programs, and a text, which is for people
-/// (PROTOCOL.md, "Errors").
+/// Why a request is refused: a code for programs and a text for people (PROTOCOL.md, "Errors").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Refusal(&'static str, &'static str);
 
 const BAD_NAME: Refusal = Refusal(
     "bad-name",
-    "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a letter or digit",
+    "a name has 1 to 50 bytes and no spaces; of ASCII only letters, digits, _ - . after a letter or digit",
 );
 const BAD_TEXT: Refusal = Refusal(
     "bad-text",
@@ -287,8 +277,9 @@ const NAME_TAKEN: Refusal = Refusal("name-taken", "somebody here has that name; 
 const NO_SUCH_USER: Refusal =
     Refusal("no-such-user", "nobody here has that name; LIST tells who is");
 const LINE_TOO_LONG: Refusal = Refusal("line-too-long", "a line has at most 4000 bytes");
-const NOT_A_PERSON: Refusal = Refusal("usage", "this is linechat, not a web server");
+const OTHER_PROTOCOL: Refusal = Refusal("usage", "this is linechat, not a web server");
 const FULL: Refusal = Refusal("full", "no more connections can be taken now; try again later");
+const FULL_FOR_ADDRESS: Refusal = Refusal("full", "too many connections from your address");
 const TIMED_OUT: Refusal = Refusal("timeout", "no name was given in time");
 
 /// A well-formed request, its texts as the client wrote them (PROTOCOL.md, "Requests").
@@ -303,48 +294,19 @@ enum Request<'a> {
     Quit,
 }
 
-/// Who may make a request.
-#[derive(Clone, Copy)]
-enum Asker {
-    Anybody,
-    Unnamed,
-    Named,
-}
-
-/// A verb: who may use it, how its argument is understood (nothing if it is used wrongly), and the
-/// line that begins with its word and explains it, in HELP and in `ERR usage`.
-type Verb = (Asker, for<'a> fn(&'a str) -> Option<Request<'a>>, &'static str);
-
-const VERBS: [Verb; 7] = [
-    (Unnamed, |it| given(it).map(Request::Name), "NAME <name> takes a name and enters the room"),
-    (Named, |it| given(it).map(Request::Msg), "MSG <text> says something to everybody else"),
-    (Named, parse_priv, "PRIV @<name> <text> says something to one person alone"),
-    (Named, |it| without(it, Request::List), "LIST tells who is here"),
-    (
-        Anybody,
-        |it| Some(Request::Ping(it)),
-        "PING [token] is answered with PONG and the same token",
-    ),
-    (Anybody, |it| without(it, Request::Help), "HELP shows these lines"),
-    (Anybody, |it| without(it, Request::Quit), "QUIT leaves"),
+/// A line for each verb, which it begins with: the answer to HELP, and the text of `ERR usage`.
+const USAGES: [&str; 7] = [
+    "NAME <name> takes a name and enters the room",
+    "MSG <text> says something to everybody else",
+    "PRIV @<name> <text> says something to one person alone",
+    "LIST tells who is here",
+    "PING [token] is answered with PONG and the same token",
+    "HELP shows these lines",
+    "QUIT leaves",
 ];
 
-fn parse_priv(argument: &str) -> Option<Request<'_>> {
-    let (to, text) = argument.strip_prefix('@')?.split_once(' ')?;
-    Some(Request::Priv { to: given(to)?, text: given(text)? })
-}
-
-fn given(argument: &str) -> Option<&str> {
-    (!argument.is_empty()).then_some(argument)
-}
-
-/// A request that has no argument other than spaces.
-fn without<'a>(argument: &str, request: Request<'a>) -> Option<Request<'a>> {
-    argument.bytes().all(|byte| byte == b' ').then_some(request)
-}
-
-/// Understands a line. `Server::request` has made the checks that come before, and `Room` makes
-/// those that come behind (PROTOCOL.md, "Requests").
+/// Parses a line. `Server::request` has checked the line's length and the connection's first line
+/// before; `Room::carry_out` checks names afterwards (PROTOCOL.md, "Requests").
 fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -352,31 +314,40 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let is_meant = |(.., usage): &&Verb| {
-        usage.split(' ').next().is_some_and(|verb| verb.eq_ignore_ascii_case(word))
+    let verbs = USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
+    let (verb, usage) = verbs
+        .into_iter()
+        .find(|(verb, _)| verb.eq_ignore_ascii_case(word))
+        .ok_or(UNKNOWN_COMMAND)?;
+    let required = |text| Some(text).filter(|text: &&str| !text.is_empty());
+    let no_argument = |request| argument.bytes().all(|byte| byte == b' ').then_some(request);
+    let request = match (verb, is_named) {
+        ("NAME", true) => return Err(ALREADY_NAMED),
+        ("MSG" | "PRIV" | "LIST", false) => return Err(NOT_NAMED),
+        ("NAME", _) => required(argument).map(Request::Name),
+        ("MSG", _) => required(argument).map(Request::Msg),
+        ("PRIV", _) => {
+            argument.strip_prefix('@').and_then(|argument| argument.split_once(' ')).and_then(
+                |(to, text)| Some(Request::Priv { to: required(to)?, text: required(text)? }),
+            )
+        }
+        ("PING", _) => Some(Request::Ping(argument)),
+        ("LIST", _) => no_argument(Request::List),
+        ("HELP", _) => no_argument(Request::Help),
+        _ => no_argument(Request::Quit),
     };
-    let &(asker, understand, usage) = VERBS.iter().find(is_meant).ok_or(UNKNOWN_COMMAND)?;
-    match asker {
-        Unnamed if is_named => Err(ALREADY_NAMED),
-        Named if !is_named => Err(NOT_NAMED),
-        _ => understand(argument).ok_or(Refusal("usage", usage)),
-    }
+    request.ok_or(Refusal("usage", usage))
 }
 
-/// Whether a connection's first line is not a person's: an HTTP request, which a web page can have
-/// a browser send anywhere with lines of its own behind it, or a TLS ClientHello, whose first byte
-/// is 22 (RFC 8446, section 5.1), and which can hold such lines too.
-fn is_foreign(line: &[u8]) -> bool {
-    let methods = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PRI";
-    let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
-    let is_method = |method: &str| method.as_bytes().eq_ignore_ascii_case(word);
-    line.first() == Some(&22)
-        || line.windows(6).any(|bytes| bytes == b" HTTP/")
-        || (word.len() < line.len() && methods.split(' ').any(is_method))
+/// Returns true if a connection's first line is of another protocol: an HTTP request, which a web
+/// page can make a browser send anywhere, with lines of the page's own after it, or a TLS
+/// ClientHello, whose first byte is 22 (RFC 8446, section 5.1), and which can hold such lines too.
+fn is_other_protocol(line: &[u8]) -> bool {
+    line.first() == Some(&22) || line.windows(6).any(|bytes| bytes == b" HTTP/")
 }
 
-/// Characters that could move somebody else's cursor, forge a line or reorder what is shown
-/// (PROTOCOL.md, "Text").
+/// Returns true for characters that could move a terminal's cursor, forge a line or reorder what is
+/// shown (PROTOCOL.md, "Text").
 fn is_forbidden(character: char) -> bool {
     match character {
         '\t' => false,
@@ -385,50 +356,36 @@ fn is_forbidden(character: char) -> bool {
     }
 }
 
-/// Whether this can be a name (PROTOCOL.md, "Names").
+/// Returns true if `name` can be a name (PROTOCOL.md, "Names").
 fn is_good_name(name: &str) -> bool {
-    let is_first = |c: char| is_letter_or_number(c) && !is_mark(c);
-    let is_further = |c: char| is_letter_or_number(c) || is_mark(c) || matches!(c, '_' | '-' | '.');
+    let is_first = |c: char| c.is_ascii_alphanumeric() || !c.is_ascii();
+    let is_further = |c: char| is_first(c) || matches!(c, '_' | '-' | '.');
     name.len() <= MAX_NAME
         && name.starts_with(is_first)
         && name.chars().all(|c| is_further(c) && !is_invisible(c))
 }
 
-/// Unicode's categories L and N, and the marks that are Alphabetic. Circled and squared letters are
-/// Alphabetic too, but symbols.
-fn is_letter_or_number(character: char) -> bool {
-    let is_symbol = matches!(character,
-        '\u{24b6}'..='\u{24e9}' | '\u{1f130}'..='\u{1f149}' | '\u{1f150}'..='\u{1f169}'
-        | '\u{1f170}'..='\u{1f189}');
-    (character.is_alphabetic() || character.is_numeric()) && !is_symbol
-}
-
-/// The marks that are not Alphabetic, and some that are: Unicode's categories Mn and Me, and five of
-/// Mc. The standard library tells the former by how it shows them: a character that extends the one
-/// before it (Grapheme_Extend) is escaped at the beginning of a text, and not behind a letter
-/// (`str::escape_debug`).
-fn is_mark(character: char) -> bool {
-    let is_escaped = |text: &str| text.escape_debug().any(|shown| shown == '\\');
-    let mut utf8 = [0; 4];
-    let alone: &str = character.encode_utf8(&mut utf8);
-    let extends = || is_escaped(alone) && !is_escaped(&format!("a{alone}"));
-    matches!(character, '\u{f3e}' | '\u{f3f}' | '\u{1ce1}' | '\u{1cf7}' | '\u{abec}')
-        || (!character.is_ascii() && extends())
-}
-
-/// The letters and marks that show nothing (Default_Ignorable_Code_Point).
+/// The characters beyond ASCII that no name holds: white space, controls, and what is invisible,
+/// turns the direction or is no character.
 fn is_invisible(character: char) -> bool {
-    matches!(character,
-        '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
+    let is_last_of_plane = u32::from(character) & 0xfffe == 0xfffe;
+    is_last_of_plane
+        || matches!(character,
+            '\u{80}'..='\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}'
+            | '\u{1680}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}'
+            | '\u{2800}' | '\u{3000}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
+            | '\u{fdd0}'..='\u{fdef}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d159}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
 }
 
-/// Names that have this in common are the same (PROTOCOL.md, "Names").
-fn folded(name: &str) -> Box<str> {
+/// The form in which names are compared (PROTOCOL.md, "Names").
+fn fold_case(name: &str) -> Box<str> {
     name.to_lowercase().into()
 }
 
-/// Appends one line to `out`: the words, a space between each two, CRLF.
+/// Appends one line to `out`: the words, separated by spaces, and CR LF.
 fn put_line(out: &mut Vec<u8>, words: &[&str]) {
     for (position, word) in words.iter().enumerate() {
         if position > 0 {
@@ -440,756 +397,263 @@ fn put_line(out: &mut Vec<u8>, words: &[&str]) {
 }
 
 fn line(words: &[&str]) -> Vec<u8> {
-    let mut line = Vec::with_capacity(words.iter().map(|word| word.len() + 1).sum::<usize>() + 1);
+    let mut line = Vec::new();
     put_line(&mut line, words);
     line
 }
 
-/// A roster, on as many USERS lines as it takes (PROTOCOL.md, "Joining, leaving, roster").
-fn roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
+/// Appends a roster to `out`, on as many USERS lines as it takes (PROTOCOL.md, "Joining, leaving,
+/// roster").
+fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &'a str>) {
     let head = format!("USERS {count}");
-    let room = MAX_LINE - b"\r\n".len();
-    let mut lines = head.clone().into_bytes();
-    let mut length = head.len();
+    let mut start = out.len();
+    out.extend(head.as_bytes());
     for name in names {
-        if length + 1 + name.len() > room {
-            lines.extend(b"\r\n");
-            lines.extend(head.as_bytes());
-            length = head.len();
+        if out.len() - start + 1 + name.len() + 2 > MAX_LINE {
+            out.extend(b"\r\n");
+            start = out.len();
+            out.extend(head.as_bytes());
         }
-        lines.push(b' ');
-        lines.extend(name.as_bytes());
-        length += 1 + name.len();
+        out.push(b' ');
+        out.extend(name.as_bytes());
     }
-    lines.extend(b"\r\n");
-    lines
-}
-
-/// The roster that follows a join or a leave: none if the room is too large for that. An empty room
-/// has nobody to be told.
-fn pushed_roster<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
-    match count {
-        1..=MAX_PUSHED_ROSTER => roster(count, names),
-        _ => Vec::new(),
-    }
+    out.extend(b"\r\n");
 }
 
 // ---------------------------------------------------------------------------------------------
-// 2. Delivery: what each client is owed
+// 2. Output: the log, and each client's outbox
 // ---------------------------------------------------------------------------------------------
 
-/// A connection's place in every table. Used again from the turn after the one in which it is freed,
-/// when nothing refers to it any more.
-type Id = usize;
-
-/// Values by `Id`.
-struct Table<T> {
-    places: Vec<Option<T>>,
-    count: usize,
-}
-
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Table { places: Vec::new(), count: 0 }
-    }
-}
-
-impl<T> Table<T> {
-    fn get(&self, id: Id) -> Option<&T> {
-        self.places.get(id)?.as_ref()
-    }
-
-    fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.places.get_mut(id)?.as_mut()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.places.iter().enumerate().filter_map(|(id, place)| Some((id, place.as_ref()?)))
-    }
-
-    /// Puts a value where there is none.
-    fn insert(&mut self, id: Id, value: T) {
-        if self.places.len() <= id {
-            self.places.resize_with(id + 1, || None);
-        }
-        if let Some(place) = self.places.get_mut(id) {
-            *place = Some(value);
-            self.count += 1;
-        }
-    }
-
-    fn remove(&mut self, id: Id) -> Option<T> {
-        let value = self.places.get_mut(id)?.take()?;
-        self.count -= 1;
-        Some(value)
-    }
-}
-
-/// What everybody is owed (PROTOCOL.md, "Delivery").
+/// The lines for everybody, each stored once, whatever the size of the room.
 ///
-/// A line for everybody is stored once, in `broadcast`; each person's cursor says how far into it
-/// their own outbox already reaches, so they are owed their outbox and then `broadcast[cursor..]`.
-/// What must reach one person at its own place among those lines first copies the lines before it
-/// into that person's outbox. So what is said is stored once, whatever the size of the room, and
-/// copies outlive the turn only for those who do not keep up.
+/// A position is the number of bytes logged before it, so it never changes its meaning. Each
+/// client's outbox has a cursor into the log; what every cursor has passed is trimmed.
 #[derive(Default)]
-struct Delivery {
-    /// None for a connection that has failed or is closed: what it would be told goes nowhere.
-    outboxes: Table<Outbox>,
-    /// The lines of this turn that are for everybody in the room.
-    broadcast: Vec<u8>,
-    /// What this turn has cost beside the lines for everybody: bytes put into single outboxes, each
-    /// line at least `MIN_WORK`, and bytes read.
-    work: usize,
-    /// Bytes of the lines in this turn that somebody has caused for one other client.
-    told: usize,
-    /// Who is written to at the end of this turn even if nothing is broadcast.
-    pending_writes: Vec<Id>,
-    /// A line for a single client has brought its backlog over the soft limit in this turn.
-    passed_soft_limit: bool,
-    /// The last turn was full, or somebody had sent as much as is read at once.
-    is_flooded: bool,
-    /// In this turn somebody has sent as much as is read at once.
-    has_full_read: bool,
+struct Log {
+    bytes: Vec<u8>,
+    /// The position of the first byte in `bytes`.
+    start: u64,
 }
 
+impl Log {
+    /// Bytes of memory that an empty log keeps.
+    const KEPT_CAPACITY: usize = 256 * 1024;
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// The bytes between two positions; both may be trimmed only if they are equal.
+    fn slice(&self, from: u64, to: u64) -> &[u8] {
+        match from < to {
+            true => &self.bytes[(from - self.start) as usize..(to - self.start) as usize],
+            false => &[],
+        }
+    }
+
+    /// Forgets the bytes before `position`; moves the others only if they are fewer, so that a byte
+    /// is moved once on average.
+    fn trim(&mut self, position: u64) {
+        let dead = (position - self.start) as usize;
+        if dead > self.bytes.len() / 2 {
+            self.bytes.drain(..dead);
+            self.bytes.shrink_to(Self::KEPT_CAPACITY);
+            self.start = position;
+        }
+    }
+}
+
+/// The output of one client that its socket has not taken: part of the log, and the client's own
+/// lines before it and in it: replies to its requests, and private messages.
+///
+///     log:       … MSG ana hi │ MSG bob hello │ MSG eve hey
+///                ^ next       ^ an insert: own line "PONG 1", then skip what bob said itself
+///     bob gets:  own lines before `next`, MSG ana hi, PONG 1, MSG eve hey
 #[derive(Default)]
 struct Outbox {
-    bytes: VecDeque<u8>,
-    /// How many of the bytes are replies.
-    replies: u32,
-    is_pending: bool,
-    /// In the room: how much of `Delivery::broadcast` need not be sent from there.
-    cursor: Option<u32>,
-    /// The lengths of what stands in `bytes`, by kind and in order. Nothing while all is of one kind.
-    #[allow(clippy::box_collection)]
-    runs: Option<Box<VecDeque<(Kind, u32)>>>,
+    /// Position in the log of the next byte to send.
+    next: u64,
+    /// Position up to which the client receives the log: `IN_ROOM` for a member; for a client that
+    /// has left, where the log ended before its LEFT.
+    end: u64,
+    /// The client's own lines. The first `lead` bytes stand before `next`; `inserts` tells where the
+    /// others stand.
+    own: VecDeque<u8>,
+    lead: u32,
+    /// Bytes of `own` up to the end of the last reply.
+    until_reply: u32,
+    inserts: VecDeque<Insert>,
 }
 
-/// Replies answer the client's own requests; what others cause for it are events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Event,
-    Reply,
+/// A place in the log at which a client receives its own lines, and then skips lines of the log.
+#[derive(Clone, Copy)]
+struct Insert {
+    position: u64,
+    own: u32,
+    skip: u32,
 }
 
 impl Outbox {
-    fn append(&mut self, kind: Kind, bytes: &[u8]) {
-        let (before, length) = (self.bytes.len() as u32, bytes.len() as u32);
-        self.bytes.extend(bytes);
-        let former = if self.replies > 0 { Kind::Reply } else { Kind::Event };
-        match &mut self.runs {
-            Some(runs) => match runs.back_mut() {
-                Some((last, total)) if *last == kind => *total += length,
-                _ => runs.push_back((kind, length)),
-            },
-            None if before == 0 || former == kind => {}
-            None => self.runs = Some(Box::new([(former, before), (kind, length)].into())),
+    const IN_ROOM: u64 = u64::MAX;
+    /// Bytes put together for one write when own lines stand among those of the log.
+    const CHUNK: usize = 64 * 1024;
+
+    /// Pending bytes, which the soft and the hard limit are for. Lines to be skipped count too:
+    /// they hold the log like the others.
+    fn pending(&self, log: &Log) -> usize {
+        self.own.len() + (self.end.min(log.end()) - self.next) as usize
+    }
+
+    /// The client receives the log from here on, after the own lines that are pending.
+    fn join(&mut self, log: &Log) {
+        (self.next, self.end) = (log.end(), Self::IN_ROOM);
+    }
+
+    /// The client receives nothing that is logged from now on.
+    fn leave(&mut self, log: &Log) {
+        self.end = self.end.min(log.end());
+    }
+
+    /// Appends own lines after everything that is pending.
+    fn push(&mut self, lines: &[u8], log: &Log, is_reply: bool) {
+        let (position, length) = (self.end.min(log.end()), lines.len() as u32);
+        self.own.extend(lines);
+        match self.inserts.back_mut() {
+            None if self.next == position => self.lead += length,
+            Some(last) if last.position == position && last.skip == 0 => last.own += length,
+            _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
         }
-        if kind == Kind::Reply {
-            self.replies += length;
+        if is_reply {
+            self.until_reply = self.own.len() as u32;
         }
     }
 
-    /// Takes so many bytes off the front, which have been delivered.
-    fn take(&mut self, length: usize) {
-        self.bytes.drain(..length);
-        if self.bytes.is_empty() {
-            self.bytes = VecDeque::new();
-        }
-        let mut rest = length as u32;
-        let Some(runs) = &mut self.runs else {
-            self.replies = self.replies.saturating_sub(rest);
+    /// A member does not receive the last `length` bytes of the log: it said them itself.
+    fn skip(&mut self, length: usize, log: &Log) {
+        if self.end != Self::IN_ROOM {
             return;
-        };
-        while let Some((kind, total)) = runs.front_mut().filter(|_| rest > 0) {
-            let taken = rest.min(*total);
-            *total -= taken;
-            rest -= taken;
-            if *kind == Kind::Reply {
-                self.replies -= taken;
+        }
+        let position = log.end() - length as u64;
+        match self.inserts.back_mut() {
+            Some(last) if last.position + u64::from(last.skip) == position => {
+                last.skip += length as u32;
             }
-            if *total == 0 {
-                runs.pop_front();
+            None if self.next == position => self.next = log.end(),
+            _ => self.inserts.push_back(Insert { position, own: 0, skip: length as u32 }),
+        }
+    }
+
+    /// Returns what to write next: own lines alone, or all of the log that is pending, or a chunk of
+    /// both that is put together in `scratch`. Empty only if nothing is pending.
+    fn next_chunk<'a>(&'a self, log: &'a Log, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+        let end = self.end.min(log.end());
+        if self.next == end {
+            return self.own.as_slices().0;
+        } else if self.own.is_empty() && self.inserts.is_empty() {
+            return log.slice(self.next, end);
+        }
+        scratch.clear();
+        let (mut position, mut taken) = (self.next, 0);
+        let first = Insert { position, own: self.lead, skip: 0 };
+        let last = Insert { position: end, own: 0, skip: 0 };
+        for insert in [first].iter().chain(&self.inserts).chain([&last]) {
+            let to = insert.position.min(position + (Self::CHUNK - scratch.len()) as u64);
+            scratch.extend(log.slice(position, to));
+            let own = (insert.own as usize).min(Self::CHUNK - scratch.len());
+            scratch.extend(self.own.range(taken..taken + own));
+            if scratch.len() == Self::CHUNK {
+                break;
             }
+            position = insert.position + u64::from(insert.skip);
+            taken += own;
         }
-        self.runs.take_if(|runs| runs.len() < 2);
+        scratch
     }
 
-    fn backlog(&self) -> usize {
-        self.bytes.len() - self.replies as usize
-    }
-}
-
-impl Delivery {
-    /// Bytes for everybody after which a turn is full.
-    const MAX_BROADCAST: usize = 64 * 1024;
-    /// The same while `is_flooded`. A write of this size takes the kernel about twice as long as the
-    /// smallest, so whoever asks for something else does not wait for long.
-    const MAX_BROADCAST_IN_FLOOD: usize = 4 * 1024;
-    /// The work after which a turn is full.
-    const MAX_WORK: usize = 256 * 1024;
-    /// What a line costs at least, however short.
-    const MIN_WORK: usize = 64;
-
-    /// Bytes that others have caused for a client and it has not taken.
-    fn backlog(&self, id: Id) -> usize {
-        self.outboxes.get(id).map_or(0, Outbox::backlog)
-    }
-
-    /// Whether so many replies wait for a client that its further requests are to wait too.
-    fn is_over_reply_limit(&self, id: Id) -> bool {
-        self.outboxes.get(id).is_some_and(|outbox| outbox.replies as usize > REPLY_LIMIT)
-    }
-
-    /// Whether the turn is to end, so that everybody else does not wait for long.
-    fn is_full(&self) -> bool {
-        let max_broadcast = match self.is_flooded {
-            true => Self::MAX_BROADCAST_IN_FLOOD,
-            false => Self::MAX_BROADCAST,
-        };
-        self.broadcast.len() >= max_broadcast
-            || self.work >= Self::MAX_WORK
-            || self.passed_soft_limit
-    }
-
-    /// A client receives, or does not receive any more, what is broadcast from now on.
-    fn set_in_room(&mut self, id: Id, is_in_room: bool) {
-        self.catch_up(id);
-        let end = self.broadcast.len() as u32;
-        if let Some(outbox) = self.outboxes.get_mut(id) {
-            outbox.cursor = is_in_room.then_some(end);
-        }
-    }
-
-    /// A line that answers a client's request.
-    fn reply(&mut self, id: Id, words: &[&str]) {
-        self.put(id, Kind::Reply, &line(words));
-    }
-
-    /// A line that somebody else has caused for a client.
-    fn tell(&mut self, id: Id, words: &[&str]) {
-        let (line, was_over) = (line(words), self.backlog(id) > SOFT_LIMIT);
-        self.put(id, Kind::Event, &line);
-        self.told += line.len();
-        self.passed_soft_limit |= !was_over && self.backlog(id) > SOFT_LIMIT;
-    }
-
-    /// A line for everybody in the room but one.
-    fn broadcast_to_others(&mut self, id: Id, words: &[&str]) {
-        self.catch_up(id);
-        put_line(&mut self.broadcast, words);
-        let end = self.broadcast.len() as u32;
-        if let Some(Outbox { cursor: Some(cursor), .. }) = self.outboxes.get_mut(id) {
-            *cursor = end;
-        }
-    }
-
-    /// Appends to one client's outbox, behind what everybody was told before.
-    fn put(&mut self, id: Id, kind: Kind, bytes: &[u8]) {
-        self.catch_up(id);
-        if let Some(outbox) = self.outboxes.get_mut(id) {
-            outbox.append(kind, bytes);
-            self.work += bytes.len().max(Self::MIN_WORK);
-        }
-    }
-
-    /// Copies what everybody was told before into one client's outbox, and has that be written at
-    /// the end of the turn.
-    fn catch_up(&mut self, id: Id) {
-        let Some(outbox) = self.outboxes.get_mut(id) else { return };
-        if let Some(cursor) = &mut outbox.cursor {
-            let fresh = self.broadcast.get(*cursor as usize..).unwrap_or_default();
-            *cursor = self.broadcast.len() as u32;
-            if !fresh.is_empty() {
-                outbox.append(Kind::Event, fresh);
-                self.work += fresh.len();
+    /// The socket has taken this many bytes of the chunk. Returns how many of them were own lines.
+    fn consume(&mut self, mut taken: usize) -> usize {
+        let own_before = self.own.len();
+        loop {
+            let own = taken.min(self.lead as usize);
+            self.own.drain(..own);
+            self.lead -= own as u32;
+            taken -= own;
+            let Some(insert) = self.inserts.front().filter(|_| self.lead == 0) else { break };
+            let logged = (insert.position - self.next) as usize;
+            if taken < logged {
+                break;
             }
+            // The insert's own lines are next.
+            taken -= logged;
+            self.next = insert.position + u64::from(insert.skip);
+            self.lead = insert.own;
+            self.inserts.pop_front();
         }
-        if !mem::replace(&mut outbox.is_pending, true) {
-            self.pending_writes.push(id);
+        self.next += taken as u64;
+        let own_taken = own_before - self.own.len();
+        self.until_reply = self.until_reply.saturating_sub(own_taken as u32);
+        if self.own.is_empty() && self.inserts.is_empty() {
+            (self.own, self.inserts) = (VecDeque::new(), VecDeque::new());
         }
+        own_taken
     }
 
-    /// What a client is owed: its outbox, in two pieces, and behind it the lines for everybody.
-    fn pending(&self, id: Id) -> Option<[&[u8]; 3]> {
-        let Outbox { bytes, cursor, .. } = self.outboxes.get(id)?;
-        let (first, second) = bytes.as_slices();
-        let fresh = cursor.and_then(|cursor| self.broadcast.get(cursor as usize..));
-        Some([first, second, fresh.unwrap_or_default()])
-    }
-
-    /// Whether somebody is to be written to.
-    fn is_pending(&self) -> bool {
-        !self.broadcast.is_empty() || !self.pending_writes.is_empty()
-    }
-
-    /// So many bytes of that have been taken; the rest is kept in the outbox. Returns whether that is
-    /// empty.
-    fn settle(&mut self, id: Id, mut taken: usize) -> bool {
-        let Some(outbox) = self.outboxes.get_mut(id) else { return true };
-        outbox.is_pending = false;
-        let from_outbox = taken.min(outbox.bytes.len());
-        outbox.take(from_outbox);
-        taken -= from_outbox;
-        if let Some(cursor) = &mut outbox.cursor {
-            let start = mem::take(cursor) as usize + taken;
-            let fresh = self.broadcast.get(start..).unwrap_or_default();
-            if !fresh.is_empty() {
-                outbox.append(Kind::Event, fresh);
-            }
-        }
-        outbox.bytes.is_empty()
-    }
-
-    /// Bytes that requests have caused for others in this turn, each line counted once.
-    fn caused(&self) -> usize {
-        self.broadcast.len() + self.told
-    }
-
-    /// What this turn has cost so far.
-    fn effort(&self) -> usize {
-        self.broadcast.len() + self.work
-    }
-
-    /// Everything of this turn has been written or kept in outboxes.
-    fn end_turn(&mut self) {
-        self.is_flooded = mem::take(&mut self.has_full_read) || self.is_full();
-        self.broadcast.clear();
-        (self.work, self.told) = (0, 0);
-        self.passed_soft_limit = false;
+    /// The position before which this client no longer needs the log; `None` if it needs nothing.
+    fn cursor(&self, log: &Log) -> Option<u64> {
+        (self.next < self.end.min(log.end())).then_some(self.next)
     }
 }
 
 // ---------------------------------------------------------------------------------------------
-// 3. The room: who is here, and what each request does
+// 3. The room: clients, members, and the effect of each request
 // ---------------------------------------------------------------------------------------------
 
-#[derive(Default)]
-struct Room {
-    /// Those who have a name.
-    people: Table<Person>,
-    /// By name, folded.
-    by_name: HashMap<Box<str>, Id>,
-    /// In the order of joining.
-    by_arrival: BTreeMap<u64, Id>,
-    delivery: Delivery,
-}
+/// A connection's slot in the table of clients, and its token with the poller. A slot is used again
+/// after its client is removed.
+type Id = usize;
 
-struct Person {
-    name: Rc<str>,
-    arrival: u64,
-}
-
-/// How somebody left (PROTOCOL.md, "Joining, leaving, roster").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    Quit,
-    Disconnected,
-    Slow,
-}
-
-impl Reason {
-    fn word(self) -> &'static str {
-        match self {
-            Reason::Quit => "quit",
-            Reason::Disconnected => "disconnected",
-            Reason::Slow => "slow",
-        }
-    }
-}
-
-/// What a request did that the loop or the console must know of.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome<'a> {
-    Nothing,
-    Joined,
-    /// A public message, for `--verbose`.
-    Said(&'a str),
-    Quit,
-}
-
-impl Room {
-    /// A new connection, which is greeted.
-    fn connect(&mut self, id: Id) {
-        self.delivery.outboxes.insert(id, Outbox::default());
-        let greeting = "HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest";
-        self.delivery.reply(id, &[greeting]);
-    }
-
-    fn name(&self, id: Id) -> Option<Rc<str>> {
-        Some(self.people.get(id)?.name.clone())
-    }
-
-    fn is_named(&self, id: Id) -> bool {
-        self.people.get(id).is_some()
-    }
-
-    /// How many people have a name.
-    fn count(&self) -> usize {
-        self.by_arrival.len()
-    }
-
-    fn find(&self, name: &str) -> Option<Id> {
-        let is_possible = name.len() <= MAX_NAME;
-        is_possible.then(|| self.by_name.get(&folded(name)).copied())?
-    }
-
-    /// The names in the order of joining.
-    fn names(&self) -> impl Iterator<Item = (Id, &str)> {
-        let people = self.by_arrival.values();
-        people.filter_map(|&id| Some((id, &*self.people.get(id)?.name)))
-    }
-
-    /// The bytes of the lines that a request would cause for others, each line counted once: what
-    /// it takes from the budget.
-    fn cost(&self, id: Id, request: Request) -> usize {
-        match (request, self.people.get(id)) {
-            (Request::Name(name), None) if self.check_name(name).is_ok() => {
-                let count = self.count() + 1;
-                let names = self.names().map(|(_, name)| name).chain([name]);
-                line(&["JOINED", name, &count.to_string()]).len()
-                    + pushed_roster(count, names).len()
-            }
-            (Request::Msg(text), Some(from)) => line(&["MSG", &from.name, text]).len(),
-            (Request::Priv { to, text }, Some(from)) => match self.find(to) {
-                Some(to) if to != id => line(&["PRIV", &from.name, text]).len(),
-                _ => 0,
-            },
-            (Request::Quit, Some(_)) => self.cost_of_leaving(id, Reason::Quit),
-            _ => 0,
-        }
-    }
-
-    /// The same for a leave; nothing for one who has no name.
-    fn cost_of_leaving(&self, id: Id, reason: Reason) -> usize {
-        let Some(name) = self.name(id) else { return 0 };
-        let count = self.count() - 1;
-        let names = self.names().filter(|&(other, _)| other != id).map(|(_, name)| name);
-        line(&["LEFT", &name, &count.to_string(), reason.word()]).len()
-            + pushed_roster(count, names).len()
-    }
-
-    /// Does what a client asks for.
-    fn carry_out<'a>(&mut self, id: Id, request: Request<'a>) -> Outcome<'a> {
-        match request {
-            Request::Name(name) => match self.check_name(name) {
-                Ok(()) => {
-                    self.join(id, name);
-                    return Outcome::Joined;
-                }
-                Err(refusal) => self.refuse(id, refusal),
-            },
-            Request::Msg(text) => {
-                if let Some(from) = self.name(id) {
-                    self.delivery.broadcast_to_others(id, &["MSG", &from, text]);
-                    return Outcome::Said(text);
-                }
-            }
-            Request::Priv { to, text } => self.whisper(id, to, text),
-            Request::List => {
-                let lines = roster(self.count(), self.names().map(|(_, name)| name));
-                self.delivery.put(id, Kind::Reply, &lines);
-            }
-            Request::Ping("") => self.delivery.reply(id, &["PONG"]),
-            Request::Ping(token) => self.delivery.reply(id, &["PONG", token]),
-            Request::Help => {
-                VERBS.iter().for_each(|(.., help)| self.delivery.reply(id, &["HELP", help]))
-            }
-            Request::Quit => {
-                self.delivery.reply(id, &["BYE see you"]);
-                return Outcome::Quit;
-            }
-        }
-        Outcome::Nothing
-    }
-
-    fn refuse(&mut self, id: Id, Refusal(code, text): Refusal) {
-        self.delivery.reply(id, &["ERR", code, text]);
-    }
-
-    fn check_name(&self, name: &str) -> Result<(), Refusal> {
-        match is_good_name(name) {
-            false => Err(BAD_NAME),
-            true if self.find(name).is_some() => Err(NAME_TAKEN),
-            true => Ok(()),
-        }
-    }
-
-    fn join(&mut self, id: Id, name: &str) {
-        let arrival = self.by_arrival.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.by_name.insert(folded(name), id);
-        self.by_arrival.insert(arrival, id);
-        self.people.insert(id, Person { name: name.into(), arrival });
-        let count = self.count().to_string();
-        self.delivery.set_in_room(id, true);
-        self.delivery.reply(id, &["WELCOME", name, &count]);
-        self.delivery.broadcast_to_others(id, &["JOINED", name, &count]);
-        self.push_roster();
-    }
-
-    fn whisper(&mut self, id: Id, to: &str, text: &str) {
-        let recipient = self.find(to).and_then(|to| Some((to, self.name(to)?)));
-        let (Some((to, to_name)), Some(from)) = (recipient, self.name(id)) else {
-            return self.refuse(id, NO_SUCH_USER);
-        };
-        match to == id {
-            true => self.delivery.reply(id, &["PRIV", &from, text]),
-            false => self.delivery.tell(to, &["PRIV", &from, text]),
-        }
-        self.delivery.reply(id, &["SENT", &to_name, text]);
-    }
-
-    /// Takes a person out of the room and says so to the others. Returns the name, if there was
-    /// one; what the client is owed stays in its outbox.
-    fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
-        let Person { name, arrival } = self.people.remove(id)?;
-        self.delivery.set_in_room(id, false);
-        self.by_name.remove(&folded(&name));
-        self.by_arrival.remove(&arrival);
-        let count = self.count().to_string();
-        put_line(&mut self.delivery.broadcast, &["LEFT", &name, &count, reason.word()]);
-        self.push_roster();
-        Some(name)
-    }
-
-    fn push_roster(&mut self) {
-        let lines = pushed_roster(self.count(), self.names().map(|(_, name)| name));
-        self.delivery.broadcast.extend(lines);
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// 4. Flow control: whose request goes on, and when, while somebody cannot keep up
-// ---------------------------------------------------------------------------------------------
-
-/// Who is served next: fair queueing, smallest finish first. What somebody asks for finishes its cost
-/// behind where their last finished or where the queue stands, whichever is later; the queue moves on
-/// by what is served, divided among those who wait. So who asks for little is served before who asks
-/// for much, whoever is new starts level with the others, and nobody is passed for ever (WF2Q+ by
-/// Bennett and Zhang, with equal weights and without its test of eligibility).
-#[derive(Default)]
-struct FairQueue {
-    /// By expected finish, in units of `1 / SCALE` byte; with the expected cost, in bytes.
-    waiting: BTreeMap<(u128, Id), usize>,
-    /// As long as anybody waits: the expected finish of each who does, and the last of the others.
-    finishes: BTreeMap<Id, u128>,
-    /// Where the queue stands.
-    position: u128,
-}
-
-impl FairQueue {
-    const SCALE: u128 = 1 << 16;
-
-    /// One waits, unless they do already.
-    fn push(&mut self, id: Id, expected_cost: usize) {
-        let last = self.finishes.get(&id).copied().unwrap_or(0);
-        if !self.waiting.contains_key(&(last, id)) {
-            let finish = last.max(self.position) + expected_cost as u128 * Self::SCALE;
-            self.waiting.insert((finish, id), expected_cost);
-            self.finishes.insert(id, finish);
-        }
-    }
-
-    /// Who is next, and the expected cost.
-    fn first(&self) -> Option<(Id, usize)> {
-        self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
-    }
-
-    /// Takes out who is next. Then `charge` is to be told what serving them has cost.
-    fn pop(&mut self) -> Option<Id> {
-        let ((finish, id), expected_cost) = self.waiting.pop_first()?;
-        self.finishes.insert(id, finish - expected_cost as u128 * Self::SCALE);
-        Some(id)
-    }
-
-    fn charge(&mut self, id: Id, cost: usize) {
-        let cost = cost as u128 * Self::SCALE;
-        self.position += cost / (self.waiting.len() as u128 + 1);
-        if let Some(finish) = self.finishes.get_mut(&id) {
-            *finish += cost;
-        }
-        self.forget_if_idle();
-    }
-
-    /// One waits no more.
-    fn remove(&mut self, id: Id) {
-        if let Some(finish) = self.finishes.remove(&id) {
-            self.waiting.remove(&(finish, id));
-        }
-        self.forget_if_idle();
-    }
-
-    /// When nobody waits, all start level again.
-    fn forget_if_idle(&mut self) {
-        if self.waiting.is_empty() {
-            self.finishes.clear();
-        }
-    }
-}
-
-/// The budget for what requests cause for others, and who waits for it (PROTOCOL.md, "Delivery").
-///
-/// The budget applies while somebody is over the soft limit. It is a token bucket, kept as one
-/// point in time: `paid_until`, to which spending adds and which may lie one full bucket ahead.
-struct Flow {
-    over_soft_limit: BTreeSet<Id>,
-    paid_until: Instant,
-    /// Each client waits with one request, which costs the bytes that it causes for others.
-    queue: FairQueue,
-    /// When the bucket last held too little for the next one: nobody goes on before this.
-    next_batch: Instant,
-}
-
-impl Flow {
-    /// Requests go on in batches so far apart, because each batch costs a write to everybody.
-    const BATCH_INTERVAL: Duration = Duration::from_millis(20);
-
-    fn new(now: Instant) -> Self {
-        Flow {
-            over_soft_limit: BTreeSet::new(),
-            paid_until: now,
-            queue: FairQueue::default(),
-            next_batch: now,
-        }
-    }
-
-    /// Whether requests that cause something for others are limited now.
-    fn applies(&self) -> bool {
-        !self.over_soft_limit.is_empty()
-    }
-
-    fn set_over_soft_limit(&mut self, id: Id, is_over: bool) {
-        match is_over {
-            true => self.over_soft_limit.insert(id),
-            false => self.over_soft_limit.remove(&id),
-        };
-    }
-
-    /// Whether a request that causes so many bytes for others may go on now. If not, its client
-    /// waits until `next` returns it.
-    fn admit(&mut self, id: Id, cost: usize, now: Instant) -> bool {
-        if !self.applies() || cost == 0 {
-            return true;
-        }
-        self.queue.push(id, cost);
-        self.queue.first() == Some((id, cost)) && self.next(now).is_some()
-    }
-
-    /// Takes the next client out of the queue whose request may go on now.
-    fn next(&mut self, now: Instant) -> Option<Id> {
-        let (id, cost) = self.queue.first()?;
-        if self.applies() {
-            if now < self.next_batch {
-                return None;
-            }
-            if self.paid_until.max(now) + time_for(cost) > now + time_for(BUDGET) {
-                self.next_batch = now + Self::BATCH_INTERVAL;
-                return None;
-            }
-        }
-        self.queue.pop();
-        self.queue.charge(id, cost);
-        Some(id)
-    }
-
-    /// A request has caused so many bytes for others: more or less than was expected, if the room has
-    /// changed while it waited.
-    fn spend(&mut self, bytes: usize, now: Instant) {
-        if self.applies() {
-            self.paid_until = self.paid_until.max(now) + time_for(bytes);
-        }
-    }
-
-    /// When `next` is to be asked again.
-    fn next_time(&self, now: Instant) -> Option<Instant> {
-        let next = if self.applies() { self.next_batch } else { now };
-        self.queue.first().map(|_| next)
-    }
-
-    /// A client waits no more, and is not over the soft limit.
-    fn forget(&mut self, id: Id) {
-        self.over_soft_limit.remove(&id);
-        self.queue.remove(id);
-    }
-}
-
-/// The time in which the budget allows so many bytes.
-fn time_for(bytes: usize) -> Duration {
-    Duration::from_secs(1) * bytes as u32 / BUDGET as u32
-}
-
-// ---------------------------------------------------------------------------------------------
-// 5. A connection: its socket and its states
-// ---------------------------------------------------------------------------------------------
-
-/// While it waits, it stands in `Flow::queue`; while it is open and can be written to, it has an outbox
-/// in `Delivery`; and every deadline of its phase stands in `Server::deadlines`.
-struct Connection {
-    /// Nothing once nothing more is to be read or written (`Phase::Gone`).
-    socket: Option<os::Socket>,
+/// A connection, and what the server knows of its client.
+struct Client {
+    socket: os::Socket,
     address: SocketAddr,
-    phase: Phase,
-    input: Input,
-    waiting: Waiting,
+    state: State,
+    /// `None` until NAME is accepted, and again after the client has left the room.
+    name: Option<Rc<str>>,
     decoder: Decoder,
-    /// Read, but not looked at: the turn was full, or a request of this connection waits.
-    unread: Box<[u8]>,
-    /// What the poller has been asked to report.
-    interest: Interest,
-    /// The socket takes nothing now; write again when it is ready.
-    is_blocked: bool,
-    /// It has sent a line that is not empty.
+    /// The client has sent a line that is not empty.
     has_spoken: bool,
+    /// Input that has been read and not processed: the turn was full, or a request waits.
+    unread: Box<[u8]>,
+    /// A request that waits for the budget; the client stands in `Budget::queue`.
+    waiting: Option<Box<[u8]>>,
+    outbox: Outbox,
+    /// The client stands in `Room::writes`.
+    is_write_queued: bool,
+    /// The socket takes nothing now; the poller tells when it does again.
+    is_blocked: bool,
+    /// The client has ended its side of the stream.
+    input_ended: bool,
+    /// The readiness that the poller has been asked for.
+    interest: Interest,
+    /// Without a name: when it is too late to choose one. With a name: set while output is pending,
+    /// and then when the client counts as stalled. Later: when the connection is dropped.
+    deadline: Option<Instant>,
 }
 
-/// States of a connection (PROTOCOL.md, "States of a connection"), each with the times at which
-/// patience ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Connected, or in the room. Without a name, it must have one by then; with one, there is a
-    /// deadline only while it is over the soft limit, by which it must take something.
-    Open { deadline: Option<Instant> },
-    /// What it is owed is being delivered; nothing that it sends counts any more.
-    Closing { stalled_by: Instant, closed_by: Instant },
-    /// Everything is delivered and the stream ended on our side. Closing the socket now could
-    /// reset the connection, and so destroy the last lines, if the peer still sends something
-    /// (RFC 1122, section 4.2.2.13); so the peer's end is awaited.
-    Finished { closed_by: Instant },
-    /// The socket is closed; its leaving is still to be announced.
-    Gone,
-}
-
-impl Phase {
-    fn deadline(self) -> Option<Instant> {
-        match self {
-            Phase::Open { deadline } => deadline,
-            Phase::Closing { stalled_by, closed_by } => Some(stalled_by.min(closed_by)),
-            Phase::Finished { closed_by } => Some(closed_by),
-            Phase::Gone => None,
-        }
-    }
-}
-
-/// What there still is to be read from a connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Input {
-    /// Read when the poller reports it.
-    Flowing,
-    /// The connection has failed, but what the peer had sent before can be read. The poller, which
-    /// would report the failure for ever, has been told to forget it.
+/// The states of a connection (PROTOCOL.md, "Closing and half-closing").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Requests are carried out.
+    Open,
+    /// Nothing can be sent any longer, but what the client sent before is still read and carried
+    /// out. The poller would report the failure for ever, so it no longer watches the socket.
     Failed,
-    /// The peer has ended its side.
-    Ended,
-}
-
-/// What a connection waits with for the budget.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    Nothing,
-    /// The line that its decoder handed out last.
-    Request,
-    Leave(Reason),
+    /// Pending output drains, for so long at most; input is discarded.
+    Closing { closed_by: Instant },
+    /// Everything is sent and the server has ended its side of the stream. Closing the socket now
+    /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
+    /// and could so destroy the last lines. So the server lingers for the client's end.
+    Lingering,
 }
 
 /// Which readiness the poller is asked to report.
@@ -1201,8 +665,513 @@ struct Interest {
 
 const READ: Interest = Interest { read: true, write: false };
 
-/// One socket's readiness. A failure counts as both of the others: the next read or write returns the
-/// error.
+impl Client {
+    fn new(socket: os::Socket, address: SocketAddr) -> Self {
+        Client {
+            socket,
+            address,
+            state: State::Open,
+            name: None,
+            decoder: Decoder::default(),
+            has_spoken: false,
+            unread: Box::default(),
+            waiting: None,
+            outbox: Outbox::default(),
+            is_write_queued: false,
+            is_blocked: false,
+            input_ended: false,
+            interest: READ,
+            deadline: None,
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing { .. } | State::Lingering)
+    }
+
+    /// Returns true if the next request can be carried out: no other request waits, and the client
+    /// has taken its replies.
+    fn takes_requests(&self) -> bool {
+        !self.is_closing()
+            && self.waiting.is_none()
+            && self.outbox.until_reply as usize <= REPLY_LIMIT
+    }
+
+    /// Returns true if input is of use: to be carried out, or to be discarded.
+    fn takes_input(&self) -> bool {
+        !self.input_ended && (self.is_closing() || self.takes_requests())
+    }
+
+    /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
+    /// nothing to wait for, which is an error.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.socket.read(into) {
+            Err(error) if is_not_ready(&error) && self.state != State::Failed => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Writes pending output once, unless the socket is blocked. Returns how many bytes it took, and
+    /// how many of them were own lines.
+    fn write(&mut self, log: &Log, scratch: &mut Vec<u8>) -> io::Result<(usize, usize)> {
+        if self.is_blocked {
+            return Ok((0, 0));
+        }
+        let chunk = self.outbox.next_chunk(log, scratch);
+        if chunk.is_empty() {
+            return Ok((0, 0));
+        }
+        let taken = match self.socket.write(chunk) {
+            Err(error) if is_not_ready(&error) => 0,
+            result => result?,
+        };
+        self.is_blocked = taken < chunk.len();
+        Ok((taken, self.outbox.consume(taken)))
+    }
+}
+
+/// Returns true if a call on a socket must be repeated when the socket is ready.
+fn is_not_ready(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// The clients by slot. Boxed, because moving ten thousand clients when the table grows would stop
+/// the room for a moment.
+#[derive(Default)]
+struct Clients {
+    slots: Vec<Option<Box<Client>>>,
+    free: Vec<Id>,
+}
+
+impl Clients {
+    /// The slot that the next client gets.
+    fn next_id(&self) -> Id {
+        self.free.last().copied().unwrap_or(self.slots.len())
+    }
+
+    fn insert(&mut self, client: Client) {
+        match self.free.pop() {
+            Some(id) => self.slots[id] = Some(Box::new(client)),
+            None => self.slots.push(Some(Box::new(client))),
+        }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<Box<Client>> {
+        let client = self.slots.get_mut(id)?.take()?;
+        self.free.push(id);
+        Some(client)
+    }
+
+    fn get(&self, id: Id) -> Option<&Client> {
+        self.slots.get(id)?.as_deref()
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut Client> {
+        self.slots.get_mut(id)?.as_deref_mut()
+    }
+
+    fn count(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Id, &Client)> {
+        self.slots.iter().enumerate().filter_map(|(id, slot)| Some((id, slot.as_deref()?)))
+    }
+}
+
+/// Why a client left: the word in LEFT, and on the console (PROTOCOL.md, "Joining, leaving, roster").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Quit,
+    Disconnected,
+    Slow,
+    /// The last two happen only without a name, so LEFT never has them.
+    Timeout,
+    OtherProtocol,
+}
+
+impl Reason {
+    fn word(self) -> &'static str {
+        match self {
+            Reason::Quit => "quit",
+            Reason::Disconnected => "disconnected",
+            Reason::Slow => "slow",
+            Reason::Timeout => "timeout",
+            Reason::OtherProtocol => "other protocol",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Room {
+    clients: Clients,
+    /// The clients with a name, in the order of joining.
+    members: Vec<Id>,
+    /// Members by name; see `fold_case`.
+    by_name: HashMap<Box<str>, Id>,
+    log: Log,
+    /// Pending own lines of all clients, in bytes.
+    own_lines: usize,
+    /// The log has grown or a cursor has moved, so it is worth looking for the slowest cursor.
+    may_trim: bool,
+    /// Clients with new own lines, in the order in which they were served.
+    writes: Vec<Id>,
+    /// What this turn has done, in `Room::BYTE_FOR_ALL` for a byte read or logged.
+    work: u64,
+    /// The budget applies, so no roster is pushed.
+    withholds_rosters: bool,
+    /// A roster has been withheld.
+    owes_roster: bool,
+}
+
+impl Room {
+    /// The work of a byte that is read, or goes to everybody. A byte for a single client is 1.
+    const BYTE_FOR_ALL: u64 = 64;
+    /// Bytes that a line for everybody counts beside its length.
+    const LINE_FOR_ALL: usize = 64;
+    /// A turn is full after this much work. In a room of a thousand that is some ten milliseconds,
+    /// in which the system copies up to 128 KiB to each member.
+    const FULL_TURN: u64 = 128 * 1024 * Self::BYTE_FOR_ALL;
+
+    fn is_named(&self, id: Id) -> bool {
+        self.name(id).is_some()
+    }
+
+    fn name(&self, id: Id) -> Option<Rc<str>> {
+        self.clients.get(id)?.name.clone()
+    }
+
+    fn find(&self, name: &str) -> Option<Id> {
+        let is_possible = name.len() <= MAX_NAME;
+        is_possible.then(|| self.by_name.get(&fold_case(name)).copied())?
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().filter_map(|&id| self.clients.get(id)?.name.as_deref())
+    }
+
+    /// Queues a client to be written to at the end of the turn.
+    fn queue_write(&mut self, id: Id) {
+        if let Some(client) = self.clients.get_mut(id) {
+            if !mem::replace(&mut client.is_write_queued, true) {
+                self.writes.push(id);
+            }
+        }
+    }
+
+    /// Appends own lines to a client's outbox. They are a reply, or somebody else's private message.
+    fn push_own(&mut self, id: Id, lines: &[u8], is_reply: bool) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if client.state != State::Failed {
+            client.outbox.push(lines, &self.log, is_reply);
+            self.own_lines += lines.len();
+            self.work += lines.len() as u64;
+            self.queue_write(id);
+        }
+    }
+
+    fn reply(&mut self, id: Id, words: &[&str]) {
+        self.push_own(id, &line(words), true);
+    }
+
+    fn refuse(&mut self, id: Id, Refusal(code, text): Refusal) {
+        self.reply(id, &["ERR", code, text]);
+    }
+
+    /// Logs lines for every member but `except`, if that is a member.
+    fn broadcast(&mut self, except: Id, put: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.log.bytes.len();
+        put(&mut self.log.bytes);
+        let length = self.log.bytes.len() - before;
+        self.work += (length + Self::LINE_FOR_ALL) as u64 * Self::BYTE_FOR_ALL;
+        if let Some(client) = self.clients.get_mut(except) {
+            client.outbox.skip(length, &self.log);
+        }
+    }
+
+    /// The cost of a request: what it takes from the budget, in bytes (PROTOCOL.md, "Annex B: many
+    /// people and slow readers").
+    fn cost(&self, id: Id, request: Request) -> usize {
+        let name_length = self.name(id).map_or(0, |name| name.len());
+        match request {
+            // JOINED now and LEFT later.
+            Request::Name(name) if self.check_name(name).is_ok() => 2 * name.len() + 43,
+            Request::Msg(text) => "MSG  \r\n".len() + name_length + text.len(),
+            Request::Priv { to, text } if self.find(to).is_some_and(|to| to != id) => {
+                "PRIV  \r\n".len() + name_length + text.len()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Does what a request asks for. Only QUIT is left to the caller.
+    fn carry_out(&mut self, id: Id, request: Request) -> Result<(), Refusal> {
+        match request {
+            Request::Name(name) => {
+                self.check_name(name)?;
+                self.join(id, name);
+            }
+            Request::Msg(text) => {
+                let from = self.name(id).ok_or(NOT_NAMED)?;
+                self.broadcast(id, |log| put_line(log, &["MSG", &from, text]));
+            }
+            Request::Priv { to, text } => self.send_private(id, to, text)?,
+            Request::List => {
+                let mut lines = Vec::new();
+                put_roster(&mut lines, self.members.len(), self.names());
+                self.push_own(id, &lines, true);
+            }
+            Request::Ping("") => self.reply(id, &["PONG"]),
+            Request::Ping(token) => self.reply(id, &["PONG", token]),
+            Request::Help => USAGES.iter().for_each(|usage| self.reply(id, &["HELP", usage])),
+            Request::Quit => self.reply(id, &["BYE see you"]),
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), Refusal> {
+        match is_good_name(name) {
+            false => Err(BAD_NAME),
+            true if self.find(name).is_some() => Err(NAME_TAKEN),
+            true => Ok(()),
+        }
+    }
+
+    fn join(&mut self, id: Id, name: &str) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.name = Some(name.into());
+        if client.state != State::Failed {
+            client.outbox.join(&self.log);
+        }
+        self.by_name.insert(fold_case(name), id);
+        self.members.push(id);
+        let count = self.members.len().to_string();
+        self.reply(id, &["WELCOME", name, &count]);
+        self.broadcast(id, |log| put_line(log, &["JOINED", name, &count]));
+        self.push_roster();
+    }
+
+    fn send_private(&mut self, id: Id, to: &str, text: &str) -> Result<(), Refusal> {
+        let to = self.find(to).ok_or(NO_SUCH_USER)?;
+        let (from, to_name) = (self.name(id).ok_or(NOT_NAMED)?, self.name(to).ok_or(NO_SUCH_USER)?);
+        self.push_own(to, &line(&["PRIV", &from, text]), to == id);
+        self.reply(id, &["SENT", &to_name, text]);
+        Ok(())
+    }
+
+    /// Removes a member from the room; its pending output stays. Returns its name; `None` if it was
+    /// no member.
+    fn remove_member(&mut self, id: Id) -> Option<Rc<str>> {
+        let client = self.clients.get_mut(id)?;
+        let name = client.name.take()?;
+        client.outbox.leave(&self.log);
+        self.by_name.remove(&fold_case(&name));
+        self.members.retain(|&member| member != id);
+        Some(name)
+    }
+
+    /// Removes a member and tells the others.
+    fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
+        let name = self.remove_member(id)?;
+        let count = self.members.len().to_string();
+        self.broadcast(id, |log| put_line(log, &["LEFT", &name, &count, reason.word()]));
+        self.push_roster();
+        Some(name)
+    }
+
+    /// Pushes the roster after a join or a leave, if the room is small enough. A roster is the most
+    /// that one client can cause for all, so none is pushed while a client is behind.
+    fn push_roster(&mut self) {
+        self.owes_roster = self.withholds_rosters;
+        let count = self.members.len();
+        if !self.withholds_rosters && (1..=MAX_PUSHED_ROSTER).contains(&count) {
+            let mut lines = Vec::new();
+            put_roster(&mut lines, count, self.names());
+            self.work += lines.len() as u64 * Self::BYTE_FOR_ALL;
+            self.log.bytes.extend(lines);
+        }
+    }
+
+    /// The budget begins or ceases to apply.
+    fn withhold_rosters(&mut self, withholds: bool) {
+        self.withholds_rosters = withholds;
+        if self.owes_roster && !withholds {
+            self.push_roster();
+        }
+    }
+
+    /// Trims the log to the slowest client's cursor.
+    fn trim_log(&mut self) {
+        if !mem::take(&mut self.may_trim) {
+            return;
+        }
+        let cursors = self.clients.iter().filter_map(|(_, client)| client.outbox.cursor(&self.log));
+        let slowest = cursors.min().unwrap_or(self.log.end());
+        self.log.trim(slowest);
+    }
+}
+// ---------------------------------------------------------------------------------------------
+// 4. Flow control: the fair queue, and the budget that applies while a client is behind
+// ---------------------------------------------------------------------------------------------
+
+/// Serves the client next that has the smallest virtual finish time (WF2Q+ by Bennett and Zhang, with
+/// equal weights and without its test of eligibility).
+///
+/// A request finishes its cost after the client's last finish or after the queue's virtual time,
+/// whichever is later. Virtual time advances by the cost that is served, divided by the number of
+/// waiting clients. So clients that send little are served before clients that send much, a new
+/// client starts level with the others, and no client is passed for ever.
+#[derive(Default)]
+struct FairQueue {
+    /// Waiting clients by expected finish, in units of `1 / SCALE` byte; with the expected cost.
+    waiting: BTreeMap<(u128, Id), u64>,
+    /// The latest finish of each client; cleared when no client waits.
+    finishes: BTreeMap<Id, u128>,
+    virtual_time: u128,
+}
+
+impl FairQueue {
+    const SCALE: u128 = 1 << 16;
+
+    /// Adds a client unless it is in the queue already.
+    fn push(&mut self, id: Id, expected_cost: u64) {
+        let last = self.finishes.get(&id).copied().unwrap_or(0);
+        if !self.waiting.contains_key(&(last, id)) {
+            let finish = last.max(self.virtual_time) + u128::from(expected_cost) * Self::SCALE;
+            self.waiting.insert((finish, id), expected_cost);
+            self.finishes.insert(id, finish);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The next client and its expected cost.
+    fn first(&self) -> Option<(Id, u64)> {
+        self.waiting.first_key_value().map(|(&(_, id), &cost)| (id, cost))
+    }
+
+    /// Removes the next client from the queue. The caller then reports the cost to `charge`.
+    fn pop(&mut self) -> Option<Id> {
+        let ((finish, id), expected_cost) = self.waiting.pop_first()?;
+        self.finishes.insert(id, finish - u128::from(expected_cost) * Self::SCALE);
+        Some(id)
+    }
+
+    /// A client has been served at this cost.
+    fn charge(&mut self, id: Id, cost: u64) {
+        let cost = u128::from(cost) * Self::SCALE;
+        self.virtual_time += cost / (self.waiting.len() as u128 + 1);
+        if let Some(finish) = self.finishes.get_mut(&id) {
+            *finish += cost;
+        }
+        self.reset_if_empty();
+    }
+
+    /// Removes a client, in whatever order it stands.
+    fn remove(&mut self, id: Id) {
+        if let Some(finish) = self.finishes.remove(&id) {
+            self.waiting.remove(&(finish, id));
+        }
+        self.reset_if_empty();
+    }
+
+    fn reset_if_empty(&mut self) {
+        if self.waiting.is_empty() {
+            self.finishes.clear();
+            self.virtual_time = 0;
+        }
+    }
+}
+
+/// The budget for the requests of all clients together, and the clients whose request waits for it
+/// (PROTOCOL.md, "Annex B: many people and slow readers").
+///
+/// It is a token bucket, kept as one point in time: `paid_until`, to which each cost adds, and which
+/// lies at most one full bucket ahead.
+struct Budget {
+    /// When it began to apply; `None` while it does not.
+    applies_since: Option<Instant>,
+    /// Clients above the soft limit.
+    behind: BTreeSet<Id>,
+    paid_until: Instant,
+    queue: FairQueue,
+    /// The bucket held too little for the next request, so the queue is not tried before this time.
+    next_batch: Instant,
+}
+
+impl Budget {
+    /// Requests go on in batches this far apart, because each batch costs a write to everybody.
+    const BATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+    fn new(now: Instant) -> Self {
+        Budget {
+            applies_since: None,
+            behind: BTreeSet::new(),
+            paid_until: now,
+            queue: FairQueue::default(),
+            next_batch: now,
+        }
+    }
+
+    fn applies(&self) -> bool {
+        self.applies_since.is_some()
+    }
+
+    /// Decides from the clients' pending output whether the budget applies from now on.
+    fn update(&mut self, own_lines: usize, now: Instant) {
+        let applies = !self.behind.is_empty() || own_lines > OWN_LINES_LIMIT;
+        self.applies_since = applies.then_some(self.applies_since.unwrap_or(now));
+    }
+
+    /// Takes the next client from the queue if the budget allows its request now, and takes the cost
+    /// from the bucket. While the budget does not apply, every request may go on.
+    fn next(&mut self, now: Instant) -> Option<Id> {
+        let (id, cost) = self.queue.first()?;
+        if self.applies() {
+            let paid_until = self.paid_until.max(now) + time_for(cost);
+            if now < self.next_batch {
+                return None;
+            }
+            if paid_until > now + time_for(BUDGET as u64) {
+                self.next_batch = now + Self::BATCH_INTERVAL;
+                return None;
+            }
+            self.paid_until = paid_until;
+        }
+        self.queue.pop();
+        self.queue.charge(id, cost);
+        Some(id)
+    }
+
+    /// When to call `next` again; `None` if no request waits.
+    fn next_time(&self, now: Instant) -> Option<Instant> {
+        let next = if self.applies() { self.next_batch } else { now };
+        (!self.queue.is_empty()).then_some(next)
+    }
+
+    /// Removes a client.
+    fn forget(&mut self, id: Id) {
+        self.behind.remove(&id);
+        self.queue.remove(id);
+    }
+}
+
+/// The time in which the budget grows by `bytes`.
+fn time_for(bytes: u64) -> Duration {
+    Duration::from_nanos(bytes * 1_000_000_000 / BUDGET as u64)
+}
+// ---------------------------------------------------------------------------------------------
+// 5. The event loop
+// ---------------------------------------------------------------------------------------------
+
+/// Tokens of what is not a client.
+const LISTENER: usize = usize::MAX;
+const SIGNALS: usize = usize::MAX - 1;
+
+/// The readiness of one socket. A failure counts as readable and writable: the next read or write
+/// returns the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Readiness {
     token: usize,
@@ -1211,129 +1180,48 @@ struct Readiness {
     failed: bool,
 }
 
-impl Connection {
-    fn new(socket: os::Socket, address: SocketAddr, name_by: Instant) -> Self {
-        Connection {
-            socket: Some(socket),
-            address,
-            phase: Phase::Open { deadline: Some(name_by) },
-            input: Input::Flowing,
-            waiting: Waiting::Nothing,
-            decoder: Decoder::default(),
-            unread: Box::default(),
-            interest: READ,
-            is_blocked: false,
-            has_spoken: false,
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open { .. })
-    }
-
-    /// Reads once. The end of the stream is `Ok(Some(0))`, nothing now `Ok(None)`; after a failure
-    /// there is nothing to wait for, and that is an error.
-    fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let Some(socket) = &mut self.socket else { return Ok(None) };
-        match socket.read(into) {
-            Err(error) if is_not_ready(&error) && self.input == Input::Flowing => Ok(None),
-            result => result.map(Some),
-        }
-    }
-
-    /// Writes once what is pending. Returns how much was taken.
-    fn write(&mut self, pending: [&[u8]; 3]) -> io::Result<usize> {
-        let length = pending.iter().map(|piece| piece.len()).sum();
-        let Some(socket) = self.socket.as_mut().filter(|_| length > 0 && !self.is_blocked) else {
-            return Ok(0);
-        };
-        let written = match pending {
-            [one, [], []] | [[], [], one] => socket.write(one),
-            pending => socket.write_vectored(&pending.map(IoSlice::new)),
-        };
-        let taken = match written {
-            Err(error) if is_not_ready(&error) => 0,
-            written => written?,
-        };
-        self.is_blocked = taken < length;
-        Ok(taken)
-    }
-}
-
-/// Whether a call on a socket is only to be tried again when the socket is ready.
-fn is_not_ready(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-/// Whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 network of 64
-/// bits, all of whose addresses one machine can use (RFC 7421).
-fn host(address: SocketAddr) -> IpAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64))),
-        ip => ip,
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// 6. The loop
-// ---------------------------------------------------------------------------------------------
-
-/// Tokens that are not a connection's.
-const LISTENER: usize = usize::MAX;
-const SIGNALS: usize = usize::MAX - 1;
-
-/// What the person running the server asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Signal {
-    Stop,
-    /// One line on the console about how things are.
-    #[cfg_attr(windows, allow(dead_code))]
-    Status,
-}
-
 struct Server {
     options: Options,
     poller: os::Poller,
     listener: os::Listener,
     signals: os::Signals,
     room: Room,
-    flow: Flow,
-    connections: Table<Connection>,
-    /// Places without a connection: free, and freed in this turn.
-    vacant: Vec<Id>,
-    vacated: Vec<Id>,
+    budget: Budget,
+    /// Clients with input, whose cost is `Room::work`.
+    to_serve: FairQueue,
     /// How many connections there are from each host.
     hosts: HashMap<IpAddr, usize>,
-    /// Every connection's deadline, the next first.
-    deadlines: BTreeSet<(Instant, Id)>,
-    /// Who has something to read, or requests left over from the last turn.
-    to_serve: FairQueue,
-    ready: Vec<Readiness>,
-    /// What has just been read, of whichever connection.
-    scratch: Vec<u8>,
-    /// Given up to accept and refuse one more when descriptors have run out.
-    reserve: Option<os::Reserve>,
-    /// The listener is left alone until then.
+    /// The end of the log when it was last written to all clients.
+    written: u64,
+    /// No client's deadline is earlier than this.
+    next_deadline: Option<Instant>,
+    /// The listener rests until then.
     accept_again: Option<Instant>,
-    /// When the budget applied last, if the console was told that it does.
-    last_limited: Option<Instant>,
-    is_asked_to_stop: bool,
-    /// The server is stopping, and waits until then for the last lines to be delivered.
+    /// When the console was last told that the budget applies.
+    told_limit: Option<Instant>,
+    /// The server is stopping, and waits until then for the last lines to drain.
     stop_by: Option<Instant>,
     /// The time of this turn.
     now: Instant,
     console: Console,
+    ready: Vec<Readiness>,
+    /// Buffers for what is read from, and written to, one client.
+    input: Vec<u8>,
+    output: Vec<u8>,
 }
 
 impl Server {
     /// Bytes read from one connection at once.
-    const READ_SHARE: usize = 16 * 1024;
+    const READ_SIZE: usize = 16 * 1024;
     /// Connections accepted in one turn.
-    const ACCEPT_SHARE: usize = 512;
-    /// How long the listener is left alone after an accept has failed for a reason that may last.
+    const ACCEPTS: usize = 512;
+    /// How long the listener rests after accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-    /// After so long without anybody over the soft limit the console is told so.
-    const LIMIT_PAUSE: Duration = Duration::from_secs(10);
+    /// How often the console is told that the budget applies.
+    const LIMIT_NOTICE: Duration = Duration::from_secs(10);
+    /// Work after which a client gives way to the others that have input: about the longest request
+    /// to all.
+    const QUANTUM: u64 = MAX_LINE as u64 * Room::BYTE_FOR_ALL;
 
     fn new(
         options: Options,
@@ -1351,549 +1239,485 @@ impl Server {
             listener,
             signals,
             room: Room::default(),
-            flow: Flow::new(now),
-            connections: Table::default(),
-            vacant: Vec::new(),
-            vacated: Vec::new(),
-            hosts: HashMap::new(),
-            deadlines: BTreeSet::new(),
+            budget: Budget::new(now),
             to_serve: FairQueue::default(),
-            ready: Vec::new(),
-            scratch: vec![0; Self::READ_SHARE],
-            reserve: os::reserve_descriptor(),
+            hosts: HashMap::new(),
+            written: 0,
+            next_deadline: None,
             accept_again: None,
-            last_limited: None,
-            is_asked_to_stop: false,
+            told_limit: None,
             stop_by: None,
             now,
             console,
+            ready: Vec::new(),
+            input: vec![0; Self::READ_SIZE],
+            output: Vec::new(),
         })
     }
 
-    /// One turn of the loop. Fails only if the poller does.
+    /// One turn of the event loop. An error means that the poller has failed.
     fn turn(&mut self) -> io::Result<()> {
         let mut ready = mem::take(&mut self.ready);
         self.poller.wait(&mut ready, self.time_until_next_deadline())?;
         self.now = os::now();
-        let mut is_called = false;
+        let (mut listener_ready, mut stops) = (false, false);
         for readiness in ready.drain(..) {
             match readiness.token {
-                LISTENER => is_called = true,
-                SIGNALS => self.obey(),
-                _ => self.note_readiness(readiness),
+                LISTENER => listener_ready = true,
+                SIGNALS => stops |= os::was_signalled(&mut self.signals),
+                _ => self.handle_readiness(readiness),
             }
         }
         self.ready = ready;
-        if is_called {
+        // Only now: a slot freed by one event must not be used again before the last event.
+        if listener_ready {
             self.accept();
         }
         self.carry_out_waiting();
-        self.serve_all();
-        self.flush();
-        self.note_budget();
-        // What somebody has taken in this turn counts.
+        self.serve_queued();
+        self.write_all();
+        self.update_budget();
         self.expire();
-        if mem::take(&mut self.is_asked_to_stop) {
+        if stops && self.stop_by.is_none() {
             self.stop();
         }
-        self.vacant.append(&mut self.vacated);
+        self.console.flush();
         Ok(())
     }
 
-    /// What the poller has reported of a connection.
-    fn note_readiness(&mut self, readiness: Readiness) {
+    fn handle_readiness(&mut self, readiness: Readiness) {
         let id = readiness.token;
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if readiness.writable && mem::take(&mut connection.is_blocked) {
-            self.room.delivery.catch_up(id);
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        if readiness.writable && mem::take(&mut client.is_blocked) {
+            self.room.queue_write(id);
         }
-        if readiness.readable && connection.interest.read {
-            self.to_serve.push(id, 0);
+        let Some(client) = self.room.clients.get(id) else { return };
+        if readiness.readable && client.interest.read {
+            match client.is_closing() {
+                // At once, so that a client that has ended its side leaves its slot to the next.
+                true => self.read(id),
+                false => self.to_serve.push(id, Self::QUANTUM),
+            }
         } else if readiness.failed {
             self.fail(id);
         }
     }
 
-    // Arriving
+    // Accepting
 
     fn accept(&mut self) {
-        for _ in 0..Self::ACCEPT_SHARE {
+        for _ in 0..Self::ACCEPTS {
             match self.listener.accept() {
-                // A failure to set the socket up mostly means that the peer is gone already.
-                Ok((socket, address)) => {
-                    let _ = self.add_connection(socket, address);
-                }
+                // If a new socket fails to be set up, its peer is mostly gone already.
+                Ok((socket, address)) => drop(self.add_client(socket, address)),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
                     ErrorKind::ConnectionAborted
                     | ErrorKind::ConnectionReset
                     | ErrorKind::Interrupted => {}
-                    _ if os::is_out_of_descriptors(&error) => {
-                        return self.accept_without_descriptor()
-                    }
                     _ => return self.pause_accepting(),
                 },
             }
         }
     }
 
-    /// No descriptor is left: one that only awaits its peer's end gives up its own, else the
-    /// reserve serves to turn one newcomer away.
-    fn accept_without_descriptor(&mut self) {
-        if self.drop_finished(None) {
-            return;
-        }
-        if self.reserve.take().is_none() {
-            return self.pause_accepting();
-        }
-        if let Ok((socket, address)) = self.listener.accept() {
-            self.turn_away(socket, address, "no descriptors");
-        }
-        self.reserve = os::reserve_descriptor();
-    }
-
-    fn add_connection(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
+    fn add_client(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let host = host(address);
         let is_own = || {
             address.ip().is_loopback()
                 || socket.local_addr().is_ok_and(|own| own.ip().to_canonical() == address.ip())
         };
-        let max_from_there = match self.options.max_per_ip {
+        let max_per_ip = match self.options.max_per_ip {
             Some(0) => usize::MAX,
             Some(max) => max as usize,
             None if is_own() => usize::MAX,
             None => MAX_PER_IP,
         };
-        let from_there = |server: &Self| server.hosts.get(&host).copied().unwrap_or(0);
-        if from_there(self) >= max_from_there && !self.drop_finished(Some(host)) {
-            self.turn_away(socket, address, "too many from there");
-            return Ok(());
+        if self.hosts.get(&host).is_some_and(|&count| count >= max_per_ip) {
+            self.turn_away(socket, address, FULL_FOR_ADDRESS);
+        } else if self.room.clients.count() >= self.options.max_clients {
+            self.turn_away(socket, address, FULL);
+        } else {
+            socket.set_nonblocking(true)?;
+            // A turn's lines are written at once, so waiting for more would only delay them.
+            socket.set_nodelay(true)?;
+            os::prepare(&socket);
+            let id = self.room.clients.next_id();
+            self.poller.add(&socket, id, READ)?;
+            self.room.clients.insert(Client::new(socket, address));
+            *self.hosts.entry(host).or_default() += 1;
+            self.set_deadline(id, Some(self.now + self.options.name_timeout));
+            self.room.reply(
+                id,
+                &["HELLO linechat/1 choose a name with NAME <name>; HELP shows the rest"],
+            );
+            self.console.log(format_args!("{address} connected"));
         }
-        if self.connections.count >= self.options.max_clients && !self.drop_finished(None) {
-            self.turn_away(socket, address, "full");
-            return Ok(());
-        }
-        socket.set_nonblocking(true)?;
-        // Each turn's lines are written at once, so there is nothing to wait for and combine.
-        socket.set_nodelay(true)?;
-        os::prepare(&socket);
-        let id = self.vacant.last().copied().unwrap_or(self.connections.places.len());
-        self.poller.add(&socket, id, READ)?;
-        let connection = Connection::new(socket, address, self.now + self.options.name_timeout);
-        self.deadlines.extend(connection.phase.deadline().map(|deadline| (deadline, id)));
-        self.connections.insert(id, connection);
-        self.vacant.pop();
-        *self.hosts.entry(host).or_default() += 1;
-        self.room.connect(id);
-        self.console.log(format_args!("{address} connected"));
         Ok(())
     }
 
-    /// Tells one too many so, and closes. What it has sent is read first, for the reason given at
-    /// `Phase::Finished`; but nothing is awaited, because this must not use up descriptors.
-    fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, why: &str) {
-        let refusal = line(&["ERR", FULL.0, FULL.1]);
-        if socket.set_nonblocking(true).is_ok() && socket.write(&refusal).is_ok() {
+    /// Refuses a connection and closes it. What the peer has sent is read first, for the reason
+    /// given at `State::Lingering`; but the server does not linger, as this must not use up slots.
+    fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, refusal: Refusal) {
+        let Refusal(code, text) = refusal;
+        if socket.set_nonblocking(true).is_ok() && socket.write(&line(&["ERR", code, text])).is_ok()
+        {
             let _ = socket.shutdown(Shutdown::Write);
-            let _ = socket.read(&mut self.scratch);
+            let _ = socket.read(&mut self.input);
         }
-        let (ip, port) = (address.ip().to_canonical(), address.port());
-        self.console.log(format_args!("{} refused ({why})", SocketAddr::new(ip, port)));
+        self.console.log(format_args!("{address} refused ({text})"));
     }
 
-    /// Leaves the listener alone for a while, so that a lasting failure does not spin.
+    /// Lets the listener rest, so that a lasting failure does not spin.
     fn pause_accepting(&mut self) {
         self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
         let _ = self.poller.delete(&self.listener, LISTENER);
     }
 
+    fn resume_accepting(&mut self) {
+        self.accept_again = None;
+        if self.poller.add(&self.listener, LISTENER, READ).is_err() {
+            self.pause_accepting();
+        }
+    }
+
     // Reading
 
-    /// Carries out the requests and leaves that have waited for the budget, as far as it goes.
+    /// Carries out the requests that the budget allows now. Half a turn is left for other clients.
     fn carry_out_waiting(&mut self) {
-        while !self.room.delivery.is_full() {
-            let Some(id) = self.flow.next(self.now) else { return };
-            let Some(connection) = self.connections.get_mut(id) else { continue };
-            match mem::replace(&mut connection.waiting, Waiting::Nothing) {
-                Waiting::Request => {
-                    let line = mem::take(&mut connection.decoder.line);
-                    self.carry_out(id, &line);
-                }
-                Waiting::Leave(reason) => self.leave(id, reason),
-                Waiting::Nothing => {}
-            }
-            // What it has sent behind that line takes its turn among the others.
-            if self.connections.get(id).is_some() {
-                self.to_serve.push(id, 0);
+        while self.room.work < Room::FULL_TURN / 2 {
+            let Some(id) = self.budget.next(self.now) else { return };
+            let Some(client) = self.room.clients.get_mut(id) else { continue };
+            if let Some(line) = client.waiting.take() {
+                self.carry_out(id, &line);
+                self.requeue(id);
             }
         }
     }
 
-    /// Serves one connection after the other, until the turn is full.
-    fn serve_all(&mut self) {
-        while !self.room.delivery.is_full() {
+    /// Serves one client after the other until the turn is full.
+    fn serve_queued(&mut self) {
+        while self.room.work < Room::FULL_TURN {
             let Some(id) = self.to_serve.pop() else { return };
+            let before = self.room.work;
             self.serve(id);
+            self.to_serve.charge(id, self.room.work - before);
+            self.requeue(id);
         }
     }
 
-    /// Whether a connection's next request can be carried out: it is open, and no other request waits,
-    /// nor too many replies.
-    fn takes_requests(&self, id: Id) -> bool {
-        let is_ready = |it: &Connection| it.is_open() && it.waiting == Waiting::Nothing;
-        self.connections.get(id).is_some_and(is_ready)
-            && !self.room.delivery.is_over_reply_limit(id)
-    }
-
-    /// Looks at what a connection has sent: first at what has been read, then at what can be.
+    /// Processes what a client has sent: first what has been read, then what can be.
     fn serve(&mut self, id: Id) {
-        let before = self.room.delivery.effort();
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let unread = mem::take(&mut connection.unread);
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        let unread = mem::take(&mut client.unread);
         if !unread.is_empty() {
-            self.digest(id, &unread);
+            self.process_input(id, &unread);
         }
         self.read(id);
-        let effort = self.room.delivery.effort() - before;
-        self.to_serve.charge(id, effort);
-        if self.connections.get(id).is_some_and(Connection::is_open) {
-            self.serve_rest(id, effort);
-            self.update_interest(id);
-        }
     }
 
-    /// Queues a connection again, which is expected to cost so much, if what it has sent waits only for
-    /// that. The poller no longer reports one that has failed: it is read until nothing is left.
-    fn serve_rest(&mut self, id: Id, expected_effort: usize) {
-        let has_more = |it: &Connection| !it.unread.is_empty() || it.input == Input::Failed;
-        if self.connections.get(id).is_some_and(has_more) && self.takes_requests(id) {
-            self.to_serve.push(id, expected_effort);
+    /// Queues a client again if it has more input that can be processed, and has the poller report
+    /// what is still to come. A failed client is read until nothing is left.
+    fn requeue(&mut self, id: Id) {
+        let Some(client) = self.room.clients.get(id) else { return };
+        let has_more = !client.unread.is_empty() || client.state == State::Failed;
+        if has_more && client.takes_requests() {
+            self.to_serve.push(id, Self::QUANTUM);
         }
+        self.update_interest(id);
     }
 
-    /// Reads what can be carried out next, or is thrown away.
+    /// Reads once, if the input is of use and nothing of it is left from before.
     fn read(&mut self, id: Id) {
-        let takes_requests = self.takes_requests(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_of_use = takes_requests && connection.unread.is_empty() || !connection.is_open();
-        if !is_of_use || connection.input == Input::Ended {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        if !client.takes_input() || !client.unread.is_empty() {
             return;
         }
-        let mut scratch = mem::take(&mut self.scratch);
-        match connection.read(&mut scratch) {
+        let mut input = mem::take(&mut self.input);
+        match client.read(&mut input) {
             Ok(None) => {}
             Ok(Some(0)) => self.end_of_input(id),
             Ok(Some(length)) => {
-                self.room.delivery.work += length;
-                let is_full = connection.is_open() && length == Self::READ_SHARE;
-                self.room.delivery.has_full_read |= is_full;
-                self.digest(id, scratch.get(..length).unwrap_or_default());
+                self.room.work += length as u64 * Room::BYTE_FOR_ALL;
+                if !client.is_closing() {
+                    self.process_input(id, &input[..length]);
+                }
             }
-            Err(_) => self.give_up(id, Reason::Disconnected),
+            Err(_) => self.disconnect(id, Reason::Disconnected),
         }
-        self.scratch = scratch;
+        self.input = input;
     }
 
-    /// Carries out what a connection has sent, line by line, until the turn is full or it must wait
-    /// for its replies or for the budget; the rest is kept. Of one that is closing it is thrown away.
-    fn digest(&mut self, id: Id, mut input: &[u8]) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let mut decoder = mem::take(&mut connection.decoder);
-        while self.takes_requests(id) && !self.room.delivery.is_full() {
+    /// Carries out requests line by line, until the turn is full, other clients are to be served, or
+    /// this client must wait. The rest of `input` is kept.
+    fn process_input(&mut self, id: Id, mut input: &[u8]) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        let mut decoder = mem::take(&mut client.decoder);
+        let full = match self.to_serve.is_empty() {
+            true => Room::FULL_TURN,
+            false => Room::FULL_TURN.min(self.room.work + Self::QUANTUM),
+        };
+        while self.room.work < full && self.room.clients.get(id).is_some_and(Client::takes_requests)
+        {
             match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.request(id, line, true),
-                Some(Decoded::TooLong(line)) => self.request(id, line, false),
-                Some(Decoded::TelnetAnswer(answer)) => {
-                    self.room.delivery.put(id, Kind::Reply, &answer);
-                }
+                Some(Decoded::Line(line)) => self.request(id, Some(line)),
+                Some(Decoded::TooLong) => self.request(id, None),
+                Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, &answer, true),
                 None => break,
             }
         }
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if decoder.is_between_lines() && connection.waiting == Waiting::Nothing {
-            // Nothing is held for one who is idle.
-            decoder.line = Vec::new();
-        }
-        connection.decoder = decoder;
-        connection.unread = if connection.is_open() { input.into() } else { Box::default() };
+        let Some(client) = self.room.clients.get_mut(id).filter(|client| !client.is_closing())
+        else {
+            return;
+        };
+        decoder.shrink();
+        client.decoder = decoder;
+        client.unread = input.into();
     }
 
-    /// One line from a connection: whole, or the beginning of one that is too long. It is refused,
-    /// carried out, or waits for the budget. A first line that is too long may be any protocol's, and
-    /// nobody introduces themselves so.
-    fn request(&mut self, id: Id, line: &[u8], is_whole: bool) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_first = !mem::replace(&mut connection.has_spoken, true);
-        if is_first && (!is_whole || is_foreign(line)) {
-            self.room.refuse(id, NOT_A_PERSON);
-            return self.leave(id, Reason::Quit);
+    /// Handles one line; `None` is a line that is too long. It is refused, carried out, or waits for
+    /// the budget. A first line that is too long may be of any protocol.
+    fn request(&mut self, id: Id, line: Option<&[u8]>) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        let is_first = !mem::replace(&mut client.has_spoken, true);
+        if is_first && line.is_none_or(is_other_protocol) {
+            self.room.refuse(id, OTHER_PROTOCOL);
+            return self.leave(id, Reason::OtherProtocol);
         }
-        if !is_whole {
-            return self.room.refuse(id, LINE_TOO_LONG);
-        }
-        // What it may cost; `carry_out` spends what it did.
-        if self.flow.applies() {
+        let Some(line) = line else { return self.room.refuse(id, LINE_TOO_LONG) };
+        if self.budget.applies() {
             let request = parse(line, self.room.is_named(id));
             let cost = request.map_or(0, |request| self.room.cost(id, request));
-            if !self.flow.admit(id, cost, self.now) {
-                return self.wait(id, Waiting::Request);
+            if cost > 0 {
+                if let Some(client) = self.room.clients.get_mut(id) {
+                    client.waiting = Some(line.into());
+                    self.budget.queue.push(id, cost as u64);
+                }
+                return;
             }
         }
         self.carry_out(id, line);
     }
 
-    fn wait(&mut self, id: Id, waiting: Waiting) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            connection.waiting = waiting;
-        }
-    }
-
     fn carry_out(&mut self, id: Id, line: &[u8]) {
-        let Some(address) = self.connections.get(id).map(|connection| connection.address) else {
-            return;
-        };
-        let caused = self.room.delivery.caused();
-        let outcome = match parse(line, self.room.is_named(id)) {
-            Ok(request) => self.room.carry_out(id, request),
-            Err(refusal) => return self.room.refuse(id, refusal),
-        };
-        self.flow.spend(self.room.delivery.caused() - caused, self.now);
-        match outcome {
-            Outcome::Joined => {
-                self.set_phase(id, Phase::Open { deadline: None });
-                let name = self.room.name(id).unwrap_or_default();
-                let count = self.room.count();
+        let Some(client) = self.room.clients.get(id) else { return };
+        let address = client.address;
+        let result = parse(line, client.name.is_some())
+            .and_then(|request| self.room.carry_out(id, request).map(|()| request));
+        match result {
+            Err(refusal) => self.room.refuse(id, refusal),
+            Ok(Request::Name(name)) => {
+                self.set_deadline(id, None);
+                let count = self.room.members.len();
                 self.console.log(format_args!("{address} joined as {name}, {count} online"));
             }
-            Outcome::Said(text) if self.options.verbose => {
+            Ok(Request::Msg(text)) if self.options.verbose => {
                 let name = self.room.name(id).unwrap_or_default();
                 self.console.log(format_args!("{address} {name}: {text}"));
             }
-            Outcome::Quit => self.leave(id, Reason::Quit),
-            Outcome::Said(_) | Outcome::Nothing => {}
+            Ok(Request::Quit) => self.leave(id, Reason::Quit),
+            Ok(_) => {}
         }
     }
 
     // Writing
 
-    /// Writes to everybody what they are owed, once, and begins the next turn's lines.
-    fn flush(&mut self) {
-        let pending_writes = mem::take(&mut self.room.delivery.pending_writes);
-        match self.room.delivery.broadcast.is_empty() {
-            true => pending_writes.into_iter().for_each(|id| self.write(id)),
-            false => (0..self.connections.places.len()).for_each(|id| self.write(id)),
+    /// Writes pending output, once to each client: first to clients with own lines, in the order in
+    /// which they were served, then, if the log has grown, to all.
+    fn write_all(&mut self) {
+        let (writes, end) = (mem::take(&mut self.room.writes), self.room.log.end());
+        writes.into_iter().for_each(|id| self.write(id));
+        // A LEFT that is logged meanwhile goes out in the next turn, which then does not wait.
+        if mem::replace(&mut self.written, end) < end {
+            self.room.may_trim = true;
+            for id in 0..self.room.clients.slots.len() {
+                if self.room.clients.get(id).is_some_and(|client| !client.is_write_queued) {
+                    self.write(id);
+                }
+            }
         }
-        self.room.delivery.end_turn();
+        self.room.trim_log();
+        self.room.work = 0;
     }
 
-    /// Writes to one connection what it is owed, as far as its socket takes it.
     fn write(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let delivery = &mut self.room.delivery;
-        let Some(pending) = delivery.pending(id) else { return };
-        let Ok(taken) = connection.write(pending) else { return self.fail(id) };
-        let is_delivered = delivery.settle(id, taken);
-        self.after_write(id, taken > 0, is_delivered);
-        self.update_interest(id);
+        let Room { clients, log, own_lines, may_trim, .. } = &mut self.room;
+        let Some(client) = clients.get_mut(id) else { return };
+        client.is_write_queued = false;
+        let held_log = client.outbox.cursor(log).is_some();
+        let Ok((taken, own)) = client.write(log, &mut self.output) else { return self.fail(id) };
+        *own_lines -= own;
+        *may_trim |= held_log && taken > 0;
+        self.after_write(id, taken > 0);
     }
 
-    /// What follows from how much a client has taken.
-    fn after_write(&mut self, id: Id, has_taken: bool, is_delivered: bool) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        match connection.phase {
-            Phase::Open { deadline } => {
-                let backlog = self.room.delivery.backlog(id);
-                let is_over = backlog > SOFT_LIMIT;
-                let was_over = self.flow.over_soft_limit.contains(&id);
-                if is_over || was_over {
-                    self.flow.set_over_soft_limit(id, is_over);
-                    let stalled_by = deadline.filter(|_| was_over && !has_taken);
-                    // Not the beginning of this turn: what counts is when something was taken.
-                    let stalled_by = stalled_by.unwrap_or_else(|| os::now() + STALL_TIMEOUT);
-                    let deadline = is_over.then_some(stalled_by);
-                    self.set_phase(id, Phase::Open { deadline });
-                    self.note_backlog(id, backlog);
-                }
-                // If replies have been taken, what waited for that goes on: to ask for as many again.
-                self.serve_rest(id, REPLY_LIMIT);
-            }
-            Phase::Closing { .. } if is_delivered && connection.input == Input::Ended => {
-                self.free(id)
-            }
-            Phase::Closing { .. } if is_delivered => {
-                if let Some(socket) = &connection.socket {
-                    let _ = socket.shutdown(Shutdown::Write);
-                }
-                self.set_phase(id, Phase::Finished { closed_by: self.now + CLOSE_STALL_TIMEOUT });
-            }
-            Phase::Closing { closed_by, .. } if has_taken => {
-                let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
-                self.set_phase(id, Phase::Closing { stalled_by, closed_by });
-            }
-            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => {}
+    /// Acts on how much output is pending: limits, deadlines, the end of a closing connection.
+    fn after_write(&mut self, id: Id, has_taken: bool) {
+        let Some(client) = self.room.clients.get(id) else { return };
+        let pending = client.outbox.pending(&self.room.log);
+        if pending > HARD_LIMIT {
+            return self.disconnect(id, Reason::Slow);
         }
+        match pending > SOFT_LIMIT {
+            true => self.budget.behind.insert(id),
+            false => self.budget.behind.remove(&id),
+        };
+        if pending > 0 && !client.is_blocked {
+            self.room.queue_write(id);
+        }
+        let Some(client) = self.room.clients.get(id) else { return };
+        match client.state {
+            State::Open if client.name.is_some() && pending == 0 => self.set_deadline(id, None),
+            State::Open if client.name.is_some() && (has_taken || client.deadline.is_none()) => {
+                // The turn may have begun a while before the output was taken.
+                self.set_deadline(id, Some(os::now() + STALL_TIMEOUT));
+            }
+            State::Closing { .. } if pending == 0 => return self.linger(id),
+            State::Closing { closed_by } if has_taken => {
+                self.set_deadline(id, Some(closed_by.min(self.now + CLOSE_STALL_TIMEOUT)));
+            }
+            _ => {}
+        }
+        // Replies may have drained, so that the next request no longer waits.
+        self.requeue(id);
     }
 
-    /// Says for whose sake the budget begins to apply. Who is past the hard limit is removed.
-    fn note_backlog(&mut self, id: Id, backlog: usize) {
-        if self.flow.applies() && self.last_limited.is_none() {
-            self.last_limited = Some(self.now);
-            let (name, backlog) = (self.room.name(id).unwrap_or_default(), backlog >> 10);
-            self.console.log(format_args!(
-                "the budget begins to apply: {name} has not taken {backlog} KiB"
-            ));
-        }
-        if backlog > HARD_LIMIT {
-            self.give_up(id, Reason::Slow);
-        }
-    }
-
-    /// Notes when the budget applied last.
-    fn note_budget(&mut self) {
-        let is_over = |last| self.now >= last + Self::LIMIT_PAUSE;
-        if self.flow.applies() {
-            self.last_limited = Some(self.now);
-        } else if self.last_limited.is_some_and(is_over) {
-            self.last_limited = None;
-            self.console.log(format_args!("the budget ceases to apply"));
-        }
-    }
-
-    /// Asks the poller for just what the connection's state can make use of.
+    /// Asks the poller for just what the client's state can use.
     fn update_interest(&mut self, id: Id) {
-        let takes_requests = self.takes_requests(id);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let read = connection.input == Input::Flowing && (takes_requests || !connection.is_open());
-        let interest = Interest { read, write: connection.is_blocked };
-        let Some(socket) = &connection.socket else { return };
-        if connection.input != Input::Failed
-            && mem::replace(&mut connection.interest, interest) != interest
-            && self.poller.modify(socket, id, interest).is_err()
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        let interest = Interest { read: client.takes_input(), write: client.is_blocked };
+        if client.state != State::Failed
+            && mem::replace(&mut client.interest, interest) != interest
+            && self.poller.modify(&client.socket, id, interest).is_err()
         {
             self.fail(id);
         }
     }
 
-    // Leaving:
+    /// Decides whether the budget applies now. While it does, the console is told from time to time.
+    fn update_budget(&mut self) {
+        self.budget.update(self.room.own_lines, self.now);
+        self.room.withhold_rosters(self.budget.applies());
+        let is_told = self.told_limit.is_some_and(|last| self.now < last + Self::LIMIT_NOTICE);
+        if self.budget.applies() && !is_told {
+            self.told_limit = Some(self.now);
+            let first = self.budget.behind.first().copied();
+            let name = first.and_then(|id| self.room.name(id)).unwrap_or("clients".into());
+            let client = first.and_then(|id| self.room.clients.get(id));
+            let pending =
+                client.map_or(self.room.own_lines, |it| it.outbox.pending(&self.room.log));
+            let pending = pending >> 10;
+            self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
+        }
+    }
+
+    // Leaving and closing:
     //
-    //     end_of_input, open ─── depart ─── (budget) ─── leave ─── drain ─── after_write ─── free
-    //     QUIT, a line that closes ─── leave ─── drain ─── after_write: Finished
-    //         Finished ─── end_of_input, time_out or drop_finished ─── free
-    //     fail ─── read to its end ─── end_of_input, as above; to an error ─── give_up
-    //     give_up, open ─── close ─── (next turn, budget) ─── leave ─── free
+    //     QUIT, a line that closes, ERR timeout ──┐
+    //     end_of_input while Open or Failed ──────┴─ leave ─── begin_close: Closing
+    //         Closing ─── after_write, all drained ─── linger: Lingering
+    //         Lingering ─── end_of_input, or expire ─── release
+    //     write error or hang-up ─── fail: Failed ─── read to its end: end_of_input, or an error
+    //     read error, hard limit, stalled ─── disconnect ─── release
 
-    /// The client's stream has ended. A line that is unfinished is dropped with its decoder.
+    /// The client has ended its side of the stream. An unfinished line is dropped.
     fn end_of_input(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.input = Input::Ended;
-        match connection.phase {
-            Phase::Open { .. } => self.depart(id),
-            Phase::Closing { .. } => self.room.delivery.catch_up(id),
-            Phase::Finished { .. } | Phase::Gone => self.free(id),
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        client.input_ended = true;
+        match client.state {
+            State::Open | State::Failed => self.leave(id, Reason::Disconnected),
+            State::Closing { .. } => self.update_interest(id),
+            State::Lingering => self.release(id),
         }
     }
 
-    /// The connection has failed, or nothing can be written any more. What its peer had sent before
-    /// counts, and is read in time.
+    /// Nothing can be sent to the client any longer. What it sent before counts, and is read in
+    /// time.
     fn fail(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if !connection.is_open() || connection.input == Input::Ended {
-            return self.give_up(id, Reason::Disconnected);
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        if client.is_closing() || client.state == State::Failed {
+            return self.disconnect(id, Reason::Disconnected);
         }
-        connection.input = Input::Failed;
-        if let Some(socket) = &connection.socket {
-            let _ = self.poller.delete(socket, id);
+        client.state = State::Failed;
+        if client.name.is_some() {
+            client.deadline = None;
         }
-        self.room.delivery.outboxes.remove(id);
-        self.flow.set_over_soft_limit(id, false);
-        if self.room.is_named(id) {
-            self.set_phase(id, Phase::Open { deadline: None });
-        }
-        self.to_serve.push(id, 0);
+        let outbox = mem::take(&mut client.outbox);
+        let _ = self.poller.delete(&client.socket, id);
+        self.room.own_lines -= outbox.own.len();
+        self.room.may_trim = true;
+        self.budget.behind.remove(&id);
+        self.to_serve.push(id, Self::QUANTUM);
     }
 
-    /// Leaving is a request like any other, and the last one: it may have to wait for the budget.
-    fn depart(&mut self, id: Id) {
-        let reason = Reason::Disconnected;
-        let cost = if self.flow.applies() { self.room.cost_of_leaving(id, reason) } else { 0 };
-        match self.flow.admit(id, cost, self.now) {
-            true => self.leave(id, reason),
-            false => self.wait(id, Waiting::Leave(reason)),
-        }
-    }
-
-    /// Closes a connection at once, whatever it is owed and has sent. Its leaving waits until the
-    /// next turn in any case, because the lines of this one may be on their way.
-    fn give_up(&mut self, id: Id, reason: Reason) {
-        let Some(connection) = self.connections.get(id).filter(|it| it.is_open()) else {
-            return self.free(id);
-        };
-        // One that is leaving already keeps its place in the queue.
-        let is_leaving = matches!(connection.waiting, Waiting::Leave(_));
-        self.close(id);
-        if !is_leaving {
-            self.flow.queue.remove(id);
-            self.flow.queue.push(id, self.room.cost_of_leaving(id, reason));
-        }
-        self.wait(id, Waiting::Leave(reason));
-    }
-
-    /// Takes a client out of the room and says so; then it is only delivered what it is owed, or freed
-    /// if its socket is closed.
+    /// Removes a client from the room, tells the others, and closes the connection when its output
+    /// has drained.
     fn leave(&mut self, id: Id, reason: Reason) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let (address, is_open) = (connection.address, connection.is_open());
-        let caused = self.room.delivery.caused();
-        let name = self.room.leave(id, reason);
-        self.flow.spend(self.room.delivery.caused() - caused, self.now);
-        match name {
+        self.announce(id, reason);
+        self.begin_close(id);
+    }
+
+    /// Removes a client from the room and drops the connection, whatever is pending in either
+    /// direction.
+    fn disconnect(&mut self, id: Id, reason: Reason) {
+        self.announce(id, reason);
+        self.release(id);
+    }
+
+    /// Tells the room and the console that a client leaves, unless it has left before.
+    fn announce(&mut self, id: Id, reason: Reason) {
+        let Some(client) = self.room.clients.get(id) else { return };
+        let (address, why) = (client.address, reason.word());
+        if client.is_closing() {
+            return;
+        }
+        match self.room.leave(id, reason) {
             Some(name) => {
-                let (reason, count) = (reason.word(), self.room.count());
-                self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
+                let count = self.room.members.len();
+                self.console.log(format_args!("{address} {name} left ({why}), {count} online"));
             }
-            None => self.console.log(format_args!("{address} disconnected")),
-        }
-        match is_open {
-            true => self.drain(id),
-            false => self.free(id),
+            None => self.console.log(format_args!("{address} left ({why})")),
         }
     }
 
-    /// Ends a connection as soon as it has been delivered what it is owed.
-    fn drain(&mut self, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.unread = Box::default();
-        self.flow.forget(id);
-        if self.room.delivery.outboxes.get(id).is_none() {
-            return self.free(id);
+    /// Input is discarded from now on; what is pending drains.
+    fn begin_close(&mut self, id: Id) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        if client.state == State::Failed {
+            return self.release(id);
         }
-        self.room.delivery.catch_up(id);
-        let stalled_by = self.now + CLOSE_STALL_TIMEOUT;
-        self.set_phase(id, Phase::Closing { stalled_by, closed_by: self.now + CLOSE_TIMEOUT });
+        client.state = State::Closing { closed_by: self.now + CLOSE_TIMEOUT };
+        client.unread = Box::default();
+        client.decoder = Decoder::default();
+        client.waiting = None;
+        self.budget.queue.remove(id);
+        self.set_deadline(id, Some(self.now + CLOSE_STALL_TIMEOUT));
+        self.room.queue_write(id);
     }
 
-    /// Closes the socket, and forgets what was on its way in either direction.
-    fn close(&mut self, id: Id) {
-        self.set_phase(id, Phase::Gone);
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if let Some(socket) = connection.socket.take() {
-            let _ = self.poller.delete(&socket, id);
+    /// Half-closes a connection whose output has drained, and lingers for the client's end.
+    fn linger(&mut self, id: Id) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        if client.input_ended || client.socket.shutdown(Shutdown::Write).is_err() {
+            return self.release(id);
         }
-        connection.decoder = Decoder::default();
-        connection.unread = Box::default();
-        self.flow.set_over_soft_limit(id, false);
-        self.room.delivery.outboxes.remove(id);
+        client.state = State::Lingering;
+        self.set_deadline(id, Some(self.now + LINGER_TIMEOUT));
+        self.update_interest(id);
     }
 
-    /// Ends a connection that is no longer in the room, and frees its place.
-    fn free(&mut self, id: Id) {
-        self.close(id);
-        self.flow.forget(id);
+    /// Closes the socket and frees the slot. The client is no longer in the room.
+    fn release(&mut self, id: Id) {
+        let Some(client) = self.room.clients.remove(id) else { return };
+        if client.state != State::Failed {
+            let _ = self.poller.delete(&client.socket, id);
+        }
+        self.room.own_lines -= client.outbox.own.len();
+        self.room.may_trim = true;
+        self.budget.forget(id);
         self.to_serve.remove(id);
-        let Some(connection) = self.connections.remove(id) else { return };
-        self.vacated.push(id);
-        let host = host(connection.address);
+        let host = host(client.address);
         if let Some(count) = self.hosts.get_mut(&host) {
             *count -= 1;
             if *count == 0 {
@@ -1902,201 +1726,160 @@ impl Server {
         }
     }
 
-    /// Frees the connection that has waited longest only for its peer's end, of all or of a host's.
-    /// Returns whether there was one.
-    fn drop_finished(&mut self, of: Option<IpAddr>) -> bool {
-        let finished = self.connections.iter().filter_map(|(id, connection)| {
-            let is_counted = of.is_none_or(|of| of == host(connection.address));
-            match connection.phase {
-                Phase::Finished { closed_by } if is_counted => Some((closed_by, id)),
-                _ => None,
-            }
-        });
-        let Some((_, id)) = finished.min() else { return false };
-        self.free(id);
-        true
-    }
-
     // Time
 
-    /// The only way from one phase to another, so that `deadlines` always has the right one.
-    fn set_phase(&mut self, id: Id, phase: Phase) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let before = mem::replace(&mut connection.phase, phase).deadline();
-        let after = phase.deadline();
-        if before != after {
-            before.map(|deadline| self.deadlines.remove(&(deadline, id)));
-            after.map(|deadline| self.deadlines.insert((deadline, id)));
+    fn set_deadline(&mut self, id: Id, deadline: Option<Instant>) {
+        if let Some(client) = self.room.clients.get_mut(id) {
+            client.deadline = deadline;
+            let earliest = self.next_deadline.into_iter().chain(deadline).min();
+            self.next_deadline = earliest;
         }
     }
 
     fn time_until_next_deadline(&self) -> Option<Duration> {
-        if self.to_serve.first().is_some() || self.room.delivery.is_pending() {
+        let has_output = !self.room.writes.is_empty() || self.written < self.room.log.end();
+        if has_output || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
         let now = os::now();
-        let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let limited = self.last_limited.filter(|_| !self.flow.applies());
-        let limited = limited.map(|last| last + Self::LIMIT_PAUSE);
-        let flow = self.flow.next_time(now);
-        let next = [deadline, flow, limited, self.accept_again, self.stop_by];
+        let budget = self.budget.next_time(now);
+        let next = [self.next_deadline, budget, self.accept_again, self.stop_by];
         Some(next.into_iter().flatten().min()?.saturating_duration_since(now))
     }
 
-    /// Does what is due now.
+    /// Acts on the deadlines that have passed.
     fn expire(&mut self) {
-        while let Some(&(deadline, id)) = self.deadlines.first() {
-            if deadline > self.now {
-                break;
-            }
-            self.time_out(id);
+        if self.next_deadline.is_some_and(|next| next <= self.now) {
+            let is_due = |client: &Client| client.deadline.is_some_and(|due| due <= self.now);
+            let clients = self.room.clients.iter();
+            let due: Vec<Id> = clients.filter(|(_, it)| is_due(it)).map(|(id, _)| id).collect();
+            due.into_iter().for_each(|id| self.time_out(id));
+            let deadlines = self.room.clients.iter().filter_map(|(_, client)| client.deadline);
+            self.next_deadline = deadlines.min();
         }
         if self.accept_again.is_some_and(|again| again <= self.now) {
-            self.accept_again = None;
-            self.reserve = self.reserve.take().or_else(os::reserve_descriptor);
-            if self.poller.add(&self.listener, LISTENER, READ).is_err() {
-                self.pause_accepting();
-            }
+            self.resume_accepting();
         }
     }
 
     fn time_out(&mut self, id: Id) {
-        let Some(connection) = self.connections.get(id) else { return };
-        match connection.phase {
-            // Over the soft limit, and nothing was taken for too long.
-            Phase::Open { .. } if self.room.is_named(id) => self.give_up(id, Reason::Slow),
-            Phase::Open { .. } if connection.waiting == Waiting::Nothing => {
+        // If this process was suspended, a request in time may lie unread, and the socket may take
+        // output, though the poller has not told so yet.
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        client.is_blocked = false;
+        self.room.work = 0;
+        self.serve(id);
+        self.write(id);
+        let Some(client) = self.room.clients.get(id) else { return };
+        if client.deadline.is_none_or(|deadline| self.now < deadline) {
+            return;
+        }
+        match client.state {
+            State::Open if client.name.is_some() => match self.budget.applies_since {
+                Some(since) if since + STALL_TIMEOUT <= self.now => {
+                    self.disconnect(id, Reason::Slow)
+                }
+                since => {
+                    let since = since.unwrap_or(self.now);
+                    self.set_deadline(id, Some(since + STALL_TIMEOUT));
+                }
+            },
+            // NAME has come in time, and waits for the budget.
+            State::Open | State::Failed if client.waiting.is_some() => {
+                self.set_deadline(id, Some(self.now + self.options.name_timeout));
+            }
+            State::Open | State::Failed => {
                 self.room.refuse(id, TIMED_OUT);
-                self.leave(id, Reason::Disconnected);
+                self.leave(id, Reason::Timeout);
             }
-            // Its NAME came in time, and waits for the budget.
-            Phase::Open { .. } => {
-                let deadline = Some(self.now + self.options.name_timeout);
-                self.set_phase(id, Phase::Open { deadline });
-            }
-            Phase::Closing { .. } | Phase::Finished { .. } | Phase::Gone => self.free(id),
+            State::Closing { .. } | State::Lingering => self.release(id),
         }
     }
 
-    // Signals
-
-    fn obey(&mut self) {
-        while let Some(signal) = os::next_signal(&mut self.signals) {
-            match signal {
-                Signal::Stop => self.is_asked_to_stop = self.stop_by.is_none(),
-                Signal::Status => self.show_status(),
-            }
-        }
-    }
-
-    fn show_status(&mut self) {
-        let open = self.connections.iter().filter(|(_, it)| it.is_open()).count();
-        let closing = self.connections.count - open;
-        let (named, over) = (self.room.count(), self.flow.over_soft_limit.len());
-        let (waiting, dropped) =
-            (self.flow.queue.waiting.len(), self.console.pending().all_dropped);
-        let since = utc(self.console.started);
-        self.console.log(format_args!(
-            "status: {open} open, {named} named, {closing} closing, {over} over the soft limit, \
-             {waiting} waiting, {dropped} lines dropped, since {since}"
-        ));
-    }
-
-    /// Takes leave of everybody; the loop goes on until all have been delivered what they are owed
-    /// and have ended their side, or `STOP_TIMEOUT` is over.
+    /// Says BYE to every client. The loop goes on until all connections have ended, or
+    /// `STOP_TIMEOUT` is over.
     fn stop(&mut self) {
         self.console.log(format_args!("stopping"));
         self.stop_by = Some(self.now + STOP_TIMEOUT);
-        self.accept_again = None;
-        let _ = self.poller.delete(&self.listener, LISTENER);
-        for id in 0..self.connections.places.len() {
-            match self.connections.get(id).map(|connection| connection.phase) {
-                Some(Phase::Open { .. }) => {
-                    self.room.delivery.reply(id, &["BYE the server is stopping"]);
-                    self.drain(id);
-                }
-                Some(Phase::Gone) => self.free(id),
-                _ => {}
+        if self.accept_again.take().is_none() {
+            let _ = self.poller.delete(&self.listener, LISTENER);
+        }
+        for id in 0..self.room.clients.slots.len() {
+            if self.room.clients.get(id).is_some_and(|client| !client.is_closing()) {
+                self.room.reply(id, &["BYE the server is stopping"]);
+                self.room.remove_member(id);
+                self.begin_close(id);
             }
         }
-        self.flush();
     }
 
     fn has_stopped(&self) -> bool {
-        let is_over = |by| by <= self.now || self.connections.count == 0;
+        let is_over = |by| by <= self.now || self.room.clients.count() == 0;
         self.stop_by.is_some_and(is_over)
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// 7. The console: what the person running the server sees
-// ---------------------------------------------------------------------------------------------
-
-/// What the chat has to show and another thread prints: a console that is paused (on Windows, in
-/// which something is selected) keeps whoever writes to it waiting, and that must not be the chat.
-/// What nobody reads is dropped and counted. Names and texts come here only after `parse`, so they
-/// cannot forge a line.
-#[derive(Clone)]
-struct Console {
-    pending: Arc<(Mutex<Pending>, Condvar)>,
-    started: SystemTime,
+/// The host whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 network of
+/// 64 bits, of which one machine can use every address (RFC 7421).
+fn host(address: SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64))),
+        ip => ip,
+    }
 }
+// ---------------------------------------------------------------------------------------------
+// 6. The console: what the operator sees
+// ---------------------------------------------------------------------------------------------
 
-#[derive(Default)]
-struct Pending {
-    /// What is not printed yet.
+/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
+/// which text is selected) blocks its writer, and must not block the chat. Lines that nobody reads
+/// are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
+/// line.
+struct Console {
     text: String,
-    /// Lines dropped since the last one that was not, and in all.
+    texts: Sender<String>,
+    /// Bytes of the texts that have been sent and not printed.
+    pending: Arc<AtomicUsize>,
     dropped: u64,
-    all_dropped: u64,
 }
 
 impl Console {
-    /// Bytes kept while nobody reads.
     const MAX_PENDING: usize = 1024 * 1024;
 
-    fn new() -> Self {
-        Console { pending: Arc::default(), started: SystemTime::now() }
+    fn new() -> (Self, Receiver<String>) {
+        let (texts, receiver) = mpsc::channel();
+        (Console { text: String::new(), texts, pending: Arc::default(), dropped: 0 }, receiver)
     }
 
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One line, with the time in front.
+    /// Adds one line, with the time in front.
     fn log(&mut self, what: fmt::Arguments) {
         let time = utc(SystemTime::now());
-        let mut pending = self.pending();
-        if pending.text.len() >= Self::MAX_PENDING {
-            pending.dropped += 1;
-            pending.all_dropped += 1;
+        if self.pending.load(Ordering::Relaxed) >= Self::MAX_PENDING {
+            self.dropped += 1;
             return;
         }
-        if pending.dropped > 0 {
-            let dropped = mem::take(&mut pending.dropped);
-            let _ = writeln!(pending.text, "{time} {dropped} lines dropped: nobody read them");
+        let dropped = mem::take(&mut self.dropped);
+        if dropped > 0 {
+            let _ = writeln!(self.text, "{time} {dropped} lines dropped: the console was not read");
         }
-        let _ = writeln!(pending.text, "{time} {what}");
-        self.pending.1.notify_one();
+        let _ = writeln!(self.text, "{time} {what}");
     }
 
-    /// Prints all that is shown, for ever.
-    fn print(&self, mut out: impl Write) -> ! {
-        loop {
-            let is_idle = |pending: &mut Pending| pending.text.is_empty();
-            let pending = self.pending.1.wait_while(self.pending(), is_idle);
-            let text = pending.unwrap_or_else(PoisonError::into_inner).text.clone();
-            // Closed, or the disk is full: there is nobody to tell.
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            self.pending().text.drain(..text.len());
-            self.pending.1.notify_one();
+    /// Hands this turn's lines to the printing thread.
+    fn flush(&mut self) {
+        if !self.text.is_empty() {
+            self.pending.fetch_add(self.text.len(), Ordering::Relaxed);
+            let _ = self.texts.send(mem::take(&mut self.text));
         }
     }
+}
 
-    /// Waits until everything is printed, but no longer than this.
-    fn finish(&self, patience: Duration) {
-        let is_printing = |pending: &mut Pending| !pending.text.is_empty();
-        let _ = self.pending.1.wait_timeout_while(self.pending(), patience, is_printing);
+/// Prints what the console sends, until the console is dropped.
+fn print_texts(texts: Receiver<String>, pending: &AtomicUsize, mut out: impl Write) {
+    for text in texts {
+        // If the console is closed or the disk is full, there is nobody to tell.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        pending.fetch_sub(text.len(), Ordering::Relaxed);
     }
 }
 
@@ -2124,13 +1907,13 @@ fn utc(time: SystemTime) -> String {
 }
 
 // ---------------------------------------------------------------------------------------------
-// 8. The command line
+// 7. The command line
 // ---------------------------------------------------------------------------------------------
 
 const USAGE: &str = "Usage: linechat-server [OPTIONS] [ADDR]
 
-One chat room for everybody who can send a line of text: telnet, nc, or linechat-client.
-ADDR is HOST:PORT; by default port 9999 on every address. Port 0 picks a free one.
+One chat room that any line client can join: telnet, nc, or linechat-client.
+ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address. Port 0 picks a free one.
 
 Options:
   --max-clients N      connections at the same time (default, and at most: what the limit on
@@ -2142,14 +1925,21 @@ Options:
   --help               show this
   --version            show the version
 
-SIGINT and SIGTERM stop the server; SIGUSR1 shows a line about how things are.
+SIGINT and SIGTERM stop the server, SIGHUP does not: the server outlives its terminal.
 ";
+
+/// Where to listen; `None` is every address of this machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    host: Option<String>,
+    port: u16,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
-    address: Option<String>,
+    address: Address,
     max_clients: usize,
-    /// Nothing: `MAX_PER_IP`, without this machine's own addresses. 0: no limit.
+    /// `None`: `MAX_PER_IP`, without this machine's own addresses. 0: no limit.
     max_per_ip: Option<u32>,
     name_timeout: Duration,
     verbose: bool,
@@ -2161,10 +1951,11 @@ enum Command {
     Show(String),
 }
 
-/// Reads the command line; an error is one sentence for standard error.
+/// Parses the command line; an error is one sentence for standard error.
 fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
+    let mut address = None;
     let mut options = Options {
-        address: None,
+        address: Address { host: None, port: DEFAULT_PORT },
         max_clients: usize::MAX,
         max_per_ip: None,
         name_timeout: NAME_TIMEOUT,
@@ -2190,16 +1981,40 @@ fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Comman
                 return Ok(Command::Show(format!("linechat-server {version}\n")));
             }
             _ if name.starts_with('-') => return Err(format!("there is no option {name}")),
-            _ if options.address.is_some() => {
-                return Err(format!("'{name}' is one address too many"))
+            _ if address.is_some() => {
+                return Err(format!("'{name}' is a second address; give one"))
             }
-            _ if name.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) => {
-                return Err(format!("'{name}' is not HOST:PORT, as in 127.0.0.1:9999"))
-            }
-            _ => options.address = Some(name.to_owned()),
+            _ => address = Some(parse_address(name)?),
         }
     }
+    options.address = address.unwrap_or(options.address);
     Ok(Command::Run(options))
+}
+
+const DEFAULT_PORT: u16 = 9999;
+
+/// Parses `HOST:PORT`, `HOST`, `:PORT` or `PORT`. A host that holds colons is an IPv6 address, in
+/// brackets if a port follows.
+fn parse_address(text: &str) -> Result<Address, String> {
+    let is_ipv6 = text.parse::<Ipv6Addr>().is_ok();
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !is_ipv6 && !text.ends_with(']') => (host, Some(port)),
+        _ if text.bytes().all(|byte| byte.is_ascii_digit()) => ("", Some(text)),
+        _ => (text, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match bare {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => is_ipv6 || !host.contains([':', '[', ']', '/', ' ']),
+    };
+    let port = port.map_or(Ok(DEFAULT_PORT), str::parse);
+    match port {
+        Ok(port) if is_host => {
+            let host = Some(bare.unwrap_or(host).to_owned()).filter(|host| !host.is_empty());
+            Ok(Address { host, port })
+        }
+        _ => Err(format!("'{text}' is no address to listen on; try 127.0.0.1:9999, ::1 or 9999")),
+    }
 }
 
 fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, String> {
@@ -2209,68 +2024,84 @@ fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, St
     number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
 }
 
-/// Where the server listens if no address is given. That of IPv6 is tried only where it serves IPv4
-/// too; `bindv6only` is Linux' setting of that name (ip-sysctl).
-fn default_addresses(bindv6only: Option<&str>) -> Vec<SocketAddr> {
+/// The addresses to try in turn if no host is given. IPv6's is tried only where it serves IPv4 too;
+/// `bindv6only` is the Linux setting of that name (ip-sysctl).
+fn any_addresses(port: u16, bindv6only: Option<&str>) -> Vec<SocketAddr> {
     let serves_both = match bindv6only {
         Some(setting) => setting != "1\n",
         None => cfg!(any(target_os = "linux", target_os = "macos")),
     };
-    let ipv6 = serves_both.then_some((Ipv6Addr::UNSPECIFIED, 9999).into());
-    ipv6.into_iter().chain([(Ipv4Addr::UNSPECIFIED, 9999).into()]).collect()
+    let ipv6 = serves_both.then_some((Ipv6Addr::UNSPECIFIED, port).into());
+    ipv6.into_iter().chain([(Ipv4Addr::UNSPECIFIED, port).into()]).collect()
 }
 
 /// Why the server cannot listen, and what to do.
-fn explain(address: &str, error: io::Error) -> String {
+fn explain(address: &Address, error: io::Error) -> String {
     let advice = match error.kind() {
         ErrorKind::AddrInUse => "; is another server running? Give another port",
         ErrorKind::PermissionDenied => "; ports below 1024 need special rights",
         _ => "",
     };
-    format!("cannot listen on {address}: {error}{advice}")
+    let port = address.port;
+    match &address.host {
+        Some(host) => format!("cannot listen on {host} port {port}: {error}{advice}"),
+        None => format!("cannot listen on port {port}: {error}{advice}"),
+    }
 }
 
 // Everything from here to `main` needs the real operating system, which unit tests do without.
 
 #[cfg(not(test))]
-fn bind(address: Option<&str>) -> Result<system::Listener, String> {
-    if let Some(address) = address {
-        return system::Listener::bind(address).map_err(|error| explain(address, error));
-    }
-    let bindv6only = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").ok();
-    let addresses = default_addresses(bindv6only.as_deref());
-    system::Listener::bind(&*addresses).map_err(|error| explain("port 9999", error))
+fn bind(address: &Address) -> Result<system::Listener, String> {
+    let listener = match &address.host {
+        Some(host) => system::Listener::bind((&**host, address.port)),
+        None => {
+            let bindv6only = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").ok();
+            system::Listener::bind(&*any_addresses(address.port, bindv6only.as_deref()))
+        }
+    };
+    listener.map_err(|error| explain(address, error))
 }
 
 #[cfg(not(test))]
 fn run(mut options: Options) -> Result<(), String> {
     /// Descriptors that are not for clients: the standard three, the poller, the listener, the
-    /// signals' two, the reserve, and some that are being closed.
+    /// signals' two, and some for connections that are being refused or closed.
     const RESERVED: usize = 16;
     let limit = system::raise_descriptor_limit();
-    options.max_clients = options.max_clients.min(limit.saturating_sub(RESERVED));
-    if options.max_clients == 0 {
+    let (wanted, most) = (options.max_clients, limit.saturating_sub(RESERVED));
+    options.max_clients = wanted.min(most);
+    if most == 0 {
         return Err(format!(
-            "with {limit} open files nobody can be served; raise the limit above {RESERVED} (ulimit -n)"
+            "with {limit} open files no client can be served; raise the limit above {RESERVED} (ulimit -n)"
         ));
     }
-    let listener = bind(options.address.as_deref())?;
+    let listener = bind(&options.address)?;
     let serve = || -> io::Result<()> {
         listener.set_nonblocking(true)?;
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
-        let mut console = Console::new();
-        let printer = console.clone();
-        thread::Builder::new()
-            .name("console".to_owned())
-            .spawn(move || printer.print(io::stdout()))?;
+        let (mut console, texts) = Console::new();
+        let pending = console.pending.clone();
+        let (printed, is_printed) = mpsc::channel();
+        thread::Builder::new().name("console".to_owned()).spawn(move || {
+            print_texts(texts, &pending, io::stdout());
+            let _ = printed.send(());
+        })?;
         let signals = system::catch_signals()?;
-        let mut server = Server::new(options, listener, signals, console.clone())?;
         console.log(format_args!("listening on {address}"));
+        if wanted != usize::MAX && wanted > most {
+            console.log(format_args!(
+                "at most {most} clients instead of {wanted}: the limit on open files is {limit}"
+            ));
+        }
+        console.flush();
+        let mut server = Server::new(options, listener, signals, console)?;
         while !server.has_stopped() {
             server.turn()?;
         }
-        console.finish(STOP_TIMEOUT);
+        drop(server);
+        let _ = is_printed.recv_timeout(STOP_TIMEOUT);
         Ok(())
     };
     serve().map_err(|error| format!("the operating system refused what the server needs: {error}"))
@@ -2300,24 +2131,21 @@ fn main() -> ExitCode {
 }
 
 // ---------------------------------------------------------------------------------------------
-// 9. The operating system: the few calls that std lacks, and the only `unsafe`
+// 8. The operating system: the few calls that std lacks, and the only `unsafe`
 // ---------------------------------------------------------------------------------------------
 
 /// Every constant and structure is from the header or the manual page named beside it.
 #[allow(unsafe_code)]
 #[cfg_attr(test, allow(dead_code, unused_imports))]
 mod system {
-    use super::{Interest, Readiness, Signal};
+    use super::{Interest, Readiness};
     use std::ffi::c_int;
-    use std::fs::File;
     use std::io;
     use std::time::{Duration, Instant};
 
     pub use readiness::Poller;
-    pub use signals::{catch_signals, next_signal, Signals};
+    pub use signals::{catch_signals, was_signalled, Signals};
     pub use std::net::{TcpListener as Listener, TcpStream as Socket};
-    /// The spare descriptor.
-    pub type Reserve = File;
 
     pub fn now() -> Instant {
         Instant::now()
@@ -2726,21 +2554,9 @@ mod system {
         }
     }
 
-    /// A descriptor held only to be given up when there is no other.
-    pub fn reserve_descriptor() -> Option<Reserve> {
-        File::open(if cfg!(windows) { "NUL" } else { "/dev/null" }).ok()
-    }
-
-    pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-        // ENFILE and EMFILE (<errno.h>), the same on every Unix; WSAEMFILE (<winerror.h>).
-        let codes: &[i32] = if cfg!(windows) { &[10024] } else { &[23, 24] };
-        error.raw_os_error().is_some_and(|code| codes.contains(&code))
-    }
-
-    /// What asks the server to stop on Unix, or for its status: signal(7).
+    /// Signals that ask the server to stop on Unix: signal(7).
     #[cfg(unix)]
     mod signals {
-        use super::{Signal, IS_LINUX};
         use std::ffi::c_int;
         use std::io::{self, Read};
         use std::os::fd::AsRawFd;
@@ -2754,19 +2570,18 @@ mod system {
             fn _exit(status: c_int) -> !;
         }
 
-        // <signal.h>: the same on every Unix, but for SIGUSR1.
+        // <signal.h>: the same on every Unix.
         const SIGHUP: c_int = 1;
         const SIGINT: c_int = 2;
         const SIGTERM: c_int = 15;
-        const SIGUSR1: c_int = if IS_LINUX { 10 } else { 30 };
         const SIG_IGN: usize = 1;
 
         static WRITER: OnceLock<UnixStream> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Becomes readable when SIGINT or SIGTERM asks the server to stop, or SIGUSR1 for its
-        /// status. To be asked a second time to stop ends the process at once. A terminal that goes
-        /// away (SIGHUP) does not stop it; std has SIGPIPE ignored already.
+        /// Becomes readable when SIGINT or SIGTERM asks the server to stop. The second of them ends
+        /// the process at once. SIGHUP is ignored: a terminal that goes away does not stop the
+        /// server. std has SIGPIPE ignored already.
         pub type Signals = UnixStream;
 
         pub fn catch_signals() -> io::Result<Signals> {
@@ -2777,41 +2592,34 @@ mod system {
             // SAFETY: the handler only does what signal-safety(7) allows, and reads atomics.
             unsafe {
                 signal(SIGHUP, SIG_IGN);
-                for number in [SIGINT, SIGTERM, SIGUSR1] {
+                for number in [SIGINT, SIGTERM] {
                     signal(number, on_signal as *const () as usize);
                 }
             }
             Ok(reader)
         }
 
-        /// What the signals have asked for next, if anything.
-        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
-            let mut byte = [0];
-            match (signals.read(&mut byte), byte) {
-                (Ok(1), [b'?']) => Some(Signal::Status),
-                (Ok(1), _) => Some(Signal::Stop),
-                _ => None,
-            }
+        /// Returns true if a signal has come since the last call.
+        pub fn was_signalled(signals: &mut Signals) -> bool {
+            matches!(signals.read(&mut [0]), Ok(1))
         }
 
         extern "C" fn on_signal(number: c_int) {
             let Some(writer) = WRITER.get() else { return };
-            let byte = if number == SIGUSR1 { b"?" } else { b"!" };
             // SAFETY: one byte is there to be written.
             unsafe {
-                if number != SIGUSR1 && IS_STOPPING.swap(true, Ordering::SeqCst) {
+                if IS_STOPPING.swap(true, Ordering::SeqCst) {
                     _exit(128 + number);
                 }
-                write(writer.as_raw_fd(), byte.as_ptr(), 1);
+                write(writer.as_raw_fd(), b"!".as_ptr(), 1);
             }
         }
     }
 
-    /// What asks the server to stop on Windows: Ctrl-C, Ctrl-Break, and closing the window
+    /// Events that ask the server to stop on Windows: Ctrl-C, Ctrl-Break, and closing the window
     /// (SetConsoleCtrlHandler, <consoleapi.h>).
     #[cfg(windows)]
     mod signals {
-        use super::Signal;
         use std::io;
         use std::net::UdpSocket;
         use std::sync::atomic::{AtomicBool, Ordering};
@@ -2845,9 +2653,9 @@ mod system {
             }
         }
 
-        /// What the signals have asked for next, if anything.
-        pub fn next_signal(signals: &mut Signals) -> Option<Signal> {
-            signals.recv(&mut [0]).ok().map(|_| Signal::Stop)
+        /// Returns true if an event has come since the last call.
+        pub fn was_signalled(signals: &mut Signals) -> bool {
+            signals.recv(&mut [0]).is_ok()
         }
 
         /// Windows calls this in a thread of its own. Returning 0 ends the process.
