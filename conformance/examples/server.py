@@ -19,7 +19,7 @@ BEYOND_ASCII = (  # any character that is in none of these ranges, nor at the en
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
     + "".join(chr(plane + 0xFFFE) + chr(plane + 0xFFFF) for plane in range(0, 0xE0000, 0x10000)) + "]")
 NAME = re.compile(f"([A-Za-z0-9]|{BEYOND_ASCII})([A-Za-z0-9_.-]|{BEYOND_ASCII})*")
-clients, room = [], {}  # those with a name are in the room, by its lower case, in order of joining
+clients, room = [], {}  # room: from names in lower case to clients, in the order of joining
 
 
 def roster():
