@@ -566,8 +566,7 @@ impl Client {
         self.screen.show_event(DIM, &line);
     }
 
-    /// Handles one line of a list (PROTOCOL.md, "Roster"). After the last line the list is shown if
-    /// the user asked for it or has not seen one.
+    /// Handles one line of a list (PROTOCOL.md, "Roster"). A newcomer at a terminal sees the first.
     fn list(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();
@@ -580,12 +579,16 @@ impl Client {
             return;
         }
         self.roster.arriving = 0;
-        let awaited = self.unconfirmed.front().map(|sent| &sent.request);
-        if mem::take(&mut self.roster.is_first) || awaited == Some(&Request::List) {
-            let names = self.roster.sorted().into_iter();
-            let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
-            self.screen.show(PLAIN, &say(text::USERS, &[count, &names.join(", ")]));
+        if mem::take(&mut self.roster.is_first) {
+            self.show_roster();
         }
+    }
+
+    fn show_roster(&mut self) {
+        let names = self.roster.sorted().into_iter();
+        let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
+        let count = names.len().to_string();
+        self.screen.show(PLAIN, &say(text::USERS, &[&count, &names.join(", ")]));
     }
 
     fn complain(&mut self, text: Text, words: &[&str]) {
@@ -627,12 +630,13 @@ impl Client {
         while self.requests - self.unconfirmed.len() < token && token <= self.requests {
             let Some(sent) = self.unconfirmed.pop_front() else { return };
             self.renew_due();
-            let (Request::Say(text), Some(name)) = (sent.request, self.name.clone()) else {
-                continue;
-            };
-            match self.screen.input.is_some() {
-                true => self.show_message(&name, &text, PLAIN),
-                false => self.screen.record(&format!("{name}: {text}")),
+            match (sent.request, self.name.clone()) {
+                (Request::List, _) => self.show_roster(),
+                (Request::Say(text), Some(name)) if self.screen.input.is_some() => {
+                    self.show_message(&name, &text, PLAIN);
+                }
+                (Request::Say(text), Some(name)) => self.screen.record(&format!("{name}: {text}")),
+                _ => {}
             }
         }
     }

@@ -121,6 +121,23 @@ fn lines_mean_what_people_expect() {
 }
 
 #[test]
+fn a_piped_line_is_said_as_it_is() {
+    let (mut client, sent) = welcomed(plain());
+    client.options.is_piped = true;
+    let lines = "/dev/vda\n@bob disk\n  //x \n\n/quit\nlast";
+    let (keyboard, typed) = mpsc::sync_channel(3);
+    for bytes in [lines, ""] {
+        keyboard.send(bytes.as_bytes().to_vec()).unwrap();
+    }
+    // The next line is taken when the one before was sent.
+    client.take_input(&typed).unwrap();
+    let requests: Vec<_> = sent.try_iter().map(|it| it.replace('\n', " ")).collect();
+    let expected = ["/dev/vda", "@bob disk", "  //x ", "/quit", "last"];
+    let expected = (1..).zip(expected).map(|(n, it)| format!("MSG {it} PING {n} "));
+    assert_eq!(requests, expected.chain(["QUIT ".to_owned()]).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_request_fits_into_a_line_or_is_not_sent() {
     let (mut client, sent) = welcomed(plain());
     let longest = "x".repeat(MAX_REQUEST - "MSG ".len());
@@ -386,6 +403,21 @@ fn names_are_completed_in_turn() {
 }
 
 #[test]
+fn the_latest_speakers_come_first() {
+    let (mut client, _sent) = welcomed(terminal(80));
+    for line in ["USERS 4 ana bea bob bert", "MSG bob hi", "MSG bert hi", "MSG eve hi"] {
+        client.arrived(line).unwrap();
+    }
+    for expected in ["bert: ", "bob: ", "bea: ", "bert: "] {
+        let keys = if line_being_typed(&client).is_empty() { "b\t" } else { "\t" };
+        type_in(&mut client, keys);
+        assert_eq!(line_being_typed(&client), expected);
+    }
+    (0..=MAX_SPEAKERS).for_each(|number| client.roster.spoke(&number.to_string()));
+    assert_eq!(client.roster.speakers.len(), MAX_SPEAKERS);
+}
+
+#[test]
 fn names_are_found_without_their_accents() {
     for (name, plain) in [
         ("ÀÁÂÃÄÅ", "aaaaaa"),
@@ -457,7 +489,7 @@ fn a_long_line_is_shown_around_the_cursor() {
     assert_eq!(shown("日本語日本語", 5), "<|");
     assert_eq!(shown("日本語日本語\x01", 5), "|日本>");
     // A narrow window has no space for marks.
-    assert_eq!(shown("abcdef\x02", 3), "de|f");
+    assert_eq!(shown("abcdef\x02", 3), "cde|f");
     assert_eq!(shown("ab", 1), "b|");
     assert_eq!(shown("abc", 0), "|");
 }
@@ -508,10 +540,59 @@ fn rows_but_the_first_are_indented() {
         ("a\tb", 20, "a       b\n"),
         ("abc", 1, "a\nb\nc\n"),
         ("日本", 1, "\n日\n本\n"),
+        // A wide URL is left to the terminal to fold; one that fits is a word like others.
+        ("bob: see http://0123456789 ok", 10, "bob: see http://0123456789 ok\n"),
+        ("bob: see http://0123456789ab ok", 10, "bob: see http://0123456789ab\n  ok\n"),
+        ("https://0123456789 a", 10, "https://0123456789 a\n"),
+        ("see http://ab ok", 12, "see\n   http://ab\n   ok\n"),
         ("\x1b[1mone two three\x1b[0m x", 10, "\x1b[1mone two\n  three\x1b[0m x\n"),
     ] {
         assert_eq!(wrap(line, columns), expected, "{line:?}");
     }
+}
+
+/// The terminal is asked for the cursor's position only if the cursor stood beyond the new edge.
+#[test]
+fn a_folded_line_is_erased_and_messages_above_a_cut_one_are_not() {
+    // Columns of the line with its prompt, of the narrower window; the answer; rows to go up.
+    for (typed, columns, answer, rows) in [
+        (68, 60, 11, Some(1)),
+        (68, 30, 11, Some(2)),
+        // xterm leaves the cursor at the edge.
+        (68, 60, 60, None),
+        // Nothing is known of this one.
+        (68, 60, 5, None),
+    ] {
+        let (mut client, _sent) = welcomed(terminal(80));
+        type_in(&mut client, &"x".repeat(typed));
+        let prompt = client.prompt();
+        client.screen.input.as_mut().unwrap().draw(&prompt);
+        client.screen.resize(columns);
+        assert_eq!(client.screen.control, ASK_POSITION);
+        client.screen.control.clear();
+        type_in(&mut client, &format!("\x1b[7;{answer}R"));
+        let up = rows.map(|rows| format!("\x1b[{rows}A"));
+        assert_eq!(client.screen.control, up.unwrap_or_default(), "{columns}, {answer}");
+        assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
+    }
+    let (mut client, _sent) = welcomed(terminal(80));
+    type_in(&mut client, "half a line");
+    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.resize(60);
+    // The key F3 with Shift looks like an answer.
+    type_in(&mut client, "\x1b[1;2R");
+    assert_eq!(client.screen.control, "");
+}
+
+#[test]
+fn a_terminal_that_does_not_tell_the_position_is_not_awaited_for_ever() {
+    let (mut client, _sent) = welcomed(terminal(80));
+    type_in(&mut client, &"x".repeat(70));
+    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.resize(30);
+    assert!(client.wake_up() <= Instant::now() + POSITION_TIMEOUT);
+    client.time_passed(client.wake_up()).unwrap();
+    assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
 }
 
 #[test]
@@ -796,6 +877,209 @@ fn ctrl_c_forgets_the_line_and_then_leaves() {
     assert!(client.typed(b"\x03".to_vec()).is_err());
 }
 
+// A connection that is lost
+
+/// A client in the room at a terminal, and what it writes to each of its connections; the first is
+/// not among them.
+fn member() -> (Client, Receiver<Receiver<String>>) {
+    let (mut client, connections) = connecting(Some("ana"), terminal(80));
+    client.arrived("HELLO linechat/1").unwrap();
+    client.arrived("WELCOME ana 2").unwrap();
+    drop(connections.recv());
+    (client, connections)
+}
+
+fn news(client: &mut Client, news: News) -> Result<(), End> {
+    client.handle(Event::Server(client.attempt, news))
+}
+
+/// The seconds until the next attempt, from now.
+fn delay(client: &Client) -> u64 {
+    let due = client.due.unwrap().saturating_duration_since(Instant::now());
+    due.as_secs_f64().round() as u64
+}
+
+#[test]
+fn a_lost_connection_is_tried_again_ever_less_often() {
+    let (mut client, connections) = member();
+    type_in(&mut client, "half a line");
+    for expected in [0, 1, 2, 4, 8, 15, 30, 30, 30] {
+        assert_eq!(news(&mut client, News::Lost("gone".to_owned())), Ok(()));
+        assert_eq!((client.stage, delay(&client)), (Stage::Waiting, expected));
+        assert!(connections.try_recv().is_err());
+        client.time_passed(client.due.unwrap()).unwrap();
+        assert_eq!(client.stage, Stage::Connecting);
+        connections.try_recv().expect("an attempt");
+    }
+    assert_eq!(client.prompt(), "(not connected, attempt 9) > ");
+    assert_eq!(line_being_typed(&client), "half a line");
+    // The attempts are in the prompt alone.
+    let lost = "lost the server at host:9999: gone; trying again";
+    assert_eq!(client.screen.pending.matches(lost).count(), 1);
+    assert_eq!(client.screen.pending.matches("gone").count(), 1);
+}
+
+#[test]
+fn the_client_returns_with_the_same_name_and_sends_nothing_again() {
+    let (mut client, connections) = member();
+    for line in ["one", "two", "half"] {
+        type_in(&mut client, line);
+        client.send_waiting().unwrap();
+        if line != "half" {
+            type_in(&mut client, "\r");
+        }
+    }
+    client.send_waiting().unwrap();
+    client.arrived("PONG 1").unwrap();
+    client.arrived("BYE server stops").unwrap();
+    assert!(client.screen.pending.contains("perhaps not sent: two\n"));
+    assert!(!client.screen.pending.contains("perhaps not sent: one\n"));
+    client.time_passed(client.due.unwrap()).unwrap();
+    let sent = connections.recv().unwrap();
+    news(&mut client, News::Connected).unwrap();
+    // What can be said now stays in the editor.
+    type_in(&mut client, "\r");
+    assert_eq!(line_being_typed(&client), "half");
+    for line in ["HELLO linechat/1", "WELCOME ana 2", "USERS 2 ana bob"] {
+        news(&mut client, News::Line(line.to_owned())).unwrap();
+    }
+    client.send_waiting().unwrap();
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
+    assert!(client.screen.pending.contains("Connected again, ana."));
+    assert_eq!(client.prompt(), "> ");
+    type_in(&mut client, "\x15\x1b[A");
+    assert_eq!(line_being_typed(&client), "two");
+}
+
+#[test]
+fn news_of_an_old_connection_is_ignored() {
+    let (mut client, _connections) = member();
+    client.handle(Event::Server(1, News::Lost("gone".to_owned()))).unwrap();
+    client.time_passed(client.due.unwrap()).unwrap();
+    for old in [News::Connected, News::Line("BYE".to_owned()), News::Lost("late".to_owned())] {
+        client.handle(Event::Server(1, old)).unwrap();
+        assert_eq!(client.stage, Stage::Connecting);
+    }
+}
+
+#[test]
+fn the_name_of_a_ghost_is_tried_for_two_minutes() {
+    let (mut client, _connections) = member();
+    news(&mut client, News::Lost("gone".to_owned())).unwrap();
+    for is_over in [false, false, true] {
+        client.time_passed(client.due.unwrap()).unwrap();
+        news(&mut client, News::Connected).unwrap();
+        client.arrived("HELLO linechat/1").unwrap();
+        if is_over {
+            client.membership.as_mut().unwrap().lost -= GHOST;
+        }
+        client.arrived("ERR name-taken taken").unwrap();
+        assert_eq!(client.stage, if is_over { Stage::Asking } else { Stage::Waiting });
+        assert_eq!(client.screen.pending.contains("the name 'ana' was refused"), is_over);
+    }
+    assert_eq!(client.prompt(), "Your name: ");
+}
+
+#[test]
+fn a_server_that_drops_whom_it_welcomes_is_not_tried_without_pause() {
+    let (mut client, _connections) = member();
+    for (expected, is_stable) in [(0, false), (1, false), (2, false), (0, true), (1, false)] {
+        if is_stable {
+            client.membership.as_mut().unwrap().since -= STABLE;
+        }
+        news(&mut client, News::Lost("gone".to_owned())).unwrap();
+        assert_eq!(delay(&client), expected);
+        client.time_passed(client.due.unwrap()).unwrap();
+        for line in ["HELLO linechat/1", "WELCOME ana 2"] {
+            client.stage = if line.starts_with('H') { Stage::Greeting } else { client.stage };
+            client.arrived(line).unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_can_leave_while_there_is_no_connection() {
+    for keys in ["\x04", "/quit\r", "\x03\x03"] {
+        let (mut client, _connections) = member();
+        news(&mut client, News::Lost("gone".to_owned())).unwrap();
+        assert_eq!(client.typed(keys.as_bytes().to_vec()), Err(End::Left), "{keys:?}");
+    }
+}
+
+#[test]
+fn the_end_of_the_connection_is_the_end_without_a_terminal_or_if_so_asked() {
+    let (mut client, _sent) = welcomed(plain());
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    let (mut client, _connections) = member();
+    client.options.reconnects = false;
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    // A client that was never in the room has nothing to return to.
+    let (mut client, _sent) = greeted(Some("ana"), terminal(80));
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    // A user who leaves does not come back.
+    let (mut client, _connections) = member();
+    type_in(&mut client, "\x04");
+    client.send_waiting().unwrap();
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+}
+
+// Hostile servers
+
+#[test]
+fn no_line_puts_off_the_time_for_bye_or_for_a_confirmation() {
+    for is_leaving in [true, false] {
+        let (mut client, _sent) = welcomed(plain());
+        match is_leaving {
+            true => client.typed(Vec::new()).unwrap(),
+            false => assert!(client.entered("hi").unwrap()),
+        }
+        client.send_waiting().unwrap();
+        let due = client.due.expect("an end");
+        let line = || Event::Server(1, News::Line("WEATHER sunny".to_owned()));
+        client.handle(line()).unwrap();
+        client.arrived("PONG 2").unwrap();
+        assert_eq!(client.due, Some(due));
+        assert!(client.wake_up() <= due);
+        assert!(client.time_passed(due).is_err());
+    }
+}
+
+#[test]
+fn a_server_that_never_pauses_does_not_stop_the_clock() {
+    let (mut client, _sent) = welcomed(plain());
+    client.due = Some(Instant::now());
+    let (events, happened) = mpsc::sync_channel(2);
+    events.send(Event::Server(1, News::Line("WEATHER sunny".to_owned()))).unwrap();
+    let (_keyboard, typed) = mpsc::sync_channel(1);
+    assert!(client.turn(&happened, &typed).is_err());
+}
+
+#[test]
+fn what_waits_to_be_sent_is_bounded() {
+    let (mut client, _sent) = welcomed(plain());
+    // This server confirms what it has not read.
+    let outcome = (1..=2 * MAX_QUEUED).try_for_each(|number| {
+        client.entered("hi")?;
+        client.send_waiting()?;
+        client.arrived(&format!("PONG {number}"))
+    });
+    assert!(outcome.is_err());
+    assert!(client.requests <= MAX_QUEUED + 1);
+}
+
+#[test]
+fn a_pong_that_was_not_asked_for_confirms_nothing() {
+    let (mut client, _sent) = welcomed(plain());
+    client.entered("one").unwrap();
+    client.send_waiting().unwrap();
+    for token in ["2", "99", "0", "x", ""] {
+        client.arrived(&format!("PONG {token}")).unwrap();
+        assert_eq!(client.unconfirmed.len(), 1, "{token}");
+    }
+    client.arrived("PONG 1").unwrap();
+    assert_eq!(client.unconfirmed.len(), 0);
+}
+
 #[test]
 fn what_was_not_sent_is_known() {
     let (mut client, sent) = greeted(Some("ana"), plain());
@@ -919,6 +1203,67 @@ fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
             assert!(client.screen.pending.contains(expected), "{columns} columns");
         }
     }
+}
+
+#[test]
+fn a_roster_may_come_at_any_time_and_between_two_the_list_is_kept() {
+    let (mut client, _sent) = welcomed(plain());
+    for (line, names) in [
+        ("JOINED bob 3", "bob"),
+        ("USERS 3 ana bob eve", "ana bob eve"),
+        ("LEFT bob 2 quit", "ana eve"),
+        ("JOINED zoe 3", "ana eve zoe"),
+        ("USERS 2 ana zoe", "ana zoe"),
+        // A list in two lines.
+        ("USERS 3 ana", "ana"),
+        ("USERS 3 bob zoe", "ana bob zoe"),
+    ] {
+        client.arrived(line).unwrap();
+        assert_eq!(client.roster.sorted().join(" "), names, "{line}");
+    }
+}
+
+#[test]
+fn the_log_has_what_is_shown_and_ones_own_words_without_styles() {
+    let path = env::temp_dir().join(format!("linechat-log-{}", std::process::id()));
+    let log = || Some(OpenOptions::new().append(true).create(true).open(&path).unwrap());
+    let screens = [
+        Screen { log: log(), has_colours: true, ..terminal(80) },
+        Screen { log: log(), ..plain() },
+    ];
+    for screen in screens {
+        let is_piped = screen.input.is_none();
+        let (mut client, _sent) = greeted(Some("ana"), screen);
+        client.options.is_piped = is_piped;
+        client.arrived("WELCOME ana 2").unwrap();
+        client.entered("hello").unwrap();
+        client.send_waiting().unwrap();
+        for line in ["PONG 1", "MSG bob hi", "SENT bob psst", "JOINED eve 3"] {
+            client.arrived(line).unwrap();
+        }
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let lines = written.lines().map(|line| line.split_at("2026-11-26 01:02:03 ".len()));
+    let (times, texts): (Vec<_>, Vec<_>) = lines.unzip();
+    let digits = |time: &str| time.replace(|c: char| c.is_ascii_digit(), "0");
+    assert!(times.iter().all(|time| digits(time) == "0000-00-00 00:00:00 "), "{times:?}");
+    let both =
+        ["ana: hello", "bob: hi", "[private to bob] psst", "eve joined the chat. (3 online)"];
+    assert_eq!(texts[1..], [both, both].concat());
+    assert!(texts[0].starts_with("Welcome, ana!"));
+}
+
+#[test]
+fn quiet_hides_who_joins_and_leaves() {
+    let (mut client, _sent) = welcomed(plain());
+    client.options.is_quiet = true;
+    client.screen.pending.clear();
+    client.arrived("JOINED bob 3").unwrap();
+    client.arrived("LEFT bob 2 quit").unwrap();
+    assert_eq!(client.screen.pending, "");
+    client.arrived("MSG bob hi").unwrap();
+    assert_eq!(client.screen.pending, "bob: hi\n");
 }
 
 #[test]
