@@ -751,6 +751,28 @@ fn both_languages_say_the_same() {
 }
 
 #[test]
+fn readme_shows_what_a_transcript_plays_and_every_option() {
+    let readme = include_str!("../../README.md");
+    let transcript = include_str!("../transcripts/terminal-line-survives-what-arrives.txt");
+    let sample = readme.split("```").find(|it| it.contains("Welcome, ana!")).expect("a sample");
+    for line in sample.trim().lines() {
+        let step = match line.split_at_checked("00:00 ".len()) {
+            Some((time, rest)) if time.get(2..3) == Some(":") => format!("ana sees \"*:* {rest}\""),
+            _ if line.starts_with('>') => format!("ana shows \"{}\"", line.replace('█', "|")),
+            _ => format!("ana sees \"{line}\""),
+        };
+        assert!(transcript.lines().any(|it| it == step), "{step}");
+    }
+    let [english, portuguese] = text::USAGE;
+    let options = |text: &'static str| text.lines().filter_map(|it| it.trim().strip_prefix("--"));
+    let names = |text| options(text).filter_map(|it| it.split(' ').next()).collect::<Vec<_>>();
+    assert_eq!(names(english), names(portuguese));
+    for name in names(english).iter().filter(|name| !matches!(**name, "help" | "version")) {
+        assert!(readme.contains(&format!("| `--{name}")), "{name}");
+    }
+}
+
+#[test]
 fn every_error_of_the_protocol_is_in_the_screens_language() {
     // The codes of PROTOCOL.md, "Errors".
     for code in "usage unknown-command not-named already-named bad-name name-taken no-such-user \
