@@ -296,14 +296,7 @@ impl Client {
                 self.renew_deadline();
                 self.arrived(&line)?;
             }
-            Event::Server(_, News::Lost(reason)) => {
-                let text = match self.stage {
-                    Stage::Connecting => text::CANNOT_CONNECT,
-                    Stage::Greeting => text::NO_HELLO,
-                    _ => text::LOST,
-                };
-                self.lost(say(text, &[&self.options.address(), &reason]))?;
-            }
+            Event::Server(_, News::Lost(reason)) => self.failed(&reason)?,
             Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
@@ -345,7 +338,7 @@ impl Client {
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
         let is_at_terminal = self.screen.input.is_some();
-        let can_return = self.options.reconnects && is_at_terminal && !self.is_leaving();
+        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving();
         let is_new = self.stage == Stage::Talking;
         let now = Instant::now();
         let delay = match &mut self.membership {
@@ -394,10 +387,14 @@ impl Client {
         self.enter(Stage::Connecting);
     }
 
-    fn stopped_answering(&mut self) -> Result<(), End> {
-        let text = if self.stage == Stage::Greeting { text::NO_HELLO } else { text::LOST };
-        let reason = say(text::STOPPED_ANSWERING, &[]);
-        self.lost(say(text, &[&self.options.address(), &reason]))
+    /// Handles a connection that could not be made or has failed.
+    fn failed(&mut self, reason: &str) -> Result<(), End> {
+        let text = match self.stage {
+            Stage::Connecting => text::CANNOT_CONNECT,
+            Stage::Greeting => text::NO_HELLO,
+            _ => text::LOST,
+        };
+        self.lost(say(text, &[&self.options.address(), reason]))
     }
 
     /// The next time at which there is something to do even if nothing happens.
@@ -416,7 +413,9 @@ impl Client {
         let late = |at: Instant| now.checked_duration_since(at);
         match (self.stage, self.due.and_then(late)) {
             (Stage::Waiting, Some(_)) => self.reconnect(),
-            (_, Some(late)) if late < PAUSE => return self.stopped_answering(),
+            (_, Some(late)) if late < PAUSE => {
+                return self.failed(&say(text::STOPPED_ANSWERING, &[]))
+            }
             (_, Some(_)) => self.due = Some(now + TIMEOUT),
             _ => {}
         }
@@ -429,7 +428,7 @@ impl Client {
             // The thread that connects has time-outs of its own.
             Stage::Waiting | Stage::Connecting => Ok(()),
             _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => self.stopped_answering(),
+            _ if late < PAUSE => self.failed(&say(text::STOPPED_ANSWERING, &[])),
             _ => Ok(()),
         }
     }
@@ -596,28 +595,20 @@ impl Client {
         self.screen.complain(&say(text, words));
     }
 
-    /// The same, with the word `Error` before it at a terminal.
-    fn complain_of_error(&mut self, text: Text, words: &[&str]) {
-        match self.screen.input {
-            Some(_) => self.complain(text::ERROR, &[&say(text, words)]),
-            None => self.complain(text, words),
-        }
-    }
-
     /// Handles an ERR, which answers the oldest unconfirmed request.
     fn refused(&mut self, code: &str, text: &str) {
         let first = self.unconfirmed.front_mut();
         let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
         match (refused, code) {
             (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
-                self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]);
+                self.complain(text::NO_SUCH_COMMAND, &[&to, &to]);
             }
             (Some(Request::Whisper { to, .. }), "no-such-user") => {
                 self.complain(text::NO_SUCH_USER, &[&to]);
             }
             _ => {
-                let reason = explain_code(code, text);
-                self.complain_of_error(text::AS_IT_IS, &[&reason]);
+                self.is_troubled = true;
+                self.screen.complain(&explain_code(code, text));
             }
         }
     }
@@ -672,7 +663,7 @@ impl Client {
             None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
         }
         self.name = None;
-        self.complain_of_error(text::NAME_REFUSED, &[&name, reason]);
+        self.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
         Ok(())
     }
@@ -755,7 +746,7 @@ impl Client {
     fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
         let Some(line) = terminal::decode(bytes) else {
             let line = printable(bytes.trim_ascii_end());
-            self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
+            self.complain(text::LINE_NOT_UTF8, &[&line]);
             return Ok(());
         };
         let line = line.trim_end_matches(['\r', '\n']);
@@ -846,7 +837,7 @@ impl Client {
 
     fn warn_of_terminal(&mut self) {
         if !mem::replace(&mut self.is_warned, true) {
-            self.complain(text::TERMINAL_NOT_UTF8, &[]);
+            self.screen.show(RED, &say(text::TERMINAL_NOT_UTF8, &[]));
         }
     }
 
@@ -865,7 +856,7 @@ impl Client {
             _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
             Typed::Nothing => return Ok(true),
             Typed::Mistake(text, word) => {
-                self.complain_of_error(text, &[&word, &word, &word]);
+                self.complain(text, &[&word, &word, &word]);
                 return Ok(true);
             }
             Typed::Act(text) => {
@@ -875,7 +866,7 @@ impl Client {
             Typed::Request(request) => request,
         };
         if self.is_returning() {
-            self.complain_of_error(text::NOT_CONNECTED, &[]);
+            self.complain(text::NOT_CONNECTED, &[]);
             return Ok(false);
         }
         Ok(self.enqueue(request))
@@ -896,7 +887,7 @@ impl Client {
     fn enqueue(&mut self, request: Request) -> bool {
         let excess = request.wire().len().saturating_sub(MAX_REQUEST + 1);
         if excess > 0 {
-            self.complain_of_error(text::TOO_LONG, &[&excess.to_string()]);
+            self.complain(text::TOO_LONG, &[&excess.to_string()]);
             return false;
         }
         let is_last = self.waiting.back() == Some(&Request::Quit);
@@ -953,7 +944,7 @@ impl Client {
     /// reports it. A full queue shows that the server has confirmed what it did not read.
     fn queue(&mut self, lines: String) -> Result<(), End> {
         match self.out.try_send(lines) {
-            Err(mpsc::TrySendError::Full(_)) => self.stopped_answering(),
+            Err(mpsc::TrySendError::Full(_)) => self.failed(&say(text::STOPPED_ANSWERING, &[])),
             _ => Ok(()),
         }
     }
@@ -1035,48 +1026,45 @@ impl Roster {
     }
 }
 
-/// Commands, and what they mean without text after them.
-const COMMANDS: [(&[&str], Typed); 3] = [
-    (
-        &["list", "names", "who", "w", "lista", "clientes", "usuarios", "usuários"],
-        Typed::Request(Request::List),
-    ),
-    (&["help", "?", "ajuda"], Typed::Help),
-    (&["quit", "bye", "exit", "q", "sair"], Typed::Quit),
-];
-
 /// Returns what a typed line means in this room.
 fn parse(line: &str, roster: &Roster) -> Typed {
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
-    let (mark, rest) = match start.chars().next() {
-        None => return Typed::Nothing,
+    let (mark, rest) = match (start.strip_prefix('@'), start.strip_prefix('/')) {
+        _ if start.is_empty() => return Typed::Nothing,
         // A second mark makes the first one text.
-        Some(mark @ ('/' | '@')) => match &start[1..] {
-            rest if rest.starts_with(mark) => return say(rest),
-            rest => (mark, rest),
-        },
+        (Some(rest), _) if rest.starts_with('@') => return say(rest),
+        (_, Some(rest)) if rest.starts_with('/') => return say(rest),
+        (Some(rest), _) => ('@', rest),
+        (_, Some(rest)) => ('/', rest),
         _ => return say(line),
     };
     let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let is_bare = text.trim().is_empty();
-    let lower = if mark == '/' { word.to_lowercase() } else { String::new() };
-    let mut commands = COMMANDS.into_iter();
-    match (lower.as_str(), commands.find(|(names, _)| names.contains(&lower.as_str()))) {
-        _ if word.is_empty() => Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
-        ("w" | "msg", _) if !is_bare => {
-            parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster)
+    let has_text = !text.trim().is_empty();
+    let mistake = |text| Typed::Mistake(text, word.to_owned());
+    let nothing_said = || Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned());
+    let command = match word.to_lowercase().as_str() {
+        "" => return Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
+        _ if mark == '@' => None,
+        "w" | "msg" if has_text => {
+            return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster);
         }
-        ("me", _) if !is_bare => Typed::Act(text.to_owned()),
-        (_, Some((_, command))) if is_bare => command,
-        (_, Some(_)) => Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
-        ("msg" | "me", _) => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
-        _ if is_bare && mark == '/' && !roster.has(word) => {
-            Typed::Mistake(text::NO_SUCH_COMMAND, word.to_owned())
+        "me" if has_text => return Typed::Act(text.to_owned()),
+        "list" | "names" | "who" | "w" | "lista" | "clientes" | "usuarios" | "usuários" => {
+            Some(Typed::Request(Request::List))
         }
-        _ if is_bare => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
-        _ => {
-            // No name ends so, but many a person writes it so.
+        "help" | "?" | "ajuda" => Some(Typed::Help),
+        "quit" | "bye" | "exit" | "q" | "sair" => Some(Typed::Quit),
+        "msg" | "me" => return nothing_said(),
+        _ => None,
+    };
+    match (command, has_text) {
+        (Some(command), false) => command,
+        (Some(_), true) => mistake(text::TAKES_NOTHING),
+        (None, false) if mark == '/' && !roster.has(word) => mistake(text::NO_SUCH_COMMAND),
+        (None, false) => nothing_said(),
+        (None, true) => {
+            // No name ends so, but many a user types it so.
             let (to, text) = (word.trim_end_matches([':', ',']).to_owned(), text.to_owned());
             Typed::Request(Request::Whisper { mark, to, text })
         }
@@ -1633,7 +1621,7 @@ impl Screen {
     /// Shows an error. Without the line editor it goes to standard error.
     fn complain(&mut self, sentence: &str) {
         match self.input {
-            Some(_) => self.show(RED, sentence),
+            Some(_) => self.show(RED, &say(text::ERROR, &[sentence])),
             None => {
                 self.record(sentence);
                 self.errors += &complaint(sentence);
@@ -2024,44 +2012,25 @@ impl Keys {
 
 // ---- The command line --------------------------------------------------------------------------
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     host: String,
     port: u16,
     name: Option<String>,
     language: Language,
-    has_colours: bool,
-    shows_time: bool,
     rings: bool,
-    /// Joins and leaves are not shown.
-    is_quiet: bool,
-    reconnects: bool,
     /// Piped lines may be commands.
     has_commands: bool,
-    /// Standard input is not a terminal. This is no option of the command line.
-    is_piped: bool,
-    /// The file to which the conversation is appended.
     log: Option<String>,
+    no_colours: bool,
+    no_reconnect: bool,
+    no_times: bool,
+    is_quiet: bool,
+    /// Standard input is not a terminal, which the command line does not say.
+    is_piped: bool,
 }
 
 impl Options {
-    fn new(language: Language) -> Options {
-        Options {
-            host: DEFAULT_HOST.to_owned(),
-            port: DEFAULT_PORT,
-            name: None,
-            language,
-            has_colours: true,
-            shows_time: true,
-            rings: false,
-            is_quiet: false,
-            reconnects: true,
-            has_commands: false,
-            is_piped: !io::stdin().is_terminal(),
-            log: None,
-        }
-    }
-
     /// The server's address, as it is shown.
     fn address(&self) -> String {
         let (host, port) = (&self.host, self.port);
@@ -2087,9 +2056,9 @@ impl Options {
             match argument.split_once('=').unwrap_or((&argument, "")) {
                 ("--bell", _) => self.rings = true,
                 ("--commands", _) => self.has_commands = true,
-                ("--no-color", _) => self.has_colours = false,
-                ("--no-reconnect", _) => self.reconnects = false,
-                ("--no-time", _) => self.shows_time = false,
+                ("--no-color", _) => self.no_colours = true,
+                ("--no-reconnect", _) => self.no_reconnect = true,
+                ("--no-time", _) => self.no_times = true,
                 ("--quiet", _) => self.is_quiet = true,
                 ("--help" | "-h", _) => return Ok(Some(text::USAGE)),
                 ("--version" | "-V", _) => return Ok(Some(text::VERSION)),
@@ -2152,9 +2121,9 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         terminal::give_back();
         report(panic);
     }));
-    let has_colours = options.has_colours && variable("NO_COLOR").is_none();
+    let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let shows_time = options.shows_time;
+    let shows_time = !options.no_times;
     let screen = Screen { input, has_colours, shows_time, log, ..Screen::default() };
 
     let arrived = events.clone();
@@ -2207,7 +2176,8 @@ fn is_utf8(locale: &str) -> bool {
 fn main() -> ExitCode {
     let is_portuguese = locale("LC_MESSAGES", variable).starts_with("pt");
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
-    let mut options = Options::new(language);
+    let is_piped = !io::stdin().is_terminal();
+    let mut options = Options { language, is_piped, ..Options::default() };
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let command = options.parse(arguments.collect());
     let _ = LANGUAGE.set(options.language);
@@ -2509,8 +2479,9 @@ mod terminal {
 
 // ---- The texts ---------------------------------------------------------------------------------
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Language {
+    #[default]
     English,
     Portuguese,
 }
@@ -2594,7 +2565,6 @@ mod text {
     NOTHING_SAID "there is no text after '{}'; see /help" "falta o texto depois de '{}'; veja /ajuda"
     NO_NAME_AFTER "a name must follow '{}' without a space; '{}{}' says the sign itself"
         "depois de '{}' vem um nome, sem espaço; '{}{}' envia o próprio sinal"
-    AS_IT_IS "{}" "{}"
     NOT_CONNECTED "not connected; the line was not sent" "sem conexão; a linha não foi enviada"
     NAME_REFUSED "the name '{}' was refused: {}" "o nome '{}' foi recusado: {}"
     BAD_NAME "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a \

@@ -6,7 +6,7 @@ use std::sync::mpsc::{channel, sync_channel};
 
 /// What a command line asks for, and the options it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
-    let mut options = Options::new(Language::English);
+    let mut options = Options::default();
     let command = options.parse(arguments.iter().map(|&word| word.to_owned()).collect())?;
     Ok((command, options))
 }
@@ -39,11 +39,8 @@ fn connecting(name: Option<&str>, screen: Screen) -> (Client, Receiver<Receiver<
         let _ = connections.send(sent);
         out
     };
-    let mut options = Options::new(Language::English);
-    options.host = "host".to_owned();
-    options.name = name.map(str::to_owned);
-    options.rings = true;
-    options.is_piped = false;
+    let (host, name) = ("host".to_owned(), name.map(str::to_owned));
+    let options = Options { host, port: 9999, name, rings: true, ..Options::default() };
     let mut client = Client::new(options, screen, Box::new(connect));
     client.handle(Event::Server(1, News::Connected)).unwrap();
     (client, attempts)
@@ -1033,7 +1030,7 @@ fn the_end_of_the_connection_is_the_end_without_a_terminal_or_if_so_asked() {
     let (mut client, _sent) = welcomed(plain());
     assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
     let (mut client, _connections) = member();
-    client.options.reconnects = false;
+    client.options.no_reconnect = true;
     assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
     // A client that was never in the room has nothing to return to.
     let (mut client, _sent) = greeted(Some("ana"), terminal(80));
@@ -1346,15 +1343,17 @@ fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
 fn options_stand_anywhere() {
     let expected = &Options {
         host: "host".to_owned(),
+        port: 9999,
+        language: Language::Portuguese,
         name: Some("ana".to_owned()),
-        has_colours: false,
-        shows_time: false,
+        no_colours: true,
+        no_times: true,
         rings: true,
         is_quiet: true,
-        reconnects: false,
+        no_reconnect: true,
         has_commands: true,
         log: Some("file".to_owned()),
-        ..Options::new(Language::Portuguese)
+        ..Options::default()
     };
     let one = "--bell host --lang pt ana --no-color --no-time --quiet --no-reconnect --commands --log file";
     let other = "--log=file --commands --no-reconnect --quiet --no-time --lang=pt --no-color host ana --bell";
