@@ -592,7 +592,10 @@ impl Client {
 
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
-        self.screen.complain(&say(text, words));
+        // The requirements give the words for an unknown recipient.
+        let is_bare = self.screen.input.is_none() || text == text::NO_SUCH_USER;
+        let sentence = say(text, words);
+        self.screen.complain(&if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
     }
 
     /// Handles an ERR, which answers the oldest unconfirmed request.
@@ -606,10 +609,7 @@ impl Client {
             (Some(Request::Whisper { to, .. }), "no-such-user") => {
                 self.complain(text::NO_SUCH_USER, &[&to]);
             }
-            _ => {
-                self.is_troubled = true;
-                self.screen.complain(&explain_code(code, text));
-            }
+            _ => self.complain(["{}", "{}"], &[&explain_code(code, text)]),
         }
     }
 
@@ -1621,7 +1621,7 @@ impl Screen {
     /// Shows an error. Without the line editor it goes to standard error.
     fn complain(&mut self, sentence: &str) {
         match self.input {
-            Some(_) => self.show(RED, &say(text::ERROR, &[sentence])),
+            Some(_) => self.show(RED, sentence),
             None => {
                 self.record(sentence);
                 self.errors += &complaint(sentence);
