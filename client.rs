@@ -1314,6 +1314,9 @@ impl Editor {
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
+                if self.steps_back == 0 {
+                    self.draft = self.line.clone();
+                }
                 let (line, end) = (self.line.clone(), self.history.len());
                 self.search = Some(Search { pattern: String::new(), end, line });
             }
@@ -1331,14 +1334,15 @@ impl Editor {
 
     /// Handles a key during a search. A key that does not belong to it accepts the line.
     fn press_in_search(&mut self, mut search: Search, key: Key) -> Option<Key> {
-        let all = self.history.len();
+        let mut end = search.end;
         match key {
             Key::Character(character) => search.pattern.push(character),
             Key::Erase(Place::Left) => {
                 search.pattern.pop();
-                search.end = all;
+                search.end = self.history.len();
+                end = search.end;
             }
-            Key::Search => search.end = search.end.saturating_sub(1),
+            Key::Search => end = end.saturating_sub(1),
             Key::Interrupt => {
                 self.replace(search.line);
                 return None;
@@ -1346,16 +1350,12 @@ impl Editor {
             Key::Escape => return None,
             key => return self.press(key),
         }
-        let pattern = search.pattern.as_str();
-        let mut older = self.history.iter().take(search.end);
-        match older.rposition(|line| line.contains(pattern)).filter(|_| !pattern.is_empty()) {
-            Some(at) => {
-                self.replace(self.history.get(at).cloned().unwrap_or_default());
-                self.steps_back = all - at;
-                search.end = at + 1;
-            }
-            // The last line that was found stays.
-            None => search.end = search.end.min(all),
+        // If no older line fits, the last one that was found stays.
+        let fits = |line: &String| !search.pattern.is_empty() && line.contains(&search.pattern);
+        if let Some(at) = self.history.iter().take(end).rposition(fits) {
+            self.replace(self.history.get(at).cloned().unwrap_or_default());
+            self.steps_back = self.history.len() - at;
+            search.end = at + 1;
         }
         self.search = Some(search);
         None

@@ -349,6 +349,28 @@ fn what_was_sent_comes_back_with_the_arrows() {
 }
 
 #[test]
+fn ctrl_r_searches_what_was_sent() {
+    let mut editor = typed("one\rtwo\rthree\rdraft");
+    for (keys, expected) in [
+        ("\x12o", "two|"),
+        ("\x12", "one|"),
+        // No older line fits, so this one stays, and more letters still find it.
+        ("\x12", "one|"),
+        ("n", "one|"),
+        ("\x7f\x7ft", "three|"),
+        // Another key accepts the line; the arrows go on from there.
+        ("\x01!", "!|three"),
+        ("\x1b[A", "two|"),
+        ("\x1b[B\x1b[B", "draft|"),
+        ("\x12one\x03", "draft|"),
+        ("\x12one\x1b[Z", "one|"),
+    ] {
+        press(&mut editor, keys, &[]);
+        assert_eq!(line_of(&editor), expected, "{keys:?}");
+    }
+}
+
+#[test]
 fn only_lines_come_back_and_neither_names_nor_nothing() {
     let (mut client, _sent) = greeted(None, terminal(80));
     type_in(&mut client, "ana\r");
