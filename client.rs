@@ -1825,7 +1825,7 @@ fn wide_url(text: &str, columns: usize) -> usize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Key {
     Character(char),
-    /// Pasted text, if the terminal tells where it begins and ends.
+    /// Pasted text, if the terminal marks its beginning and its end.
     Paste(String),
     Enter,
     Tab,
@@ -1850,33 +1850,33 @@ enum Key {
     Unknown,
 }
 
-/// Where a key moves the cursor, or up to where it erases.
+/// The place to which a key moves the cursor, or up to which it erases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Left,
     Right,
     WordLeft,
     WordRight,
-    /// The start of what has no space in it.
+    /// The start of the text that has no space in it.
     SpaceLeft,
     Start,
     End,
 }
 
-/// Finds the keys in what a terminal sends, however it is cut into pieces.
+/// Splits the bytes of a terminal into keys, however the bytes are cut into pieces.
 #[derive(Default)]
 struct Keys {
     pending: Vec<u8>,
-    /// How many of these bytes do not hold the end of a paste.
+    /// The number of these bytes that were searched for the end of a paste.
     searched: usize,
-    /// When something was last added.
+    /// The time at which bytes were last added.
     since: Option<Instant>,
 }
 
-/// What the terminal puts around pasted text.
+/// The marks that the terminal puts around pasted text.
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
-/// The longest escape sequence that is waited for.
+/// Bytes of the longest escape sequence; a longer one is dropped.
 const MAX_SEQUENCE: usize = 16;
 
 impl Keys {
@@ -1885,7 +1885,7 @@ impl Keys {
         self.since = Some(Instant::now());
     }
 
-    /// The next whole key.
+    /// Removes the next whole key.
     fn next(&mut self) -> Option<Key> {
         let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
             true => self.paste()?,
@@ -1896,7 +1896,7 @@ impl Keys {
         Some(key)
     }
 
-    /// A whole paste. Each of its bytes is looked at once, however many pieces it comes in.
+    /// Returns a whole paste and its length. Each byte is searched once, however the paste is cut.
     fn paste(&mut self) -> Option<(Key, usize)> {
         let start = PASTE_BEGINS.len();
         let from = self.searched.max(start);
@@ -1909,19 +1909,19 @@ impl Keys {
         Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
-    /// Until when more may come of what could be the key Esc.
+    /// The time at which a lone ESC becomes the key Esc.
     fn deadline(&self) -> Option<Instant> {
         self.since.filter(|_| self.pending == b"\x1b").map(|since| since + ESCAPE_TIMEOUT)
     }
 
-    /// The key Esc, if nothing has come behind it.
+    /// Returns the key Esc if no bytes have followed ESC in time.
     fn time_out(&mut self, now: Instant) -> Option<Key> {
         self.deadline().filter(|&deadline| deadline <= now)?;
         self.pending.clear();
         Some(Key::Escape)
     }
 
-    /// The first key in `bytes` and how many bytes it takes, if it is all there.
+    /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
     fn first(bytes: &[u8]) -> Option<(Key, usize)> {
         let key = match bytes.first()? {
             0x1b => return Self::escape_sequence(bytes),
@@ -1951,27 +1951,27 @@ impl Keys {
         Some((key, 1))
     }
 
-    /// A character of more than one byte.
+    /// Returns a character of several bytes.
     fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
         let start = bytes.get(..4).unwrap_or(bytes);
         let chunk = start.utf8_chunks().next()?;
         if let Some(character) = chunk.valid().chars().next() {
             return Some((Key::Character(character), character.len_utf8()));
         }
-        // Cut off, so there may be more of it to come; or not UTF-8 at all.
+        // The rest of the character may follow, or this is not UTF-8.
         let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
         (!is_cut).then_some((Key::NotUtf8, chunk.invalid().len()))
     }
 
-    /// ESC and what belongs to it: `ESC [ … final`, `ESC O final`, or one more key (ECMA-48; what
-    /// the keys send is in the "Special Keys" part of xterm's control sequences, in rxvt(7), and in
-    /// "The Keyboard panel" of PuTTY's manual).
+    /// Returns an escape sequence: `ESC [ … final`, `ESC O final`, or ESC and one more key (ECMA-48;
+    /// the sequences of the keys are in the "Special Keys" part of xterm's control sequences, in
+    /// rxvt(7), and in "The Keyboard panel" of PuTTY's manual).
     fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
         let kind = *bytes.get(1)?;
         let rest = bytes.get(2..)?;
         match kind {
             b'[' | b'O' => {}
-            // ESC before another sequence stands for itself.
+            // ESC before another sequence is the key Esc.
             0x1b => return Some((Key::Escape, 1)),
             b'b' => return Some((Key::Move(Place::WordLeft), 2)),
             b'f' => return Some((Key::Move(Place::WordRight), 2)),
@@ -1979,8 +1979,8 @@ impl Keys {
             0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
             _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
         }
-        // The console's F1 is `ESC [ [ A`, and End of PuTTY that plays rxvt `ESC [ O w`; what Shift
-        // adds in rxvt ends with `$`.
+        // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode; with Shift,
+        // sequences of rxvt end with `$`.
         let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
         let Some(end) = rest.iter().skip(begun).position(is_final) else {
@@ -1991,7 +1991,7 @@ impl Keys {
             b"B" => Key::Down,
             b"C" => Key::Move(Place::Right),
             b"D" => Key::Move(Place::Left),
-            // Ctrl, Alt; rxvt's Ctrl.
+            // With Ctrl, with Alt, and with Ctrl in rxvt.
             b"1;5C" | b"1;3C" | b"5C" | b"c" => Key::Move(Place::WordRight),
             b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
             b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
@@ -2041,8 +2041,8 @@ impl Options {
         }
     }
 
-    /// Reads the command line. Returns a text if it asks for nothing else. An error is what to say
-    /// on standard error, and about which word.
+    /// Reads the command line. Returns the text that `--help` or `--version` asks for. An error is a
+    /// sentence for standard error, and the word that it is about.
     fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
         let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
         while let Some(mut argument) = arguments.next() {
@@ -2103,7 +2103,7 @@ fn split_address(address: &str) -> (String, Option<String>) {
     (host.to_owned(), port.map(str::to_owned))
 }
 
-/// Connects and talks. An error is what to say on standard error.
+/// Runs the client. An error is a list of sentences for standard error.
 fn chat(options: Options) -> Result<(), Vec<String>> {
     let log = options.log.as_ref().map(|file| {
         let log = OpenOptions::new().append(true).create(true).open(file);
@@ -2199,10 +2199,10 @@ fn main() -> ExitCode {
     ExitCode::from(if outcome.is_ok() { 0 } else { status })
 }
 
-// ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
+// ---- The terminal: what std lacks, and the only `unsafe` ----------------------------------------
 
-/// On Unix, what a terminal's settings look like in memory differs from system to system; stty(1)
-/// knows, and its operands are POSIX's.
+/// On Unix. The layout of a terminal's settings in memory differs between systems, so stty(1), whose
+/// operands are POSIX's, reads and changes them.
 #[cfg(unix)]
 #[allow(unsafe_code)]
 mod terminal {
@@ -2224,11 +2224,11 @@ mod terminal {
         fn localtime(time: *const i64) -> *const [c_int; 6];
     }
 
-    /// The settings to give the terminal back with.
+    /// The settings that `give_back` restores.
     static SETTINGS: OnceLock<String> = OnceLock::new();
 
-    /// Takes the terminal over until `give_back`, which also happens when a signal ends the process.
-    /// An event is sent when the line being typed is to be drawn again.
+    /// Takes the terminal over until `give_back`, which a signal that ends the process calls too.
+    /// Sends an event when the input line must be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let _ = SETTINGS.set(stty(&["-g"])?);
         watch_signals(events)?;
@@ -2236,15 +2236,15 @@ mod terminal {
     }
 
     fn enter_raw_mode() -> io::Result<()> {
-        // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
-        // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
-        // like others; at least one byte, whenever it comes.
+        // Keys come as they are pressed, not line by line (-icanon), and are not echoed (-echo).
+        // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) are
+        // keys like others. A read waits for at least one byte.
         stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
-        // Pasted text comes between marks (xterm's control sequences, "Bracketed Paste Mode").
+        // The terminal marks pasted text (xterm's control sequences, "Bracketed Paste Mode").
         io::stdout().write_all(b"\x1b[?2004h")
     }
 
-    /// Gives the terminal back as it was, without the line being typed.
+    /// Restores the terminal's settings and erases the input line.
     pub fn give_back() {
         if let Some(settings) = SETTINGS.get() {
             let _ = stty(&[settings]);
@@ -2253,11 +2253,11 @@ mod terminal {
         }
     }
 
-    /// Stops this program and those that it was started with, as Ctrl-Z does elsewhere, until the
-    /// shell goes on with them. Where no shell could, nothing happens.
+    /// Suspends this process group, as Ctrl-Z does elsewhere, until the shell resumes it. Without a
+    /// shell that could, nothing happens.
     pub fn suspend() {
         give_back();
-        // SAFETY: these take no pointer but the handler's, which does what signal-safety(7) allows.
+        // SAFETY: the only pointer is the handler's, and it does what signal-safety(7) allows.
         unsafe {
             signal(SIGTSTP, SIG_IGN);
             kill(0, SIGTSTP);
@@ -2268,12 +2268,12 @@ mod terminal {
         let _ = enter_raw_mode();
     }
 
-    /// How many columns the window has.
+    /// The columns of the window.
     pub fn columns() -> usize {
         columns_of(&stty(&["size"]).unwrap_or_default())
     }
 
-    /// The columns of `ROWS COLUMNS`. A terminal that nobody told its size says 0.
+    /// The columns in `ROWS COLUMNS`. A terminal that does not know its size says 0.
     pub fn columns_of(size: &str) -> usize {
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
         columns.filter(|&columns| columns > 0).unwrap_or(80)
@@ -2282,8 +2282,8 @@ mod terminal {
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
     pub fn local_time() -> String {
         let mut now = 0;
-        // SAFETY: each is given the `time_t` that the other fills or reads, which is no longer than
-        // `now`. What comes back is nothing, or is left alone until the next call, which is here.
+        // SAFETY: `now` is at least as long as the `time_t` that both calls take, and outlives them.
+        // The result is null or valid until the next call, which is here, after it was copied.
         let time = unsafe {
             time(&mut now);
             localtime(&now).as_ref()
@@ -2293,12 +2293,12 @@ mod terminal {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// The text of a piped line, if it is UTF-8.
+    /// Decodes a piped line. Returns `None` if it is not UTF-8.
     pub fn decode(bytes: &[u8]) -> Option<String> {
         String::from_utf8(bytes.to_vec()).ok()
     }
 
-    /// Asks stty(1), or has it change settings. Returns what it prints.
+    /// Runs stty(1) with these operands. Returns its output.
     fn stty(operands: &[&str]) -> io::Result<String> {
         let mut command = Command::new("stty");
         let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
@@ -2309,8 +2309,8 @@ mod terminal {
         }
     }
 
-    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. The numbers of signals are the same on
-    /// Linux (but for MIPS), macOS and the BSDs, two of them exchanged (signal(7)).
+    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. Signals have the same numbers on Linux
+    /// (except MIPS), macOS and the BSDs, apart from the two that are swapped below (signal(7)).
     const ENDING: [c_int; 4] = [1, 2, 3, 15];
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
@@ -2318,7 +2318,7 @@ mod terminal {
     const SIG_DFL: usize = 0;
     const SIG_IGN: usize = 1;
 
-    /// Where the signal handler writes the number of the signal.
+    /// The descriptor to which the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
     fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
@@ -2332,12 +2332,12 @@ mod terminal {
             for number in BufReader::new(reader).bytes().map_while(Result::ok) {
                 match c_int::from(number) {
                     SIGTSTP => suspend(),
-                    // Whoever had the terminal meanwhile has changed its settings.
+                    // The shell has changed the terminal's settings meanwhile.
                     SIGCONT => drop(enter_raw_mode()),
                     SIGWINCH => {}
                     number => {
                         give_back();
-                        // What a shell reports of a program that a signal has ended.
+                        // A shell reports this status for a program that a signal ended.
                         process::exit(128 + number);
                     }
                 }
@@ -2349,8 +2349,8 @@ mod terminal {
 
     extern "C" fn on_signal(number: c_int) {
         let byte = number as u8;
-        // SAFETY: the descriptor stays open for ever; one byte is there to be written. A second
-        // signal of those that end the process does so even if the terminal cannot be given back.
+        // SAFETY: the descriptor stays open for ever, and one byte is readable at `byte`.
+        // A second ending signal ends the process even if the terminal cannot be restored.
         unsafe {
             if ENDING.contains(&number) {
                 signal(number, SIG_DFL);
@@ -2360,8 +2360,8 @@ mod terminal {
     }
 }
 
-/// On Windows, a console understands the same control sequences once it is asked to, and sends them
-/// for its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
+/// On Windows. A console in the right mode understands the same control sequences, and sends them for
+/// its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod terminal {
@@ -2378,7 +2378,7 @@ mod terminal {
         fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        /// From a code page, with flags; so many bytes, to so many units.
+        /// Code page, flags, bytes and their number, units of UTF-16 and their number.
         fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
 
@@ -2390,10 +2390,10 @@ mod terminal {
     const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
     const MB_ERR_INVALID_CHARS: u32 = 0x8;
 
-    /// The modes of input and output to give the console back with.
+    /// The modes of input and output that `give_back` restores.
     static MODES: OnceLock<(u32, u32)> = OnceLock::new();
 
-    /// Takes the console over until `give_back`. An event is sent when the window has another size.
+    /// Takes the console over until `give_back`. Sends an event when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
         let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
@@ -2402,7 +2402,7 @@ mod terminal {
         let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
-            // No signal tells that the window has another width.
+            // Windows has no signal for another width.
             loop {
                 thread::sleep(Duration::from_millis(250));
                 if mem::replace(&mut last, columns()) != last {
@@ -2413,7 +2413,7 @@ mod terminal {
         Ok(())
     }
 
-    /// Gives the console back as it was, without the line being typed.
+    /// Restores the console's modes and erases the input line.
     pub fn give_back() {
         if let Some((keys, screen)) = MODES.get() {
             let mut out = io::stdout();
@@ -2423,15 +2423,15 @@ mod terminal {
         }
     }
 
-    /// Windows knows no such thing.
+    /// Windows does not suspend programs.
     pub fn suspend() {}
 
-    /// How many columns the window has.
+    /// The columns of the window.
     pub fn columns() -> usize {
         let output = io::stdout().as_raw_handle();
-        // `CONSOLE_SCREEN_BUFFER_INFO` has, from the sixth number on, the window's left, top, right.
+        // `CONSOLE_SCREEN_BUFFER_INFO`: the sixth to eighth numbers are the window's left, top, right.
         let mut info = [0; 11];
-        // SAFETY: `info` has the size of what the call fills, and outlives it.
+        // SAFETY: `info` is as long as the structure that the call fills, and outlives it.
         let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
         let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
@@ -2442,22 +2442,22 @@ mod terminal {
     pub fn local_time() -> String {
         // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, second, millisecond.
         let mut time = [0; 8];
-        // SAFETY: `time` has the size of what the call fills, and outlives it.
+        // SAFETY: `time` is as long as the structure that the call fills, and outlives it.
         unsafe { GetLocalTime(&mut time) };
         let [year, month, _, day, hour, minute, second, _] = time;
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
+    /// Decodes a piped line: UTF-8, or the console's encoding, which cmd.exe writes.
     pub fn decode(bytes: &[u8]) -> Option<String> {
         if let Ok(text) = String::from_utf8(bytes.to_vec()) {
             return Some(text);
         }
         let length = i32::try_from(bytes.len()).ok()?;
-        // No encoding has a byte that stands for more than one unit of UTF-16.
+        // In every encoding a byte stands for at most one unit of UTF-16.
         let mut wide = vec![0; bytes.len()];
         let (from, to) = (bytes.as_ptr(), wide.as_mut_ptr());
-        // SAFETY: both pointers are good for `length` units, and nothing is kept.
+        // SAFETY: both pointers are valid for `length` units, and the call keeps neither.
         let units = unsafe {
             let code_page = GetConsoleOutputCP();
             MultiByteToWideChar(code_page, MB_ERR_INVALID_CHARS, from, length, to, length)
@@ -2466,7 +2466,7 @@ mod terminal {
         String::from_utf16(wide.get(..units)?).ok()
     }
 
-    /// Changes a console's mode. Returns the one that it had.
+    /// Changes a console's mode. Returns the old mode.
     fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
         let mut mode = 0;
         // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
@@ -2486,22 +2486,21 @@ enum Language {
     Portuguese,
 }
 
-/// What everything is said in. It is set once, before anything is said.
+/// The language of all texts. It is set once, before the first text is used.
 static LANGUAGE: OnceLock<Language> = OnceLock::new();
 
-/// Something that the client says, in English and in Portuguese. Each `{}` is filled in, in order.
+/// A text in English and in Portuguese. Each `{}` stands for a word, in order.
 type Text = [&'static str; 2];
 
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
     let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
     let pieces = if is_portuguese { portuguese } else { english }.split("{}");
-    // A word stands before every piece but the first.
+    // A word precedes every piece except the first.
     [""].iter().chain(words).zip(pieces).flat_map(|(word, piece)| [*word, piece]).collect()
 }
 
-/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text, quoted as
-/// words in another language.
+/// Explains an ERR (PROTOCOL.md, "Errors"). For an unknown code, quotes the server's own text.
 fn explain_code(code: &str, text: &str) -> String {
     let ours = match code {
         "bad-name" => text::BAD_NAME,
@@ -2517,7 +2516,7 @@ fn explain_code(code: &str, text: &str) -> String {
     say(ours, &[])
 }
 
-/// Why the operating system let something fail, in our words as far as there are some.
+/// Explains an error of the operating system; an unusual one in the system's words.
 fn explain(error: &io::Error) -> String {
     let ours = match error.kind() {
         ErrorKind::ConnectionRefused => text::REFUSED,
@@ -2528,7 +2527,7 @@ fn explain(error: &io::Error) -> String {
     say(ours, &[])
 }
 
-/// Everything that the client says.
+/// All texts of the client.
 mod text {
     macro_rules! texts {
         ($($name:ident $english:literal $portuguese:literal)*) => {
@@ -2686,15 +2685,15 @@ Opções:
 const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
 const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
-/// Columns of a text in which nothing is painted.
+/// The columns of a text without styles.
 fn width_of(text: &str) -> usize {
     text.chars().map(width).sum()
 }
 
-/// How many columns a terminal gives to a character: none to accents and other marks, two to the
-/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Among symbols whole blocks count as
-/// wide, since a row that ends early does no harm, and one that a terminal breaks itself does. The
-/// cursor is right in any case (see `Input::draw`).
+/// The columns that a terminal gives to a character: none to accents and other marks, two to the
+/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Whole blocks of symbols count as wide,
+/// because a row that ends early does less harm than a row that the terminal breaks. The cursor is
+/// right in any case (see `Input::draw`).
 fn width(character: char) -> usize {
     match u32::from(character) {
         0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x610..=0x61a | 0x64b..=0x65f => 0,
