@@ -1759,11 +1759,9 @@ fn fold(text: &str, columns: usize) -> (usize, usize) {
 fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
-    let (mut rows, mut column) = (String::new(), 0);
+    let (mut rest, mut rows, mut column, mut is_styling) = (line, String::new(), 0, false);
     // The last space, where the row could be broken, and the column after it.
     let mut space = None;
-    let mut is_styling = false;
-    let mut rest = line;
     while let Some(character) = rest.chars().next() {
         let (url, after) = rest.split_at(wide_url(rest, columns - indent));
         if !url.is_empty() {
@@ -2596,8 +2594,8 @@ Type a line and press Enter to say it to everybody.
 /help       shows this
 /quit       leaves
 //text      says a line that begins with a slash, @@text one that begins with @
-Tab completes names and commands; on an empty line it answers the last private message.
-Up brings back an earlier line, Ctrl-R searches for one, Ctrl-C forgets the line."
+Tab completes names; on an empty line it answers the last private message.
+Up brings back earlier lines, Ctrl-R searches them, Ctrl-C forgets the line."
     "\
 Digite um texto e tecle Enter para enviar a todos.
 @nome texto  envia só a uma pessoa; /nome texto e /msg nome texto também
@@ -2606,8 +2604,8 @@ Digite um texto e tecle Enter para enviar a todos.
 /ajuda       mostra esta ajuda
 /sair        sai do chat
 //texto      envia uma linha que começa com barra, @@texto uma que começa com @
-Tab completa nomes e comandos; numa linha vazia, responde à última mensagem privada.
-Seta para cima traz uma linha anterior, Ctrl-R procura uma, Ctrl-C apaga a linha."
+Tab completa nomes; numa linha vazia responde à última mensagem privada.
+Seta acima traz linhas anteriores, Ctrl-R as procura, Ctrl-C apaga a linha."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
     REFUSED "connection refused; is the server running?" "conexão recusada; o servidor está no ar?"
     NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"

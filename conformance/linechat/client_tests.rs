@@ -767,6 +767,9 @@ fn both_languages_say_the_same() {
         assert_eq!(english.matches("{}").count(), portuguese.matches("{}").count(), "{text:?}");
     }
     assert_eq!(say(text::JOINED, &["a{}b"]), "a{}b joined the chat.");
+    for line in [text::HELP, text::USAGE].into_iter().flatten().flat_map(str::lines) {
+        assert!(width_of(line) <= 80, "{line}");
+    }
 }
 
 #[test]
