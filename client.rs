@@ -85,10 +85,8 @@ enum Event {
     Redraw,
 }
 
-/// News of one connection.
 #[derive(Debug)]
 enum News {
-    /// The server has accepted the connection.
     Connected,
     /// A line from the server, printable.
     Line(String),
@@ -96,7 +94,6 @@ enum News {
     Lost(String),
 }
 
-/// The state of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// There is no connection until `Client::due`.
@@ -106,25 +103,21 @@ enum Stage {
     Greeting,
     /// The user must choose a name.
     Asking,
-    /// NAME was sent.
     Naming,
     Talking,
-    /// QUIT was sent.
     Leaving,
 }
 
-/// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// The server answered QUIT with BYE, or the user left while there was no connection.
     Left,
     /// The reader of standard output went away.
     Unread,
-    /// The conversation failed, for this reason.
     Failed(String),
 }
 
-/// What a typed line asks for.
+/// The meaning of a typed line.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
     Nothing,
@@ -150,7 +143,6 @@ enum Request {
     List,
     /// LIST for the completion of names; the answer is not shown.
     Roster,
-    /// PING alone.
     Heartbeat,
     Quit,
 }
@@ -253,7 +245,6 @@ impl Client {
         }
     }
 
-    /// Runs the conversation to its end.
     fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
         loop {
             let turn = self.turn(events, typed);
@@ -296,7 +287,7 @@ impl Client {
                 self.renew_deadline();
                 self.arrived(&line)?;
             }
-            Event::Server(_, News::Lost(reason)) => self.failed(&reason)?,
+            Event::Server(_, News::Lost(reason)) => self.connection_failed(&reason)?,
             Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
@@ -305,7 +296,6 @@ impl Client {
 
     // The connection
 
-    /// Changes the stage and gives the server time for it.
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
         self.renew_deadline();
@@ -382,13 +372,8 @@ impl Client {
         }
     }
 
-    fn reconnect(&mut self) {
-        self.out = (self.connect)(self.attempt);
-        self.enter(Stage::Connecting);
-    }
-
     /// Handles a connection that could not be made or has failed.
-    fn failed(&mut self, reason: &str) -> Result<(), End> {
+    fn connection_failed(&mut self, reason: &str) -> Result<(), End> {
         let text = match self.stage {
             Stage::Connecting => text::CANNOT_CONNECT,
             Stage::Greeting => text::NO_HELLO,
@@ -412,9 +397,12 @@ impl Client {
         }
         let late = |at: Instant| now.checked_duration_since(at);
         match (self.stage, self.due.and_then(late)) {
-            (Stage::Waiting, Some(_)) => self.reconnect(),
+            (Stage::Waiting, Some(_)) => {
+                self.out = (self.connect)(self.attempt);
+                self.enter(Stage::Connecting);
+            }
             (_, Some(late)) if late < PAUSE => {
-                return self.failed(&say(text::STOPPED_ANSWERING, &[]))
+                return self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
             }
             (_, Some(_)) => self.due = Some(now + TIMEOUT),
             _ => {}
@@ -428,7 +416,7 @@ impl Client {
             // The thread that connects has time-outs of its own.
             Stage::Waiting | Stage::Connecting => Ok(()),
             _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => self.failed(&say(text::STOPPED_ANSWERING, &[])),
+            _ if late < PAUSE => self.connection_failed(&say(text::STOPPED_ANSWERING, &[])),
             _ => Ok(()),
         }
     }
@@ -719,7 +707,7 @@ impl Client {
         Some(self.unread.drain(..length).collect())
     }
 
-    /// Handles keys, or stores what a pipe holds. No bytes are the end of the input.
+    /// Handles keys, or stores what a pipe holds. No bytes mean the end of the input.
     fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else {
             self.unread.extend(&bytes);
@@ -944,7 +932,9 @@ impl Client {
     /// reports it. A full queue shows that the server has confirmed what it did not read.
     fn queue(&mut self, lines: String) -> Result<(), End> {
         match self.out.try_send(lines) {
-            Err(mpsc::TrySendError::Full(_)) => self.failed(&say(text::STOPPED_ANSWERING, &[])),
+            Err(mpsc::TrySendError::Full(_)) => {
+                self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
+            }
             _ => Ok(()),
         }
     }
@@ -1883,7 +1873,6 @@ impl Keys {
         self.since = Some(Instant::now());
     }
 
-    /// Removes the next whole key.
     fn next(&mut self) -> Option<Key> {
         let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
             true => self.paste()?,
@@ -2029,7 +2018,6 @@ struct Options {
 }
 
 impl Options {
-    /// The server's address, as it is shown.
     fn address(&self) -> String {
         let (host, port) = (&self.host, self.port);
         if host.contains(':') {
