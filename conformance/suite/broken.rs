@@ -107,6 +107,10 @@ macro_rules! writes {
 #[rustfmt::skip]
 const FAULTS: &[(&str, Rule)] = &[
     ("forgets to greet", loses!("HELLO ")),
+    ("ends HELLO with a space", ToClient(|_, line| match starts(line, "HELLO ") {
+        true => vec![b"HELLO linechat/1 \r\n".to_vec()],
+        false => unchanged(line),
+    })),
     ("greets with another version", writes!("linechat/2" for "linechat/1")),
     ("forgets WELCOME", loses!("WELCOME ")),
     ("does not announce who joins", loses!("JOINED ")),
