@@ -100,16 +100,6 @@ const MAX_PER_IP: usize = 200;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// The bytes that do more than belong to a line of text. NUL may end a line (`Decoder::ends_line`).
-const IS_SPECIAL: [bool; 256] = {
-    let mut is_special = [false; 256];
-    is_special[0] = true;
-    is_special[b'\n' as usize] = true;
-    is_special[BACKSPACE as usize] = true;
-    is_special[DELETE as usize] = true;
-    is_special[telnet::COMMAND as usize] = true;
-    is_special
-};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -179,11 +169,12 @@ impl Decoder {
         }
     }
 
-    /// Takes plain text, which nearly everything is, in runs.
+    /// Takes printable ASCII, which nearly everything is, in runs.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
-            let run = input.iter().take(space).position(|&byte| IS_SPECIAL[usize::from(byte)]);
+            let is_special = |byte: &u8| !matches!(byte, b' '..=b'~');
+            let run = input.iter().take(space).position(is_special);
             let (text, rest) = input.split_at(run.unwrap_or(space));
             self.line.extend(text);
             *input = rest;
@@ -253,11 +244,8 @@ impl Decoder {
 
     /// Removes the last character: its continuation bytes, then its lead byte.
     fn erase(&mut self) {
-        while let Some(byte) = self.line.pop().filter(|_| !self.is_skipping) {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
     /// Frees the line's memory unless it holds part of a line.
@@ -709,10 +697,9 @@ impl Client {
             && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
-    /// Returns true if input is to be read: to be carried out, or to be discarded.
+    /// Returns true if input is of use: to be carried out, or to be discarded.
     fn takes_input(&self) -> bool {
-        !self.input_ended
-            && (self.is_closing() || (self.takes_requests() && self.unread.is_empty()))
+        !self.input_ended && (self.is_closing() || self.takes_requests())
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
@@ -1441,10 +1428,10 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, if input is to be carried out or discarded.
+    /// Reads once, if the input is of use and nothing of it is left from before.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() {
+        if !client.takes_input() || !client.unread.is_empty() {
             return;
         }
         let mut input = mem::take(&mut self.input);
@@ -1780,11 +1767,11 @@ impl Server {
         // output, though the poller has not told so yet.
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.is_blocked = false;
+        self.room.work = 0;
         self.serve(id);
         self.write(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        let is_queued = client.takes_requests() && !client.unread.is_empty();
-        if is_queued || client.deadline.is_none_or(|deadline| self.now < deadline) {
+        if client.deadline.is_none_or(|deadline| self.now < deadline) {
             return;
         }
         match client.state {
