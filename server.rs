@@ -822,7 +822,7 @@ struct Room {
     log: Log,
     /// Pending own lines of all clients, in bytes.
     own_lines: usize,
-    /// A client has let go of the log, so it is worth looking for the slowest cursor.
+    /// The log has grown or a cursor has moved, so it is worth looking for the slowest cursor.
     may_trim: bool,
     /// Clients with new own lines, in the order in which they were served.
     writes: Vec<Id>,
@@ -1536,6 +1536,7 @@ impl Server {
         writes.into_iter().for_each(|id| self.write(id));
         // A LEFT that is logged meanwhile goes out in the next turn, which then does not wait.
         if mem::replace(&mut self.written, end) < end {
+            self.room.may_trim = true;
             for id in 0..self.room.clients.slots.len() {
                 if self.room.clients.get(id).is_some_and(|client| !client.is_write_queued) {
                     self.write(id);
@@ -1553,7 +1554,7 @@ impl Server {
         let held_log = client.outbox.cursor(log).is_some();
         let Ok((taken, own)) = client.write(log, &mut self.output) else { return self.fail(id) };
         *own_lines -= own;
-        *may_trim |= held_log && client.outbox.cursor(log).is_none();
+        *may_trim |= held_log && taken > 0;
         self.after_write(id, taken > 0);
     }
 
