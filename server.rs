@@ -1776,11 +1776,15 @@ impl Server {
     }
 
     fn time_out(&mut self, id: Id) {
-        // If this process was suspended, a request in time may lie unread, or output may be taken.
+        // If this process was suspended, a request in time may lie unread, and the socket may take
+        // output, though the poller has not told so yet.
+        let Some(client) = self.room.clients.get_mut(id) else { return };
+        client.is_blocked = false;
         self.serve(id);
         self.write(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        if client.deadline.is_none_or(|deadline| self.now < deadline) {
+        let is_queued = client.takes_requests() && !client.unread.is_empty();
+        if is_queued || client.deadline.is_none_or(|deadline| self.now < deadline) {
             return;
         }
         match client.state {
