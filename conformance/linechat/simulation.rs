@@ -50,18 +50,32 @@ pub struct Buffers {
     pub window: usize,
     /// The window opens in steps of this. At most half the window.
     pub step: usize,
+    /// The peer takes everything at once and forgets it.
+    pub discards: bool,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Buffers { receive: 128 * 1024, unsent: 16 * 1024, window: 64 * 1024, step: 1 }
+        Buffers {
+            receive: 128 * 1024,
+            unsent: 16 * 1024,
+            window: 64 * 1024,
+            step: 1,
+            discards: false,
+        }
     }
 }
 
 impl Buffers {
     /// Every write is taken as a whole, whatever the network's conditions.
-    pub const UNLIMITED: Buffers =
-        Buffers { receive: 128 * 1024, unsent: 1, window: usize::MAX / 2, step: 1 };
+    pub const UNLIMITED: Buffers = Buffers {
+        receive: 128 * 1024,
+        unsent: 1,
+        window: usize::MAX / 2,
+        step: 1,
+        discards: false,
+    };
+    pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
 /// Who acts at the other ends of the connections while the server waits.
@@ -491,11 +505,13 @@ impl Write for Socket {
             }
             let time = network.time;
             let connection = &mut network.connections[self.0];
-            connection.written.extend(&bytes[..length]);
-            connection.unsent += length;
             connection.all_written += length;
             connection.last_written = time;
-            connection.depart();
+            if !connection.buffers.discards {
+                connection.written.extend(&bytes[..length]);
+                connection.unsent += length;
+                connection.depart();
+            }
             if connection.peer_has_closed {
                 connection.fail(ErrorKind::ConnectionReset);
             }
@@ -799,7 +815,7 @@ mod tests {
         let (listener, _signals) = begin(7, conditions);
         let mut poller = Poller::new().unwrap();
         poller.add(&listener, usize::MAX, Interest { read: true, write: false }).unwrap();
-        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15 };
+        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15, discards: false };
         let peer = Peer::connect(([192, 0, 2, 7], 7).into(), buffers);
         let sent: Vec<u8> = (0..100_000).map(|at| (at / 251 + at % 251) as u8).collect();
         peer.send(&sent);

@@ -967,12 +967,18 @@ impl Session {
         os::set_alarm(None);
     }
 
-    /// Somebody connects from `10.0.0.x` or another address, and says `lines`.
+    /// A connection from one address, on which `lines` are sent.
     fn connect(&mut self, address: impl Into<IpAddr>, lines: &str) -> Peer {
         let peer = Peer::connect((address.into(), 1024).into(), Buffers::default());
         peer.send(lines.as_bytes());
         self.run(Duration::from_millis(1));
         peer
+    }
+
+    /// The pending output of the client in this slot.
+    fn pending(&self, id: Id) -> usize {
+        let Room { clients, log, .. } = &self.server.room;
+        clients.get(id).expect("a client").outbox.pending(log)
     }
 
     /// The first line for somebody who connects.
@@ -1230,7 +1236,8 @@ fn random_buffers(chance: &mut Chance) -> Buffers {
     let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
     let window = pick(chance, &sizes);
     let step = (window / pick(chance, &[2, 16, 1000])).max(1);
-    Buffers { receive: pick(chance, &sizes), unsent: pick(chance, &sizes), window, step }
+    let [receive, unsent] = [(); 2].map(|()| pick(chance, &sizes));
+    Buffers { receive, unsent, window, step, discards: false }
 }
 
 fn random_address(chance: &mut Chance, number: usize) -> IpAddr {
