@@ -249,13 +249,11 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
+    /// line stays as it is.
     fn erase(&mut self) {
-        while let Some(byte) = self.line.pop().filter(|_| !self.is_skipping) {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
     /// Frees the line's memory unless it holds part of a line.
