@@ -150,42 +150,20 @@ fn a_decoder_keeps_no_memory_between_lines() {
 
 #[test]
 fn the_first_check_that_fails_gives_the_error() {
-    let code = |line: &str, is_named| {
-        parse(line.as_bytes(), is_named).map_or_else(|Refusal(code, _)| code, |_| "")
-    };
-    for (line, unnamed, named) in [
-        ("NAME ana", "", "already-named"),
-        ("NAME", "usage", "already-named"),
-        ("name ", "usage", "already-named"),
-        ("NAME \u{7f}", "bad-text", "bad-text"),
-        ("NAME a b", "", "already-named"),
-        ("MSG hi", "not-named", ""),
-        ("MSG", "not-named", "usage"),
-        ("MSG ", "not-named", "usage"),
-        ("MSG  ", "not-named", ""),
-        ("MſG hi", "unknown-command", "unknown-command"),
-        ("msg\thi", "unknown-command", "unknown-command"),
-        (" MSG hi", "unknown-command", "unknown-command"),
-        (" ", "unknown-command", "unknown-command"),
-        ("PRIV @bob hi", "not-named", ""),
-        ("PRIV @bob  ", "not-named", ""),
-        ("PRIV @bob ", "not-named", "usage"),
-        ("PRIV @bob", "not-named", "usage"),
-        ("PRIV @ hi", "not-named", "usage"),
-        ("PRIV bob hi", "not-named", "usage"),
-        ("PRIV  @bob hi", "not-named", "usage"),
-        ("list", "not-named", ""),
-        ("LIST  ", "not-named", ""),
-        ("LIST x", "not-named", "usage"),
-        ("PiNg", "", ""),
-        ("PING  a b", "", ""),
-        ("HELP  ", "", ""),
-        ("HELP x", "usage", "usage"),
-        ("QUIT", "", ""),
-        ("QUIT \t", "usage", "usage"),
-        ("nonsense \u{202e}", "bad-text", "bad-text"),
+    for (is_named, expected, lines) in [
+        (false, "bad-text", "NAME \u{7f}|nonsense \u{202e}"),
+        (true, "unknown-command", "MſG hi|msg\thi| MSG hi| |MSGS"),
+        (true, "already-named", "NAME ana|NAME|name |NAME a b"),
+        (false, "not-named", "MSG hi|MSG|PRIV @bob hi|PRIV bob hi|LIST|list x"),
+        (false, "usage", "NAME|name |HELP x|QUIT \t"),
+        (true, "usage", "MSG|MSG |PRIV @bob |PRIV @bob|PRIV @ hi|PRIV bob hi|PRIV  @bob hi|LIST x"),
+        (false, "", "NAME ana|name a b|PiNg|PING  a b|help  |QUIT"),
+        (true, "", "MSG  |PRIV @bob  |LIST  |PING|HELP|quit "),
     ] {
-        assert_eq!((code(line, false), code(line, true)), (unnamed, named), "{line:?}");
+        for line in lines.split('|') {
+            let code = parse(line.as_bytes(), is_named).err().map_or("", |Refusal(code, _)| code);
+            assert_eq!(code, expected, "{line:?}");
+        }
     }
     assert_eq!(parse(b"MSG \xff", false), Err(BAD_TEXT));
     let text = "  é\t🙂 ";
@@ -951,7 +929,7 @@ fn a_new_client_starts_level_with_those_that_wait() {
         queue.push(id, 0);
         id
     };
-    (0..20).for_each(|_| drop(next(false)));
+    assert!((0..20).all(|_| next(false) < 3));
     let mut served: [Id; 6] = std::array::from_fn(|number| next(number == 0));
     served.sort_unstable();
     assert_eq!(served, [1, 1, 2, 2, 3, 3]);
@@ -1067,24 +1045,15 @@ fn arguments(line: &str) -> Result<Command, String> {
 
 #[test]
 fn options_are_parsed() {
-    let address = Address { host: Some("::1".to_owned()), port: 80 };
-    let options = Options {
-        address,
-        max_clients: 5,
-        max_per_ip: Some(2),
-        name_timeout: Duration::from_secs(7),
-        verbose: true,
-    };
     let line = "--max-clients 5 --max-per-ip=2 --name-timeout 7 --verbose [::1]:80";
-    assert_eq!(arguments(line), Ok(Command::Run(options)));
-    let defaults = Options {
-        address: Address { host: None, port: 9999 },
-        max_clients: usize::MAX,
-        max_per_ip: None,
-        name_timeout: NAME_TIMEOUT,
-        verbose: false,
-    };
-    assert_eq!(arguments(""), Ok(Command::Run(defaults)));
+    let Ok(Command::Run(it)) = arguments(line) else { panic!("refused") };
+    assert_eq!(it.address, Address { host: Some("::1".to_owned()), port: 80 });
+    assert_eq!((it.max_clients, it.max_per_ip, it.verbose), (5, Some(2), true));
+    assert_eq!(it.name_timeout, Duration::from_secs(7));
+    let Ok(Command::Run(it)) = arguments("") else { panic!("refused") };
+    assert_eq!(it.address, Address { host: None, port: 9999 });
+    assert_eq!((it.max_clients, it.max_per_ip, it.verbose), (usize::MAX, None, false));
+    assert_eq!(it.name_timeout, NAME_TIMEOUT);
     assert_eq!(arguments("-x --help"), Err("there is no option -x".to_owned()));
     for (line, shown) in
         [("--help", "--verbose "), ("-h --x", "SIGHUP"), ("-V", "linechat-server ")]
@@ -1115,23 +1084,8 @@ fn addresses_are_hosts_ports_or_both() {
         let host = Some(host.to_owned()).filter(|host| !host.is_empty());
         assert_eq!(parse_address(text), Ok(Address { host, port }), "{text}");
     }
-    for text in [
-        "",
-        ":",
-        "65536",
-        "localhost:",
-        "localhost:http",
-        "a:1:2",
-        "[::1",
-        "::1]",
-        "[::1]x",
-        "[::1]:",
-        "[localhost]:1",
-        "[]",
-        "http://a:1",
-        "a b",
-        "[1.2.3.4]:1",
-    ] {
+    let bad = "|:|65536|localhost:|localhost:http|a:1:2|[::1|::1]|[::1]x|[::1]:|[localhost]:1|[]|a b|[1.2.3.4]:1|http://a:1";
+    for text in bad.split('|') {
         let error = parse_address(text).expect_err(text);
         assert!(error.starts_with(&format!("'{text}' is no address")), "{error}");
     }
@@ -1225,17 +1179,16 @@ fn socket_pair() -> (TcpStream, TcpStream) {
 
 const NEITHER: Interest = Interest { read: false, write: false };
 
-/// What a poller reports, if it does within a moment: token, readable, writable, failed.
+/// What a poller reports within 20 ms: token, readable, writable, failed.
 fn reported(poller: &mut system::Poller) -> Vec<(usize, bool, bool, bool)> {
     let (mut ready, begun, moment) = (Vec::new(), Instant::now(), Duration::from_millis(20));
-    // What is sent has arrived, as far as there is something to wait for.
     poller.wait(&mut ready, Some(moment)).unwrap();
-    assert!(!ready.is_empty() || begun.elapsed() >= moment, "it has waited");
+    assert!(!ready.is_empty() || begun.elapsed() >= moment, "it did not wait");
     ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
 }
 
 #[test]
-fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
+fn the_poller_reports_readiness_for_as_long_as_it_lasts() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
     poller.add(&near, 7, Interest { read: true, write: false }).unwrap();
@@ -1257,7 +1210,7 @@ fn the_poller_reports_what_it_was_asked_for_until_it_is_dealt_with() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
+fn the_poller_reports_failures_that_were_not_asked_for() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, far) = socket_pair();
     poller.add(&near, 7, NEITHER).unwrap();
@@ -1266,7 +1219,7 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
     drop(far);
     assert_eq!(reported(&mut poller), [(7, true, true, true)]);
     poller.delete(&near, 7).unwrap();
-    // The peer's end is no failure; where both sides have ended, nothing is left to be done.
+    // The end of one side is not a failure; the end of both is, to epoll(7).
     let (near, far) = socket_pair();
     poller.add(&near, 8, READ).unwrap();
     far.shutdown(Shutdown::Write).unwrap();
@@ -1275,7 +1228,7 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
     let is_epoll = cfg!(not(linechat_poll));
     assert_eq!(reported(&mut poller), [(8, true, is_epoll, is_epoll)]);
     poller.delete(&near, 8).unwrap();
-    // A failure without a hang-up: a pipe that nobody can read any more.
+    // A failure without a hang-up: a pipe without a reader.
     let mut child =
         std::process::Command::new("true").stdin(std::process::Stdio::piped()).spawn().unwrap();
     let pipe = child.stdin.take().unwrap();
@@ -1286,8 +1239,8 @@ fn the_poller_reports_failures_to_whoever_asks_for_nothing() {
 
 #[test]
 #[cfg(linechat_poll)]
-fn a_hang_up_is_for_who_reads_and_otherwise_rests() {
-    // A pipe that nobody can write to any more hangs up, and is not readable (poll(2)).
+fn a_hang_up_rests_unless_reading_was_asked_for() {
+    // A pipe without a writer hangs up, and is not readable (poll(2)).
     let mut child =
         std::process::Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
     let pipe = child.stdout.take().unwrap();
@@ -1306,14 +1259,14 @@ fn a_hang_up_is_for_who_reads_and_otherwise_rests() {
 }
 
 #[test]
-fn only_an_interruption_is_no_failure_to_wait() {
+fn an_interruption_is_not_a_failure_of_the_poller() {
     let waited = |kind: ErrorKind| system::unless_interrupted(Err(kind.into())).ok();
     assert_eq!(waited(ErrorKind::Interrupted), Some(0));
     assert_eq!(waited(ErrorKind::InvalidInput), None);
 }
 
 #[test]
-fn without_a_time_out_the_poller_waits_until_there_is_something() {
+fn without_a_time_out_the_poller_waits_for_readiness() {
     let mut poller = system::Poller::new().unwrap();
     let (near, mut far) = socket_pair();
     poller.add(&near, 7, READ).unwrap();
@@ -1330,7 +1283,7 @@ fn without_a_time_out_the_poller_waits_until_there_is_something() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_a_peer_does_not_read_waits_here_and_not_in_the_kernel() {
+fn the_kernel_keeps_at_most_256_kib_for_a_slow_peer() {
     let (mut near, far) = socket_pair();
     system::prepare(&near);
     near.set_nonblocking(true).unwrap();
@@ -1345,22 +1298,22 @@ fn what_a_peer_does_not_read_waits_here_and_not_in_the_kernel() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn many_can_wait_to_be_accepted() {
+fn hundreds_of_connections_can_wait_to_be_accepted() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     system::set_accept_queue(&listener);
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let most: usize = most.trim().parse().unwrap();
-    // Whoever finds no place tries for minutes; nobody who does waits.
+    // A connection that finds the queue full is tried again for minutes.
     let (address, stuck) = (listener.local_addr().unwrap(), Duration::from_secs(10));
     for _ in 0..most.min(200) {
-        TcpStream::connect_timeout(&address, stuck).expect("a place in the queue");
+        TcpStream::connect_timeout(&address, stuck).expect("space in the queue");
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
 fn the_soft_limit_on_open_files_is_raised_to_the_hard_one() {
-    // The limit is the process's, so this happens in another one, which runs this test alone.
+    // The limit belongs to the process, so another one runs this test, and nothing else.
     let is_limited = "LINECHAT_LIMITED";
     if std::env::var_os(is_limited).is_none() {
         let test = "tests::the_soft_limit_on_open_files_is_raised_to_the_hard_one";
