@@ -858,8 +858,9 @@ fn clients_that_send_little_go_first_and_no_client_is_passed_for_ever() {
     let mut queue = FairQueue::default();
     queue.push(1, 1000);
     queue.push(2, 10);
-    // A second request of a client that waits already is not counted.
+    // A client that waits already keeps its place.
     queue.push(2, 10);
+    assert_eq!((queue.waiting.len(), queue.finishes[&2]), (2, 10 * FairQueue::SCALE));
     let mut served = 0;
     while serve(&mut queue, 10) == 2 {
         served += 1;
