@@ -242,7 +242,8 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
+    /// line stays as it is.
     fn erase(&mut self) {
         let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
         while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
