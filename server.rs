@@ -521,7 +521,7 @@ impl Outbox {
         self.own.extend(lines);
         match self.inserts.back_mut() {
             None if self.next == position => self.lead += length,
-            Some(last) if last.position == position && last.skip == 0 => last.own += length,
+            Some(last) if last.position == position => last.own += length,
             _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
         }
         if is_reply {
