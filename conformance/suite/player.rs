@@ -197,11 +197,11 @@ impl Session<'_> {
             self.read_more(name).map_err(|_| side_by_side(&show(expected), &unread))?;
         }
         let client = self.find(name)?;
-        let received = client.received.take(expected.len());
-        match received == expected {
-            true => client.remember(&received),
-            false => return Err(side_by_side(&show(expected), &show(&received))),
+        if !client.received.starts_with(expected) {
+            return Err(side_by_side(&show(expected), &client.unread()));
         }
+        let received = client.received.take(expected.len());
+        client.remember(&received);
         Ok(())
     }
 
@@ -365,7 +365,7 @@ impl Session<'_> {
             let since = Instant::now();
             let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;
             for number in numbers.clone() {
-                self.find(teller)?.send(format!("PRIV @{name} {number} {text}\n").as_bytes());
+                self.transmit(teller, format!("PRIV @{name} {number} {text}\n").as_bytes())?;
                 let line = format!("PRIV {teller} {number} {text}");
                 self.told.push(Pattern(vec![line.into_bytes()]));
             }

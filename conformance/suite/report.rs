@@ -1,7 +1,7 @@
 //! What is told of a run: each failure as soon as it is seen; at the end each requirement, each
 //! level, and what was not checked.
 
-use crate::script::{Level, Script};
+use crate::script::{Level, Script, SECTIONS};
 use crate::target::{Outcome, Target};
 use std::collections::BTreeMap;
 
@@ -139,7 +139,8 @@ impl Report {
         for (requirement, row) in &self.requirements {
             let played = row.count.passed + row.count.failed;
             let passed = format!("{} of {played}", row.count.passed);
-            let sections = row.sections.join("; ");
+            let sections = SECTIONS.into_iter().filter(|it| row.sections.contains(it));
+            let sections = sections.collect::<Vec<_>>().join("; ");
             let why = row.skipped.filter(|_| played == 0).unwrap_or(&sections);
             print_line!("R{requirement:<11} {passed:<8} {why}");
             for name in &row.failed {
