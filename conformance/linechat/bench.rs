@@ -253,8 +253,8 @@ fn compare(what: &str, of: &str, crowds: &mut [Crowd], below: Measure, above: Me
     }
     let measured = |(ratios, costs)| {
         let [least, cost, most] = spread(costs);
-        let rate = 1.0 / cost;
-        let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.2} M/s");
+        let rate = 1e6 / cost;
+        let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
         (spread(ratios)[1], figures)
     };
     print(what, of, &all.into_iter().map(measured).collect::<Vec<_>>());
@@ -273,7 +273,7 @@ fn rooms(servers: &[String]) {
             compare(&what, "a floor write", rooms, write, speak);
         }
         in_flight(rooms, 128);
-        if people >= 40 {
+        if (40..5000).contains(&people) {
             let what = format!("private message with confirmation, room of {people}");
             let write: Measure = &|floor| floor.write(few, 1);
             compare(&what, "a floor write", rooms, write, &|crowd| crowd.whisper(100));
