@@ -242,7 +242,8 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
+    /// line stays as it is.
     fn erase(&mut self) {
         let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
         while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
@@ -520,7 +521,7 @@ impl Outbox {
         self.own.extend(lines);
         match self.inserts.back_mut() {
             None if self.next == position => self.lead += length,
-            Some(last) if last.position == position && last.skip == 0 => last.own += length,
+            Some(last) if last.position == position => last.own += length,
             _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
         }
         if is_reply {
@@ -779,29 +780,6 @@ impl Clients {
     }
 }
 
-/// Why a client left: the word in LEFT, and on the console (PROTOCOL.md, "Joining, leaving, roster").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    Quit,
-    Disconnected,
-    Slow,
-    /// The last two happen only without a name, so LEFT never has them.
-    Timeout,
-    OtherProtocol,
-}
-
-impl Reason {
-    fn word(self) -> &'static str {
-        match self {
-            Reason::Quit => "quit",
-            Reason::Disconnected => "disconnected",
-            Reason::Slow => "slow",
-            Reason::Timeout => "timeout",
-            Reason::OtherProtocol => "other protocol",
-        }
-    }
-}
-
 #[derive(Default)]
 struct Room {
     clients: Clients,
@@ -970,11 +948,11 @@ impl Room {
         Some(name)
     }
 
-    /// Removes a member and tells the others.
-    fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
+    /// Removes a member and tells the others why (PROTOCOL.md, "Joining, leaving, roster").
+    fn leave(&mut self, id: Id, reason: &str) -> Option<Rc<str>> {
         let name = self.remove_member(id)?;
         let count = self.members.len().to_string();
-        self.broadcast(id, |log| put_line(log, &["LEFT", &name, &count, reason.word()]));
+        self.broadcast(id, |log| put_line(log, &["LEFT", &name, &count, reason]));
         self.push_roster();
         Some(name)
     }
@@ -1444,7 +1422,7 @@ impl Server {
                     self.process_input(id, &input[..length]);
                 }
             }
-            Err(_) => self.disconnect(id, Reason::Disconnected),
+            Err(_) => self.disconnect(id, "disconnected"),
         }
         self.input = input;
     }
@@ -1483,7 +1461,7 @@ impl Server {
         let is_first = !mem::replace(&mut client.has_spoken, true);
         if is_first && line.is_none_or(is_other_protocol) {
             self.room.refuse(id, OTHER_PROTOCOL);
-            return self.leave(id, Reason::OtherProtocol);
+            return self.leave(id, "other protocol");
         }
         let Some(line) = line else { return self.room.refuse(id, LINE_TOO_LONG) };
         if self.budget.applies() {
@@ -1516,7 +1494,7 @@ impl Server {
                 let name = self.room.name(id).unwrap_or_default();
                 self.console.log(format_args!("{address} {name}: {text}"));
             }
-            Ok(Request::Quit) => self.leave(id, Reason::Quit),
+            Ok(Request::Quit) => self.leave(id, "quit"),
             Ok(_) => {}
         }
     }
@@ -1557,7 +1535,7 @@ impl Server {
         let Some(client) = self.room.clients.get(id) else { return };
         let pending = client.outbox.pending(&self.room.log);
         if pending > HARD_LIMIT {
-            return self.disconnect(id, Reason::Slow);
+            return self.disconnect(id, "slow");
         }
         match pending > SOFT_LIMIT {
             true => self.budget.behind.insert(id),
@@ -1626,7 +1604,7 @@ impl Server {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.input_ended = true;
         match client.state {
-            State::Open | State::Failed => self.leave(id, Reason::Disconnected),
+            State::Open | State::Failed => self.leave(id, "disconnected"),
             State::Closing { .. } => self.update_interest(id),
             State::Lingering => self.release(id),
         }
@@ -1637,7 +1615,7 @@ impl Server {
     fn fail(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         if client.is_closing() || client.state == State::Failed {
-            return self.disconnect(id, Reason::Disconnected);
+            return self.disconnect(id, "disconnected");
         }
         client.state = State::Failed;
         if client.name.is_some() {
@@ -1653,31 +1631,31 @@ impl Server {
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
     /// has drained.
-    fn leave(&mut self, id: Id, reason: Reason) {
+    fn leave(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.begin_close(id);
     }
 
     /// Removes a client from the room and drops the connection, whatever is pending in either
     /// direction.
-    fn disconnect(&mut self, id: Id, reason: Reason) {
+    fn disconnect(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.release(id);
     }
 
-    /// Tells the room and the console that a client leaves, unless it has left before.
-    fn announce(&mut self, id: Id, reason: Reason) {
-        let Some(client) = self.room.clients.get(id) else { return };
-        let (address, why) = (client.address, reason.word());
-        if client.is_closing() {
+    /// Tells the room and the console why a client leaves, unless it has left before. Only clients
+    /// without a name have other reasons than `quit`, `disconnected` and `slow`.
+    fn announce(&mut self, id: Id, reason: &str) {
+        let Some(client) = self.room.clients.get(id).filter(|client| !client.is_closing()) else {
             return;
-        }
+        };
+        let address = client.address;
         match self.room.leave(id, reason) {
             Some(name) => {
                 let count = self.room.members.len();
-                self.console.log(format_args!("{address} {name} left ({why}), {count} online"));
+                self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
             }
-            None => self.console.log(format_args!("{address} left ({why})")),
+            None => self.console.log(format_args!("{address} left ({reason})")),
         }
     }
 
@@ -1776,9 +1754,7 @@ impl Server {
         }
         match client.state {
             State::Open if client.name.is_some() => match self.budget.applies_since {
-                Some(since) if since + STALL_TIMEOUT <= self.now => {
-                    self.disconnect(id, Reason::Slow)
-                }
+                Some(since) if since + STALL_TIMEOUT <= self.now => self.disconnect(id, "slow"),
                 since => {
                     let since = since.unwrap_or(self.now);
                     self.set_deadline(id, Some(since + STALL_TIMEOUT));
@@ -1790,7 +1766,7 @@ impl Server {
             }
             State::Open | State::Failed => {
                 self.room.refuse(id, TIMED_OUT);
-                self.leave(id, Reason::Timeout);
+                self.leave(id, "timeout");
             }
             State::Closing { .. } | State::Lingering => self.release(id),
         }
