@@ -1580,12 +1580,10 @@ impl Server {
         let is_told = self.told_limit.is_some_and(|last| self.now < last + Self::LIMIT_NOTICE);
         if self.budget.applies() && !is_told {
             self.told_limit = Some(self.now);
-            let first = self.budget.behind.first().copied();
-            let name = first.and_then(|id| self.room.name(id)).unwrap_or("clients".into());
-            let client = first.and_then(|id| self.room.clients.get(id));
-            let pending =
-                client.map_or(self.room.own_lines, |it| it.outbox.pending(&self.room.log));
-            let pending = pending >> 10;
+            let first = self.budget.behind.first().and_then(|&id| self.room.clients.get(id));
+            let name = first.and_then(|client| client.name.as_deref()).unwrap_or("the clients");
+            let pending = first.map(|client| client.outbox.pending(&self.room.log));
+            let pending = pending.unwrap_or(self.room.own_lines) >> 10;
             self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
         }
     }
