@@ -14,8 +14,8 @@ VIA =
 ONLY =
 
 help:
-	@echo 'make run-server [ADDR=host:port]run the server, by default on port 9999'
-	@echo 'make run-client [SERVER=host:port]run the client'
+	@echo 'make run-server [ADDR=host:port]  run the server, by default on port 9999'
+	@echo 'make run-client [SERVER=host:port]  run the client'
 	@echo 'make conformance [SERVER=host:port] [LEVEL=core,telnet,overload] [SLOW=1]'
 	@echo '                 [VIA=nc|telnet] [ONLY=name]'
 	@echo '                                replay the transcripts against a server'
