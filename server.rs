@@ -36,12 +36,14 @@
 //! What it does not do: passwords, encryption, several rooms, history.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(not(test))]
 use std::{process::ExitCode, thread};
@@ -98,16 +100,6 @@ const MAX_PER_IP: usize = 200;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-/// The bytes that do more than belong to a line of text. NUL may end a line (`Decoder::ends_line`).
-const IS_SPECIAL: [bool; 256] = {
-    let mut is_special = [false; 256];
-    is_special[0] = true;
-    is_special[b'\n' as usize] = true;
-    is_special[BACKSPACE as usize] = true;
-    is_special[DELETE as usize] = true;
-    is_special[telnet::COMMAND as usize] = true;
-    is_special
-};
 
 /// Telnet command bytes (RFC 854).
 mod telnet {
@@ -177,11 +169,12 @@ impl Decoder {
         }
     }
 
-    /// Takes plain text, which nearly everything is, in runs.
+    /// Takes printable ASCII, which nearly everything is, in runs.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
-            let run = input.iter().take(space).position(|&byte| IS_SPECIAL[usize::from(byte)]);
+            let is_special = |byte: &u8| !matches!(byte, b' '..=b'~');
+            let run = input.iter().take(space).position(is_special);
             let (text, rest) = input.split_at(run.unwrap_or(space));
             self.line.extend(text);
             *input = rest;
@@ -249,13 +242,11 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
+    /// line stays as it is.
     fn erase(&mut self) {
-        while let Some(byte) = self.line.pop().filter(|_| !self.is_skipping) {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
     /// Frees the line's memory unless it holds part of a line.
@@ -473,13 +464,12 @@ impl Log {
     }
 }
 
-/// The output of one client that its socket has not taken: part of the log, and between the log's
-/// lines the client's own: replies to its requests, and private messages.
+/// The output of one client that its socket has not taken: part of the log, and the client's own
+/// lines before it and in it: replies to its requests, and private messages.
 ///
-///     log:      … | JOINED bob 2 | MSG ana hi | MSG bob hello | MSG eve hey | …
-///                 ^ next                      ^ insert        ^
-///     insert:   own bytes "PONG 1", then skip "MSG bob hello": bob said it
-///
+///     log:       … MSG ana hi │ MSG bob hello │ MSG eve hey
+///                ^ next       ^ an insert: own line "PONG 1", then skip what bob said itself
+///     bob gets:  own lines before `next`, MSG ana hi, PONG 1, MSG eve hey
 #[derive(Default)]
 struct Outbox {
     /// Position in the log of the next byte to send.
@@ -487,11 +477,13 @@ struct Outbox {
     /// Position up to which the client receives the log: `IN_ROOM` for a member; for a client that
     /// has left, where the log ended before its LEFT.
     end: u64,
-    /// The client's own lines. `inserts` tells where they stand.
+    /// The client's own lines. The first `lead` bytes stand before `next`; `inserts` tells where the
+    /// others stand.
     own: VecDeque<u8>,
-    inserts: VecDeque<Insert>,
+    lead: u32,
     /// Bytes of `own` up to the end of the last reply.
-    until_reply: usize,
+    until_reply: u32,
+    inserts: VecDeque<Insert>,
 }
 
 /// A place in the log at which a client receives its own lines, and then skips lines of the log.
@@ -516,11 +508,6 @@ impl Outbox {
     /// The client receives the log from here on, after the own lines that are pending.
     fn join(&mut self, log: &Log) {
         (self.next, self.end) = (log.end(), Self::IN_ROOM);
-        self.inserts.clear();
-        if !self.own.is_empty() {
-            let own = self.own.len() as u32;
-            self.inserts.push_back(Insert { position: self.next, own, skip: 0 });
-        }
     }
 
     /// The client receives nothing that is logged from now on.
@@ -533,11 +520,12 @@ impl Outbox {
         let (position, length) = (self.end.min(log.end()), lines.len() as u32);
         self.own.extend(lines);
         match self.inserts.back_mut() {
+            None if self.next == position => self.lead += length,
             Some(last) if last.position == position && last.skip == 0 => last.own += length,
             _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
         }
         if is_reply {
-            self.until_reply = self.own.len();
+            self.until_reply = self.own.len() as u32;
         }
     }
 
@@ -556,19 +544,21 @@ impl Outbox {
         }
     }
 
-    /// Returns what to write next: all of the log that is pending, or a chunk put together in
-    /// `scratch` if own lines stand in it. Empty only if nothing is pending.
-    fn next_chunk<'a>(&self, log: &'a Log, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    /// Returns what to write next: own lines alone, or all of the log that is pending, or a chunk of
+    /// both that is put together in `scratch`. Empty only if nothing is pending.
+    fn next_chunk<'a>(&'a self, log: &'a Log, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         let end = self.end.min(log.end());
-        if self.inserts.is_empty() {
+        if self.next == end {
+            return self.own.as_slices().0;
+        } else if self.own.is_empty() && self.inserts.is_empty() {
             return log.slice(self.next, end);
         }
         scratch.clear();
         let (mut position, mut taken) = (self.next, 0);
+        let first = Insert { position, own: self.lead, skip: 0 };
         let last = Insert { position: end, own: 0, skip: 0 };
-        for insert in self.inserts.iter().chain([&last]) {
-            let space = Self::CHUNK - scratch.len();
-            let to = insert.position.min(position + space as u64);
+        for insert in [first].iter().chain(&self.inserts).chain([&last]) {
+            let to = insert.position.min(position + (Self::CHUNK - scratch.len()) as u64);
             scratch.extend(log.slice(position, to));
             let own = (insert.own as usize).min(Self::CHUNK - scratch.len());
             scratch.extend(self.own.range(taken..taken + own));
@@ -584,26 +574,26 @@ impl Outbox {
     /// The socket has taken this many bytes of the chunk. Returns how many of them were own lines.
     fn consume(&mut self, mut taken: usize) -> usize {
         let own_before = self.own.len();
-        while let Some(insert) = self.inserts.front_mut() {
+        loop {
+            let own = taken.min(self.lead as usize);
+            self.own.drain(..own);
+            self.lead -= own as u32;
+            taken -= own;
+            let Some(insert) = self.inserts.front().filter(|_| self.lead == 0) else { break };
             let logged = (insert.position - self.next) as usize;
             if taken < logged {
                 break;
             }
-            let own = (taken - logged).min(insert.own as usize);
-            self.next = insert.position;
-            self.own.drain(..own);
-            insert.own -= own as u32;
-            taken -= logged + own;
-            if insert.own > 0 {
-                break;
-            }
-            self.next += u64::from(insert.skip);
+            // The insert's own lines are next.
+            taken -= logged;
+            self.next = insert.position + u64::from(insert.skip);
+            self.lead = insert.own;
             self.inserts.pop_front();
         }
         self.next += taken as u64;
         let own_taken = own_before - self.own.len();
-        self.until_reply = self.until_reply.saturating_sub(own_taken);
-        if self.inserts.is_empty() {
+        self.until_reply = self.until_reply.saturating_sub(own_taken as u32);
+        if self.own.is_empty() && self.inserts.is_empty() {
             (self.own, self.inserts) = (VecDeque::new(), VecDeque::new());
         }
         own_taken
@@ -703,13 +693,14 @@ impl Client {
     /// Returns true if the next request can be carried out: no other request waits, and the client
     /// has taken its replies.
     fn takes_requests(&self) -> bool {
-        !self.is_closing() && self.waiting.is_none() && self.outbox.until_reply <= REPLY_LIMIT
+        !self.is_closing()
+            && self.waiting.is_none()
+            && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
-    /// Returns true if input is to be read: to be carried out, or to be discarded.
+    /// Returns true if input is of use: to be carried out, or to be discarded.
     fn takes_input(&self) -> bool {
-        !self.input_ended
-            && (self.is_closing() || (self.takes_requests() && self.unread.is_empty()))
+        !self.input_ended && (self.is_closing() || self.takes_requests())
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
@@ -1207,8 +1198,8 @@ struct Server {
     next_deadline: Option<Instant>,
     /// The listener rests until then.
     accept_again: Option<Instant>,
-    /// When the budget last applied; `None` if the console has told that it does not.
-    last_limited: Option<Instant>,
+    /// When the console was last told that the budget applies.
+    told_limit: Option<Instant>,
     /// The server is stopping, and waits until then for the last lines to drain.
     stop_by: Option<Instant>,
     /// The time of this turn.
@@ -1227,10 +1218,11 @@ impl Server {
     const ACCEPTS: usize = 512;
     /// How long the listener rests after accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-    /// The console is told that the budget ceases when it has not applied for this long.
-    const LIMIT_PAUSE: Duration = Duration::from_secs(10);
-    /// Work that new input is expected to be, until more is known: the longest request to all.
-    const NEW_INPUT: u64 = MAX_REQUEST as u64 * Room::BYTE_FOR_ALL;
+    /// How often the console is told that the budget applies.
+    const LIMIT_NOTICE: Duration = Duration::from_secs(10);
+    /// Work after which a client gives way to the others that have input: about the longest request
+    /// to all.
+    const QUANTUM: u64 = MAX_LINE as u64 * Room::BYTE_FOR_ALL;
 
     fn new(
         options: Options,
@@ -1254,7 +1246,7 @@ impl Server {
             written: 0,
             next_deadline: None,
             accept_again: None,
-            last_limited: None,
+            told_limit: None,
             stop_by: None,
             now,
             console,
@@ -1290,6 +1282,7 @@ impl Server {
         if stops && self.stop_by.is_none() {
             self.stop();
         }
+        self.console.flush();
         Ok(())
     }
 
@@ -1304,7 +1297,7 @@ impl Server {
             match client.is_closing() {
                 // At once, so that a client that has ended its side leaves its slot to the next.
                 true => self.read(id),
-                false => self.to_serve.push(id, Self::NEW_INPUT),
+                false => self.to_serve.push(id, Self::QUANTUM),
             }
         } else if readiness.failed {
             self.fail(id);
@@ -1399,7 +1392,7 @@ impl Server {
             let Some(client) = self.room.clients.get_mut(id) else { continue };
             if let Some(line) = client.waiting.take() {
                 self.carry_out(id, &line);
-                self.requeue(id, Self::NEW_INPUT);
+                self.requeue(id);
             }
         }
     }
@@ -1410,9 +1403,8 @@ impl Server {
             let Some(id) = self.to_serve.pop() else { return };
             let before = self.room.work;
             self.serve(id);
-            let work = self.room.work - before;
-            self.to_serve.charge(id, work);
-            self.requeue(id, work);
+            self.to_serve.charge(id, self.room.work - before);
+            self.requeue(id);
         }
     }
 
@@ -1428,19 +1420,19 @@ impl Server {
 
     /// Queues a client again if it has more input that can be processed, and has the poller report
     /// what is still to come. A failed client is read until nothing is left.
-    fn requeue(&mut self, id: Id, expected_work: u64) {
+    fn requeue(&mut self, id: Id) {
         let Some(client) = self.room.clients.get(id) else { return };
         let has_more = !client.unread.is_empty() || client.state == State::Failed;
         if has_more && client.takes_requests() {
-            self.to_serve.push(id, expected_work);
+            self.to_serve.push(id, Self::QUANTUM);
         }
         self.update_interest(id);
     }
 
-    /// Reads once, if input is to be carried out or discarded.
+    /// Reads once, if the input is of use and nothing of it is left from before.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() {
+        if !client.takes_input() || !client.unread.is_empty() {
             return;
         }
         let mut input = mem::take(&mut self.input);
@@ -1458,13 +1450,16 @@ impl Server {
         self.input = input;
     }
 
-    /// Carries out requests line by line, until the turn is full or the client must wait. The rest
-    /// of `input` is kept.
+    /// Carries out requests line by line, until the turn is full, other clients are to be served, or
+    /// this client must wait. The rest of `input` is kept.
     fn process_input(&mut self, id: Id, mut input: &[u8]) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let mut decoder = mem::take(&mut client.decoder);
-        while self.room.work < Room::FULL_TURN
-            && self.room.clients.get(id).is_some_and(Client::takes_requests)
+        let full = match self.to_serve.is_empty() {
+            true => Room::FULL_TURN,
+            false => Room::FULL_TURN.min(self.room.work + Self::QUANTUM),
+        };
+        while self.room.work < full && self.room.clients.get(id).is_some_and(Client::takes_requests)
         {
             match decoder.next(&mut input) {
                 Some(Decoded::Line(line)) => self.request(id, Some(line)),
@@ -1586,7 +1581,7 @@ impl Server {
             _ => {}
         }
         // Replies may have drained, so that the next request no longer waits.
-        self.requeue(id, Self::NEW_INPUT);
+        self.requeue(id);
     }
 
     /// Asks the poller for just what the client's state can use.
@@ -1601,25 +1596,20 @@ impl Server {
         }
     }
 
-    /// Notes whether the budget applies now, and tells the console: once when it begins, and once
-    /// when it has ceased for a while.
+    /// Decides whether the budget applies now. While it does, the console is told from time to time.
     fn update_budget(&mut self) {
         self.budget.update(self.room.own_lines, self.now);
         self.room.withhold_rosters(self.budget.applies());
-        let is_over = |last| self.now >= last + Self::LIMIT_PAUSE;
-        if self.budget.applies() {
-            if self.last_limited.replace(self.now).is_none() {
-                let first = self.budget.behind.first().copied();
-                let name = first.and_then(|id| self.room.name(id)).unwrap_or_default();
-                let client = first.and_then(|id| self.room.clients.get(id));
-                let pending = client.map_or(0, |it| it.outbox.pending(&self.room.log)) >> 10;
-                self.console.log(format_args!(
-                    "the budget begins to apply: {name} has not taken {pending} KiB"
-                ));
-            }
-        } else if self.last_limited.is_some_and(is_over) {
-            self.last_limited = None;
-            self.console.log(format_args!("the budget ceases to apply"));
+        let is_told = self.told_limit.is_some_and(|last| self.now < last + Self::LIMIT_NOTICE);
+        if self.budget.applies() && !is_told {
+            self.told_limit = Some(self.now);
+            let first = self.budget.behind.first().copied();
+            let name = first.and_then(|id| self.room.name(id)).unwrap_or("clients".into());
+            let client = first.and_then(|id| self.room.clients.get(id));
+            let pending =
+                client.map_or(self.room.own_lines, |it| it.outbox.pending(&self.room.log));
+            let pending = pending >> 10;
+            self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
         }
     }
 
@@ -1659,7 +1649,7 @@ impl Server {
         self.room.own_lines -= outbox.own.len();
         self.room.may_trim = true;
         self.budget.behind.remove(&id);
-        self.to_serve.push(id, Self::NEW_INPUT);
+        self.to_serve.push(id, Self::QUANTUM);
     }
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
@@ -1753,10 +1743,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let now = os::now();
-        let limited = self.last_limited.filter(|_| !self.budget.applies());
-        let limited = limited.map(|last| last + Self::LIMIT_PAUSE);
         let budget = self.budget.next_time(now);
-        let next = [self.next_deadline, budget, limited, self.accept_again, self.stop_by];
+        let next = [self.next_deadline, budget, self.accept_again, self.stop_by];
         Some(next.into_iter().flatten().min()?.saturating_duration_since(now))
     }
 
@@ -1780,11 +1768,11 @@ impl Server {
         // output, though the poller has not told so yet.
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.is_blocked = false;
+        self.room.work = 0;
         self.serve(id);
         self.write(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        let is_queued = client.takes_requests() && !client.unread.is_empty();
-        if is_queued || client.deadline.is_none_or(|deadline| self.now < deadline) {
+        if client.deadline.is_none_or(|deadline| self.now < deadline) {
             return;
         }
         match client.state {
@@ -1844,45 +1832,55 @@ fn host(address: SocketAddr) -> IpAddr {
 // 6. The console: what the operator sees
 // ---------------------------------------------------------------------------------------------
 
-/// Sends lines to the thread that prints them: a paused console (on Windows, one in which text is
-/// selected) blocks its writer, and must not block the chat. Lines are dropped and counted while
-/// the channel is full. Names and texts come here only after `parse`, so they cannot forge a line.
+/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
+/// which text is selected) blocks its writer, and must not block the chat. Lines that nobody reads
+/// are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
+/// line.
 struct Console {
-    lines: SyncSender<String>,
+    text: String,
+    texts: Sender<String>,
+    /// Bytes of the texts that have been sent and not printed.
+    pending: Arc<AtomicUsize>,
     dropped: u64,
 }
 
 impl Console {
-    /// Lines that wait to be printed. Ten thousand clients may leave in one turn.
-    const CAPACITY: usize = 16 * 1024;
+    const MAX_PENDING: usize = 1024 * 1024;
 
     fn new() -> (Self, Receiver<String>) {
-        let (lines, receiver) = mpsc::sync_channel(Self::CAPACITY);
-        (Console { lines, dropped: 0 }, receiver)
+        let (texts, receiver) = mpsc::channel();
+        (Console { text: String::new(), texts, pending: Arc::default(), dropped: 0 }, receiver)
     }
 
-    /// Prints one line, with the time in front.
+    /// Adds one line, with the time in front.
     fn log(&mut self, what: fmt::Arguments) {
         let time = utc(SystemTime::now());
-        let dropped = self.dropped;
-        if dropped > 0 {
-            let notice = format!("{time} {dropped} lines dropped: the console was not read\n");
-            if self.lines.try_send(notice).is_ok() {
-                self.dropped = 0;
-            }
-        }
-        if self.lines.try_send(format!("{time} {what}\n")).is_err() {
+        if self.pending.load(Ordering::Relaxed) >= Self::MAX_PENDING {
             self.dropped += 1;
+            return;
+        }
+        let dropped = mem::take(&mut self.dropped);
+        if dropped > 0 {
+            let _ = writeln!(self.text, "{time} {dropped} lines dropped: the console was not read");
+        }
+        let _ = writeln!(self.text, "{time} {what}");
+    }
+
+    /// Hands this turn's lines to the printing thread.
+    fn flush(&mut self) {
+        if !self.text.is_empty() {
+            self.pending.fetch_add(self.text.len(), Ordering::Relaxed);
+            let _ = self.texts.send(mem::take(&mut self.text));
         }
     }
 }
 
-/// Prints lines until the console is dropped, as many at once as there are.
-fn print_lines(lines: Receiver<String>, mut out: impl Write) {
-    while let Ok(mut text) = lines.recv() {
-        lines.try_iter().for_each(|line| text.push_str(&line));
+/// Prints what the console sends, until the console is dropped.
+fn print_texts(texts: Receiver<String>, pending: &AtomicUsize, mut out: impl Write) {
+    for text in texts {
         // If the console is closed or the disk is full, there is nobody to tell.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        pending.fetch_sub(text.len(), Ordering::Relaxed);
     }
 }
 
@@ -2084,10 +2082,11 @@ fn run(mut options: Options) -> Result<(), String> {
         listener.set_nonblocking(true)?;
         system::set_accept_queue(&listener);
         let address = listener.local_addr()?;
-        let (mut console, lines) = Console::new();
+        let (mut console, texts) = Console::new();
+        let pending = console.pending.clone();
         let (printed, is_printed) = mpsc::channel();
         thread::Builder::new().name("console".to_owned()).spawn(move || {
-            print_lines(lines, io::stdout());
+            print_texts(texts, &pending, io::stdout());
             let _ = printed.send(());
         })?;
         let signals = system::catch_signals()?;
@@ -2097,6 +2096,7 @@ fn run(mut options: Options) -> Result<(), String> {
                 "at most {most} clients instead of {wanted}: the limit on open files is {limit}"
             ));
         }
+        console.flush();
         let mut server = Server::new(options, listener, signals, console)?;
         while !server.has_stopped() {
             server.turn()?;

@@ -1,4 +1,4 @@
-//! linechat-client in a real terminal emulator, tmux, typed at and looked at as a person would.
+//! Runs linechat-client in a real terminal emulator, tmux: types keys and reads the screen.
 //!
 //!     cargo test --test tmux -- --ignored        needs tmux
 
@@ -8,10 +8,13 @@ mod process;
 
 use person::Person;
 use process::{Server, STUCK};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use std::{io, thread};
 
-/// A window of tmux, which has a server of its own for each test.
+/// A tmux window. Each test has a tmux server of its own.
 struct Window {
     socket: String,
 }
@@ -22,7 +25,7 @@ impl Window {
         let client = env!("CARGO_BIN_EXE_linechat-client");
         let size = ["-x", &columns.to_string(), "-y", &rows.to_string()].map(str::to_owned);
         let [x, columns, y, rows] = size;
-        // The shell outlives the client, so that what it leaves behind can be seen.
+        // The shell outlives the client, so the test sees the screen that the client leaves.
         let command = format!(
             "before=$(stty -g); LC_ALL=C.UTF-8 LOGNAME=zoe {client} --no-time {arguments}; echo exit $?; \
              [ \"$(stty -g)\" = \"$before\" ] && echo as before; cat"
@@ -31,7 +34,7 @@ impl Window {
         window
     }
 
-    /// A window with a shell that has job control, and the client started from it.
+    /// Opens a window with a shell that has job control, and starts the client from it.
     fn open_in_shell(test: &str, arguments: &str) -> Window {
         let window = Window { socket: format!("linechat-{test}-{}", std::process::id()) };
         let shell = "PS1='$ ' ENV= LC_ALL=C.UTF-8 exec sh -i";
@@ -48,7 +51,7 @@ impl Window {
 
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
-        // Whatever the locale of the test is, the window's is UTF-8.
+        // The window uses UTF-8, whatever the locale of the test.
         command.args(["-u", "-f", "/dev/null", "-L", &self.socket]).args(arguments);
         let output = command.output().expect("tmux can be run");
         assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
@@ -63,7 +66,7 @@ impl Window {
         self.tmux(&[&["send-keys"], keys].concat());
     }
 
-    /// What the window shows, a line for each row, and the column of the cursor.
+    /// Returns the rows of the window, and the column of the cursor.
     fn look(&self) -> (Vec<String>, usize) {
         let screen = self.tmux(&["capture-pane", "-p"]);
         let column = self.tmux(&["display-message", "-p", "#{cursor_x}"]);
@@ -71,15 +74,25 @@ impl Window {
         (rows.collect(), column.trim().parse().expect("a column"))
     }
 
-    /// Looks until the last rows are these.
+    /// Waits until the last rows are these.
     fn await_rows(&self, expected: &[&str]) {
+        let expected: Vec<_> = expected.iter().map(|row| (*row).to_owned()).collect();
+        self.await_screen(&format!("{expected:#?}"), |rows| rows.ends_with(&expected));
+    }
+
+    /// Waits until the last row is as expected.
+    fn await_last_row(&self, is_expected: impl Fn(&str) -> bool) {
+        self.await_screen("the last row", |rows| rows.last().is_some_and(|row| is_expected(row)));
+    }
+
+    fn await_screen(&self, what: &str, is_expected: impl Fn(&[String]) -> bool) {
         let since = Instant::now();
         loop {
             let (rows, _) = self.look();
-            if rows.ends_with(&expected.iter().map(|row| (*row).to_owned()).collect::<Vec<_>>()) {
+            if is_expected(&rows) {
                 return;
             }
-            assert!(since.elapsed() < STUCK, "{expected:#?} does not come: {rows:#?}");
+            assert!(since.elapsed() < STUCK, "{what} does not come: {rows:#?}");
         }
     }
 }
@@ -90,8 +103,8 @@ impl Drop for Window {
     }
 }
 
-/// A long line with wide characters and accents is typed, key by key, while somebody else says
-/// something between each two keys; then the window changes its size, twice.
+/// Types a long line with wide characters and accents, with a message from bob between any two keys;
+/// then resizes the window twice.
 fn edits_during_a_flood(columns: u32, rows: u32) {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
@@ -111,24 +124,25 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
             count += 1;
             bob.say(&format!("MSG flood {count}"));
         }
-        // The last exclamation mark goes, and a word comes in before the accent.
+        // Removes the last exclamation mark and inserts a word before the accent.
         window.press(&["BSpace", "Left", &format!("<{round}>"), "Home", "Right", "End"]);
     }
     let line: String = (0..6).map(|round| format!("mañana 日本 👍 <{round}>e\u{301}")).collect();
     window.await_rows(&[&format!("bob: flood {count}"), &shown(&line, columns)]);
-    // Every row above is a message, whole, once and in order.
+    // Every row above holds a whole message, once and in order.
     let (seen, column) = window.look();
     let above = seen.len() - 1;
     let expected: Vec<_> =
         (count - above + 1..=count).map(|number| format!("bob: flood {number}")).collect();
     assert_eq!(seen[..above], expected);
     assert_eq!(column, width_of(&shown(&line, columns)));
-    // tmux folds what is typed anew, and its first rows stay: above the cursor nothing is erased.
+    // tmux folds the line that is being typed; its rows are erased, and the messages stay.
     for (width, columns) in [("20", 20), ("90", 90)] {
         window.tmux(&["resize-window", "-x", width, "-y", &rows.to_string()]);
         window.await_rows(&[&shown(&line, columns)]);
         let (seen, _) = window.look();
-        assert!(seen.contains(&format!("bob: flood {count}")), "{seen:#?}");
+        let messages = seen.iter().filter(|row| **row == format!("bob: flood {count}")).count();
+        assert_eq!((messages, seen.iter().filter(|row| row.contains("日本")).count()), (1, 1));
     }
     window.press(&["Enter"]);
     assert_eq!(bob.until("MSG ana"), format!("MSG ana {line}"));
@@ -137,16 +151,18 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
     window.await_rows(&["exit 0", "as before"]);
 }
 
-/// The client's last row for a line longer than the window, the cursor at its end: it moves by half
-/// a window at a time.
+/// The client's last row for a line with the cursor at its end. A line longer than the window moves
+/// by half a window at a time.
 fn shown(line: &str, columns: u32) -> String {
-    let room = columns as usize - "> ".len() - 1;
-    let half = room.div_ceil(2);
-    let skipped = width_of(line).saturating_sub(room).div_ceil(half) * half;
+    let space = columns as usize - "> ".len() - 1;
+    let half = space.div_ceil(2);
+    let skipped = width_of(line).saturating_sub(space).div_ceil(half) * half;
     let mut column = 0;
-    let rest: String =
-        line.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
-    format!("> {rest}")
+    let mut rest = line.chars().skip_while(|&c| (column < skipped, column += width(c)).0);
+    match skipped {
+        0 => format!("> {line}"),
+        _ => format!("> <{}", rest.by_ref().skip(1).collect::<String>()),
+    }
 }
 
 fn width(character: char) -> usize {
@@ -163,7 +179,7 @@ fn width_of(text: &str) -> usize {
 
 #[test]
 #[ignore = "needs tmux"]
-fn a_long_line_is_edited_during_a_flood_in_a_usual_window() {
+fn a_long_line_is_edited_during_a_flood_in_a_large_window() {
     edits_during_a_flood(80, 24);
 }
 
@@ -207,7 +223,7 @@ fn a_newcomer_chats() {
 
 #[test]
 #[ignore = "needs tmux"]
-fn only_who_speaks_stands_at_the_left_edge() {
+fn only_speakers_names_are_at_the_left_edge() {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
     let window = Window::open("edge", 40, 10, &format!("{} ana", server.address));
@@ -223,9 +239,9 @@ fn only_who_speaks_stands_at_the_left_edge() {
     ]);
 }
 
-/// Stopped, the client gives the terminal back if it can, and has its keys again when the shell, which
-/// has changed the settings meanwhile, goes on with it.
-fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
+/// Suspends the client with `stop`. It must restore the terminal if `gives_back`, and must have its
+/// keys again after the shell, which has changed the settings, resumes it.
+fn suspends_and_resumes(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
     let window = Window::open_in_shell(test, &format!("{} ana", server.address));
@@ -252,19 +268,122 @@ fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
 
 #[test]
 #[ignore = "needs tmux"]
-fn ctrl_z_suspends_and_fg_goes_on() {
-    is_suspended("ctrl-z", true, |window| window.press(&["C-z"]));
+fn ctrl_z_suspends_and_fg_resumes() {
+    suspends_and_resumes("ctrl-z", true, |window| window.press(&["C-z"]));
 }
 
 #[test]
 #[ignore = "needs tmux"]
 fn a_signal_from_outside_suspends_too() {
     for signal in ["TSTP", "STOP"] {
-        is_suspended(&format!("sig{signal}"), signal == "TSTP", |window| {
+        suspends_and_resumes(&format!("sig{signal}"), signal == "TSTP", |window| {
             let pane = window.tmux(&["display-message", "-p", "#{pane_pid}"]);
             let child = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
             let child = String::from_utf8_lossy(&child.stdout).trim().parse().expect("a child");
             process::signal(child, signal).expect("the signal is sent");
         });
+    }
+}
+
+/// A proxy between clients and a server. The server can be replaced, and connections can be cut on the
+/// client's side alone.
+struct Relay {
+    address: String,
+    links: Arc<Mutex<Links>>,
+}
+
+#[derive(Default)]
+struct Links {
+    /// The server's address. `None` if connections are to be closed at once.
+    server: Option<String>,
+    /// Both ends of each connection: the client's and the server's.
+    ends: Vec<[TcpStream; 2]>,
+}
+
+impl Relay {
+    fn start() -> io::Result<Relay> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let links: Arc<Mutex<Links>> = Arc::default();
+        let shared = links.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let mut links = shared.lock().unwrap();
+                let server = links.server.as_ref().map(TcpStream::connect);
+                let Some(Ok(server)) = server else { continue };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    thread::spawn(move || io::copy(&mut from, &mut to));
+                }
+                links.ends.push([client, server]);
+            }
+        });
+        Ok(Relay { address, links })
+    }
+
+    fn serve(&self, server: Option<&Server>) {
+        self.links.lock().unwrap().server = server.map(|server| server.address.clone());
+    }
+
+    /// Ends all connections for the clients, or for the servers, which do not notice each other's.
+    fn cut(&self, side: usize) {
+        for ends in &self.links.lock().unwrap().ends {
+            let _ = ends[side].shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn the_client_returns_when_its_server_starts_again_or_its_link_comes_back() {
+    let mut server = Server::start(&[]).expect("the server starts");
+    let relay = Relay::start().expect("a relay");
+    relay.serve(Some(&server));
+    let window = Window::open("returns", 80, 24, &format!("{} ana", relay.address));
+    window.await_rows(&["Users online (1): ana", ">"]);
+    window.type_text("half a");
+    window.await_rows(&["> half a"]);
+    relay.serve(None);
+    process::signal(server.child.id(), "TERM").expect("the signal is sent");
+    assert!(server.wait_within(STUCK).expect("the server ends").success());
+    // The editor stays, and works.
+    window.type_text(" line");
+    window.await_last_row(|row| {
+        row.starts_with("(not connected, attempt ") && row.ends_with("> half a line")
+    });
+    let server = Server::start(&[]).expect("the server starts");
+    relay.serve(Some(&server));
+    window.await_rows(&["Connected again, ana.", "Users online (1): ana", "> half a line"]);
+    let mut bob = Person::join(&server.address, "bob");
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("MSG ana"), "MSG ana half a line");
+    // The server does not know that the link is cut, so the name is taken until it does.
+    window.await_rows(&["ana: half a line", ">"]);
+    relay.cut(0);
+    window.await_last_row(|row| row.starts_with("(not connected, attempt "));
+    relay.cut(1);
+    assert_eq!(bob.until("LEFT"), "LEFT ana 1 disconnected");
+    assert_eq!(bob.until("JOINED"), "JOINED ana 2");
+    window.await_rows(&["Connected again, ana.", "Users online (2): ana, bob", ">"]);
+    window.press(&["C-d"]);
+    assert_eq!(bob.until("LEFT"), "LEFT ana 1 quit");
+    window.await_rows(&["exit 0", "as before"]);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_narrower_window_has_the_line_once() {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server.address, "bob");
+    let window = Window::open("ghosts", 80, 24, &format!("{} ana", server.address));
+    bob.until("USERS 2");
+    window.await_rows(&["Users online (2): ana, bob", ">"]);
+    bob.say("MSG stays");
+    let line = "0123456789".repeat(7);
+    window.type_text(&line);
+    window.await_rows(&["bob: stays", &format!("> {line}")]);
+    for columns in [60, 30, 90] {
+        window.tmux(&["resize-window", "-x", &columns.to_string(), "-y", "24"]);
+        window.await_rows(&["bob: stays", &shown(&line, columns)]);
     }
 }
