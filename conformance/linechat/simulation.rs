@@ -131,15 +131,10 @@ pub fn set_alarm(time: Option<Duration>) {
 
 /// The server's process is suspended; meanwhile the peers go on.
 pub fn suspend(time: Duration) {
-    let until = with(|network| network.time) + time;
-    let peers = PEERS.with_borrow(Option::clone);
-    while let Some(next) = peers.as_ref().and_then(|peers| {
+    with(|network| network.time += time);
+    if let Some(peers) = PEERS.with_borrow(Option::clone) {
         peers.borrow_mut().act();
-        peers.borrow().next().filter(|&next| next <= until)
-    }) {
-        with(|network| network.time = network.time.max(next));
     }
-    with(|network| network.time = until);
 }
 
 /// The next wait that finds no source ready is followed by a suspension, before it returns.
