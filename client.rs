@@ -5,26 +5,28 @@
 //!     cargo run --release --bin linechat-client              (or: make run-client)
 //!     echo hello | linechat-client localhost bot
 //!
-//! At a terminal the line being typed stays at the bottom, and what arrives is shown above it.
-//! Without one it is a plain program: one line in, one line out.
+//! At a terminal your input stays on the bottom line; messages appear above it. In a pipe, each line
+//! of the input is said, and each line of the output is what somebody else said or did.
 //!
-//! Threads that do nothing but wait hand what comes to the main thread, which has all the state:
+//! The main thread has all the state. The other threads only wait, and pass on what comes:
 //!
-//!     talk_to_server    --- Event::Arrived -->  Client::run  --- requests --> write_to_server
-//!     listen_to_person  --- Event::Typed ---->  (Editor, Screen)  ----------> standard output
-//!     terminal          --- Event::Redraw --->
+//!     talk_to_server  --- Event::Server --->  Client::run  --- requests --> write_to_server
+//!     read_input      --- Event::Typed ---->  (Editor, Screen)  ----------> standard output
+//!     terminal        --- Event::Redraw --->
 //!
-//! So nothing that is slow keeps anything else waiting. PROTOCOL.md says what goes over the wire.
+//! So a slow server, terminal or person delays nothing else. PROTOCOL.md describes the lines on the
+//! wire.
 //!
 //! Top to bottom: the limits, the conversation, the editor, the screen, the keys, the command line,
 //! the terminal, the texts, the widths of characters.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, mem, panic, thread};
@@ -36,63 +38,89 @@ const DEFAULT_PORT: u16 = 9999;
 const MAX_REQUEST: usize = 4000;
 const MAX_LINE: u64 = 4096;
 const MAX_NAME: usize = 50;
-/// In a larger room the roster is not pushed, and has to be asked for (PROTOCOL.md, "Roster").
+/// The server pushes no roster in a larger room; the client asks once (PROTOCOL.md, "Roster").
 const MAX_PUSHED_ROSTER: usize = 100;
-/// Names remembered, whatever a server claims.
+/// Names that the client remembers, whatever a server claims.
 const MAX_ROSTER: usize = 100_000;
-/// Requests on their way to a server that has not confirmed them; further ones wait.
+/// Latest speakers, whose names are completed first.
+const MAX_SPEAKERS: usize = 100;
+/// Requests that the server may leave unconfirmed before further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Events read ahead of being dealt with; and how many are dealt with before the screen is drawn.
-const EVENTS_AHEAD: usize = 256;
-/// After so much silence the server is asked for a sign of life.
+/// Lines of at most 4 KB that wait for the socket. A server that confirms only what it has read
+/// never lets more than `MAX_UNCONFIRMED` and a few lines wait.
+const MAX_QUEUED: usize = 2 * MAX_UNCONFIRMED;
+/// Events that may wait for the main thread, and events that it handles before it draws.
+const MAX_EVENTS: usize = 256;
+/// If the server is silent for this long, the client sends a PING.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long the server may take to accept the connection at one of its addresses, to greet, to give
-/// that sign, or to say BYE.
+/// Time for the server to accept the connection at one of its addresses, to say HELLO, to say BYE,
+/// or to say anything at all after that PING.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Who wakes so much too late was stopped, with the whole machine perhaps, and has not waited.
+/// Time for the server to answer NAME, or to confirm the next request, whatever else it sends.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A line that has waited so long for its confirmation is counted in the prompt.
+/// A line that is unconfirmed for this long is counted in the prompt.
 const SLOW: Duration = Duration::from_secs(1);
-/// What a terminal sends for one key comes within this time; ESC alone is the key Esc.
+/// A terminal sends the bytes of one key within this time; ESC alone is the key Esc.
 const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Seconds before each attempt to reconnect; the last one is repeated.
+const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
+/// A connection that holds for this long begins `RETRY_DELAYS` again when it is lost.
+const STABLE: Duration = Duration::from_secs(60);
+/// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
+const GHOST: Duration = Duration::from_secs(120);
+/// Within this time a second Ctrl-C leaves.
+const CONFIRM_TIME: Duration = Duration::from_secs(2);
 
 // ---- The conversation --------------------------------------------------------------------------
 
 /// What the main thread waits for.
 enum Event {
-    /// The server has accepted the connection.
-    Connected,
-    /// A line of the server, printable.
-    Arrived(String),
-    /// There is no connection, or no longer, as this sentence says.
-    Lost(String),
-    /// Something was typed; it waits in a channel of its own.
+    /// News of the connection that was attempted with this number.
+    Server(usize, News),
+    /// Something was typed; the bytes wait in a channel of their own.
     Typed,
     /// The window has another size, or shows something else.
     Redraw,
 }
 
-/// Where the conversation stands.
+/// News of one connection.
+#[derive(Debug)]
+enum News {
+    /// The server has accepted the connection.
+    Connected,
+    /// A line from the server, printable.
+    Line(String),
+    /// The connection failed or ended, for this reason.
+    Lost(String),
+}
+
+/// The state of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
+    /// There is no connection until `Client::due`.
+    Waiting,
     Connecting,
-    /// Connected, and nothing has come from the server yet.
+    /// Connected; HELLO has not come yet.
     Greeting,
-    /// A name is to be typed.
+    /// The user must choose a name.
     Asking,
-    /// A name was sent.
+    /// NAME was sent.
     Naming,
     Talking,
-    /// QUIT was sent; the server's BYE is awaited.
+    /// QUIT was sent.
     Leaving,
 }
 
 /// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    /// The server said BYE to our QUIT, or had nothing to say it to.
+    /// The server answered QUIT with BYE, or the user left while there was no connection.
     Left,
-    /// For this reason.
+    /// The reader of standard output went away.
+    Unread,
+    /// The conversation failed, for this reason.
     Failed(String),
 }
 
@@ -101,83 +129,115 @@ enum End {
 enum Typed {
     Nothing,
     Request(Request),
+    /// `/me` with this text.
+    Act(String),
     Help,
     Quit,
-    /// Nothing can be done with it, for this reason, which is about this word.
+    /// The line is wrong, for this reason, which is about this word.
     Mistake(Text, String),
 }
 
-/// What can be asked of the server once one has a name.
+/// What a client with a name can ask of the server.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     Say(String),
-    /// A private message, typed behind this mark: `@` or `/`.
+    /// A private message, typed after this mark: `@` or `/`.
     Whisper {
         mark: char,
         to: String,
         text: String,
     },
     List,
-    /// A list that is not shown, so that names can be completed.
+    /// LIST for the completion of names; the answer is not shown.
     Roster,
-    /// Nothing but a sign of life.
+    /// PING alone.
     Heartbeat,
     Quit,
 }
 
-/// A request that the server has not confirmed. Each is followed by a PING, whose PONG tells that
-/// it has been carried out (PROTOCOL.md, "Order, pipelining, fences"); so an ERR is always about the
-/// first of them, of which then only the sign of life is left, and what a connection loses is known.
+/// A request that the server has not confirmed. A PING follows each request, and its PONG confirms
+/// it (PROTOCOL.md, "Order, pipelining, fences"). So an ERR belongs to the oldest entry, which then
+/// becomes a bare PING, and the client knows what a lost connection may have lost.
 struct Sent {
     request: Request,
     since: Instant,
 }
 
-/// Who is in the room, as far as is known.
+/// The people in the room, as far as they are known.
 #[derive(Default)]
 struct Roster {
     /// Names by their lower case, with which the server compares them.
     names: HashMap<String, String>,
-    /// How many names have come of a list that is still to go on; 0 between lists.
+    /// Lower-case names of the latest speakers; the last one spoke last.
+    speakers: Vec<String>,
+    /// Names that have come of a list which goes on in further lines; 0 between lists.
     arriving: usize,
-    /// The next list shows the newcomer who is here.
+    /// The next list is shown: the newcomer has not seen one.
     is_first: bool,
 }
+
+/// What the client needs to return to a room that it has been in.
+struct Membership {
+    /// The time of the last WELCOME.
+    since: Instant,
+    /// The time at which the connection was last lost.
+    lost: Instant,
+    /// Attempts to reconnect since a connection was last stable.
+    attempts: usize,
+}
+
+/// Starts the attempt with this number, and returns the queue of lines to send.
+type Connect = Box<dyn FnMut(usize) -> SyncSender<String>>;
 
 struct Client {
     options: Options,
     screen: Screen,
-    /// To the thread that writes to the server.
-    out: Sender<String>,
+    connect: Connect,
+    /// The number of the current connection or attempt; news of earlier ones is ignored.
+    attempt: usize,
+    /// To the thread that writes to the server. When this is dropped, the connection is closed.
+    out: SyncSender<String>,
     stage: Stage,
-    /// The name that is tried, or was accepted.
+    /// `None` before the first WELCOME.
+    membership: Option<Membership>,
+    /// The name that was sent or will be sent. `None` if the user must type one.
     name: Option<String>,
     /// The name that Enter alone gives.
     offer: Option<String>,
-    /// Typed, and not yet sent. If there is a Quit, it is the last.
+    /// Requests that were typed and not sent yet. A Quit is always the last.
     waiting: VecDeque<Request>,
     unconfirmed: VecDeque<Sent>,
-    /// Requests that were sent. Its number is the token of a request's PING.
+    /// The number of requests that were sent, which is the token of the last PING.
     requests: usize,
-    /// Something was not taken, which a script should know.
+    /// A line was refused; the exit status tells a script so.
     is_troubled: bool,
-    /// The person knows that the terminal does not send UTF-8.
+    /// The user was told that the terminal does not send UTF-8.
     is_warned: bool,
     roster: Roster,
-    /// Who wrote privately last.
+    /// The sender of the last private message.
     confidant: Option<String>,
     /// When the server has been silent for too long.
     deadline: Instant,
+    /// When the server must have done the next thing that it was asked for, whatever else it sends;
+    /// in `Stage::Waiting`, the time of the next attempt. `None` if nothing was asked.
+    due: Option<Instant>,
+    /// When Ctrl-C was last pressed on an empty line.
+    interrupted: Option<Instant>,
+    /// Input without a line editor that was not handled yet.
+    unread: Vec<u8>,
 }
 
 impl Client {
-    fn new(options: Options, screen: Screen, out: Sender<String>) -> Self {
+    fn new(options: Options, screen: Screen, mut connect: Connect) -> Self {
         Client {
             name: options.name.clone(),
             options,
             screen,
-            out,
+            out: connect(1),
+            connect,
+            attempt: 1,
             stage: Stage::Connecting,
+            membership: None,
             offer: None,
             waiting: VecDeque::new(),
             unconfirmed: VecDeque::new(),
@@ -187,175 +247,291 @@ impl Client {
             roster: Roster::default(),
             confidant: None,
             deadline: Instant::now() + TIMEOUT,
+            due: None,
+            interrupted: None,
+            unread: Vec::new(),
         }
     }
 
-    /// Talks until the end.
+    /// Runs the conversation to its end.
     fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
         loop {
             let turn = self.turn(events, typed);
-            // What came last is still to be seen.
-            let shown = self.screen.flush(&self.prompt());
-            let shown = shown.map_err(|error| failed(text::NO_OUTPUT, &[&explain(&error)]));
-            if let Err(end) = shown.and(turn) {
-                return end;
+            // The last lines are shown even if this turn is the last.
+            let shown = self.screen.flush(&self.prompt()).map_err(|error| match error.kind() {
+                ErrorKind::BrokenPipe => End::Unread,
+                _ => failed(text::NO_OUTPUT, &[&explain(&error)]),
+            });
+            match shown.and(turn) {
+                Ok(()) => {}
+                Err(End::Left) if self.leaves_input(typed) => return failed(text::UNREAD, &[]),
+                Err(end) => return end,
             }
         }
     }
 
-    /// Waits for something, then deals with whatever there is. An error is the end.
+    /// Waits for an event, then handles all there are. An error is the end.
     fn turn(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
         match events.recv_timeout(self.wake_up().saturating_duration_since(Instant::now())) {
-            Ok(event) => self.happened(event)?,
-            Err(RecvTimeoutError::Timeout) => self.time_passed(Instant::now())?,
+            Ok(event) => self.handle(event)?,
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(End::Left),
         }
-        for event in events.try_iter().take(EVENTS_AHEAD) {
-            self.happened(event)?;
+        for event in events.try_iter().take(MAX_EVENTS) {
+            self.handle(event)?;
         }
-        while self.can_take_more() {
-            let Ok(bytes) = typed.try_recv() else { break };
-            self.typed(bytes)?;
-            self.send_waiting();
+        self.take_input(typed)?;
+        // A server that never pauses must not keep the deadlines from being looked at.
+        match Instant::now() {
+            now if self.wake_up() <= now => self.time_passed(now),
+            _ => Ok(()),
         }
-        self.send_waiting();
-        Ok(())
     }
 
-    fn happened(&mut self, event: Event) -> Result<(), End> {
+    fn handle(&mut self, event: Event) -> Result<(), End> {
         match event {
-            Event::Connected => self.enter(Stage::Greeting),
-            Event::Arrived(line) => {
+            Event::Server(attempt, _) if attempt != self.attempt => {}
+            Event::Server(_, News::Connected) => self.enter(Stage::Greeting),
+            Event::Server(_, News::Line(line)) => {
+                self.renew_deadline();
                 self.arrived(&line)?;
-                self.enter(self.stage);
             }
-            Event::Lost(sentence) => return Err(End::Failed(sentence)),
-            // Some terminals fold the line being typed anew, and its first rows stay above the
-            // cursor; others (xterm) have messages there, so nothing above is erased.
-            Event::Redraw => {
-                if let Some(input) = &mut self.screen.input {
-                    input.columns = terminal::columns();
-                }
+            Event::Server(_, News::Lost(reason)) => {
+                let text = match self.stage {
+                    Stage::Connecting => text::CANNOT_CONNECT,
+                    Stage::Greeting => text::NO_HELLO,
+                    _ => text::LOST,
+                };
+                self.lost(say(text, &[&self.options.address(), &reason]))?;
             }
+            Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
         Ok(())
     }
 
-    // Time
+    // The connection
 
-    /// The stage, which gives the server its time anew.
+    /// Changes the stage and gives the server time for it.
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
-        let is_due = matches!(stage, Stage::Greeting | Stage::Leaving);
-        self.deadline = Instant::now() + if is_due { TIMEOUT } else { SILENCE };
+        self.renew_deadline();
+        self.renew_due();
     }
 
-    /// When there is something to do even if nothing happens.
+    fn renew_deadline(&mut self) {
+        let is_short = matches!(self.stage, Stage::Greeting | Stage::Leaving);
+        self.deadline = Instant::now() + if is_short { TIMEOUT } else { SILENCE };
+    }
+
+    /// Gives the server time for the next thing that it was asked for.
+    fn renew_due(&mut self) {
+        let time = match self.stage {
+            _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
+            Stage::Leaving => Some(TIMEOUT),
+            Stage::Naming => Some(REPLY_TIMEOUT),
+            _ => None,
+        };
+        self.due = time.map(|time| Instant::now() + time);
+    }
+
+    /// The client has been in the room, and tries to get back into it.
+    fn is_returning(&self) -> bool {
+        self.membership.is_some() && !matches!(self.stage, Stage::Talking | Stage::Leaving)
+    }
+
+    /// Handles the loss of the connection, or the failure of an attempt, for this reason. At a
+    /// terminal a client that has been in the room schedules the next attempt; otherwise the loss
+    /// is the end.
+    fn lost(&mut self, reason: String) -> Result<(), End> {
+        let is_at_terminal = self.screen.input.is_some();
+        let can_return = self.options.reconnects && is_at_terminal && !self.is_leaving();
+        let is_new = self.stage == Stage::Talking;
+        let now = Instant::now();
+        let delay = match &mut self.membership {
+            Some(membership) if can_return => {
+                if is_new && now.saturating_duration_since(membership.since) >= STABLE {
+                    membership.attempts = 0;
+                }
+                if is_new {
+                    membership.lost = now;
+                }
+                let [.., longest] = RETRY_DELAYS;
+                let delay = RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
+                membership.attempts += 1;
+                Duration::from_secs(*delay)
+            }
+            _ => return Err(End::Failed(reason)),
+        };
+        if is_new {
+            self.complain(text::LOST_FOR_NOW, &[&reason]);
+            self.forget_requests();
+        }
+        // News of the old connection is ignored from now on.
+        self.attempt += 1;
+        self.out = mpsc::sync_channel(0).0;
+        self.roster.arriving = 0;
+        self.stage = Stage::Waiting;
+        self.due = Some(now + delay);
+        Ok(())
+    }
+
+    /// Shows what the lost connection may have lost, and brings it back with the key Up.
+    fn forget_requests(&mut self) {
+        for sentence in self.unsent(true) {
+            self.screen.show(PLAIN, &sentence);
+        }
+        let sent = mem::take(&mut self.unconfirmed).into_iter().map(|sent| sent.request);
+        let requests = sent.chain(mem::take(&mut self.waiting));
+        let lines: Vec<_> = requests.filter_map(|request| request.text()).collect();
+        if let Some(input) = &mut self.screen.input {
+            lines.iter().for_each(|line| input.editor.remember(line));
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.out = (self.connect)(self.attempt);
+        self.enter(Stage::Connecting);
+    }
+
+    fn stopped_answering(&mut self) -> Result<(), End> {
+        let text = if self.stage == Stage::Greeting { text::NO_HELLO } else { text::LOST };
+        let reason = say(text::STOPPED_ANSWERING, &[]);
+        self.lost(say(text, &[&self.options.address(), &reason]))
+    }
+
+    /// The next time at which there is something to do even if nothing happens.
     fn wake_up(&self) -> Instant {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        let escape = self.screen.input.as_ref().and_then(|input| input.keys.deadline());
-        [slow, escape].into_iter().flatten().fold(self.deadline, Instant::min)
+        let screen = self.screen.input.as_ref().and_then(Input::deadline);
+        [slow, screen, self.due].into_iter().flatten().fold(self.deadline, Instant::min)
     }
 
-    /// Nothing has happened in time: the server is asked for a sign of life, or given up.
+    /// Handles what is due now: a key, an attempt to reconnect, a PING, or a server that is too late.
     fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        if let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.time_out(now)) {
+        if let Some(key) = self.screen.input.as_mut().and_then(|input| input.time_out(now)) {
             self.press(key)?;
         }
-        let Some(late) = now.checked_duration_since(self.deadline) else { return Ok(()) };
+        let late = |at: Instant| now.checked_duration_since(at);
+        match (self.stage, self.due.and_then(late)) {
+            (Stage::Waiting, Some(_)) => self.reconnect(),
+            (_, Some(late)) if late < PAUSE => return self.stopped_answering(),
+            (_, Some(_)) => self.due = Some(now + TIMEOUT),
+            _ => {}
+        }
+        let Some(late) = late(self.deadline) else { return Ok(()) };
+        self.deadline = now + TIMEOUT;
         let is_heartbeat = |sent: &Sent| sent.request == Request::Heartbeat;
         let is_asked = matches!(self.stage, Stage::Greeting | Stage::Leaving)
             || self.unconfirmed.iter().any(is_heartbeat);
         match self.stage {
             // The thread that connects has time-outs of its own.
-            Stage::Connecting => {}
+            Stage::Waiting | Stage::Connecting => Ok(()),
             _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => {
-                let reason = say(text::STOPPED_ANSWERING, &[]);
-                return Err(failed(text::LOST, &[&self.options.address, &reason]));
-            }
-            _ => {}
+            _ if late < PAUSE => self.stopped_answering(),
+            _ => Ok(()),
         }
-        self.deadline = now + TIMEOUT;
-        Ok(())
     }
 
-    /// What stands before the line being typed.
+    /// The prompt before the line that is being typed.
     fn prompt(&self) -> String {
         let editor = self.screen.input.as_ref().map(|input| &input.editor);
         if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
+        if let Some(search) = editor.and_then(|editor| editor.search.as_ref()) {
+            return say(text::SEARCH, &[&search.pattern]);
+        }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
         let requests = self.unconfirmed.iter().map(|sent| &sent.request).chain(&self.waiting);
-        let server = &self.options.address;
-        match (self.stage, &self.offer) {
-            (Stage::Connecting | Stage::Greeting, _) => say(text::CONNECTING, &[server]),
-            (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
-            (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
-            (Stage::Leaving, _) => say(text::LEAVING, &[]),
-            _ if !is_slow => "> ".to_owned(),
-            _ => match requests.filter_map(Request::text).count() {
+        match (self.stage, &self.offer, &self.membership) {
+            (Stage::Asking, Some(offer), _) => say(text::YOUR_NAME_OR, &[offer]),
+            (Stage::Asking, None, _) => say(text::YOUR_NAME, &[]) + " ",
+            (Stage::Leaving, ..) => say(text::LEAVING, &[]),
+            (Stage::Talking, ..) if is_slow => match requests.filter_map(Request::text).count() {
                 0 => say(text::NO_ANSWER_YET, &[]),
                 count => say(text::UNCONFIRMED, &[&count.to_string()]),
             },
+            (_, _, Some(membership)) if self.is_returning() => {
+                say(text::NOT_CONNECTED_NOW, &[&membership.attempts.to_string()])
+            }
+            (Stage::Waiting | Stage::Connecting | Stage::Greeting, ..) => {
+                say(text::CONNECTING, &[&self.options.address()])
+            }
+            _ => "> ".to_owned(),
         }
     }
 
     // What arrives
 
-    /// A line of the server. One with an unknown keyword is ignored (PROTOCOL.md, "Versioning").
+    /// Handles a line from the server. One with an unknown keyword is ignored (PROTOCOL.md,
+    /// "Versioning").
     fn arrived(&mut self, line: &str) -> Result<(), End> {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
-        let is_name = (1..=MAX_NAME).contains(&first.len());
-        let server = self.options.address.as_str();
+        let closed = |reason: &str| say(text::CLOSED_BY, &[&self.options.address(), reason]);
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return Err(failed(text::CLOSED_BY, &[server, &format!("\"{rest}\"")])),
+            (_, "BYE") => return self.lost(closed(&format!("\"{rest}\""))),
             (Stage::Greeting, "HELLO") if first == "linechat/1" => match self.name.take() {
-                Some(name) => self.try_name(name),
+                Some(name) => self.try_name(name)?,
                 None => self.ask_for_name(),
             },
             (_, "ERR") if self.stage == Stage::Greeting || matches!(first, "full" | "timeout") => {
-                return Err(failed(text::CLOSED_BY, &[server, &explain_code(first, text)]));
+                return self.lost(closed(&explain_code(first, text)));
             }
-            (Stage::Greeting, _) => return Err(failed(text::NOT_LINECHAT, &[server])),
-            (Stage::Naming, "WELCOME") => self.welcomed(first, text),
-            (Stage::Naming, "ERR") => self.name_refused(&explain_code(first, text))?,
+            (Stage::Greeting, _) => {
+                return self.lost(say(text::NOT_LINECHAT, &[&self.options.address()]));
+            }
+            (Stage::Naming, "WELCOME") => self.welcomed(first, text)?,
+            (Stage::Naming, "ERR") => self.name_refused(first, &explain_code(first, text))?,
             (_, "ERR") => self.refused(first, text),
             (_, "PONG") => self.confirmed(first),
             (_, "USERS") => self.list(first, text),
-            (_, "MSG") if is_name => self.said(first, text),
-            (_, "PRIV") if is_name => {
-                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE, &[first, text]));
-                self.confidant = Some(first.to_owned());
-                self.ring();
-            }
-            (_, "SENT") if is_name => {
-                self.screen.show_event(STANDS_OUT, &say(text::PRIVATE_TO, &[first, text]));
-            }
-            (_, "JOINED") if is_name => {
-                self.roster.add(first);
-                self.came_or_went(text::JOINED, first, text);
-            }
-            (_, "LEFT") if is_name => {
-                self.roster.names.remove(&first.to_lowercase());
-                self.came_or_went(text::LEFT, first, text);
-            }
+            _ if (1..=MAX_NAME).contains(&first.len()) => self.happened(keyword, first, text),
             _ => {}
         }
         Ok(())
     }
 
+    /// Shows an event that names somebody, and keeps the roster current.
+    fn happened(&mut self, keyword: &str, name: &str, text: &str) {
+        match keyword {
+            "MSG" => self.said(name, text),
+            "PRIV" => {
+                self.screen.show_event(BOLD, &say(text::PRIVATE, &[name, text]));
+                self.confidant = Some(name.to_owned());
+                self.roster.spoke(name);
+                self.ring();
+            }
+            "SENT" => {
+                let line = say(text::PRIVATE_TO, &[name, text]);
+                match self.options.is_piped {
+                    true => self.screen.record(&line),
+                    false => self.screen.show_event(BOLD, &line),
+                }
+            }
+            "JOINED" => {
+                self.roster.add(name);
+                self.came_or_went(text::JOINED, name, text);
+            }
+            "LEFT" => {
+                self.roster.names.remove(&name.to_lowercase());
+                self.came_or_went(text::LEFT, name, text);
+            }
+            _ => {}
+        }
+    }
+
     fn said(&mut self, name: &str, text: &str) {
         let ours = plain_letters(self.name.as_deref().unwrap_or_default());
         let mut words = text.split(|c: char| !is_part_of_name(c)).map(plain_letters);
-        // A full stop can end a name, and mostly ends a sentence.
-        let names_us = words.any(|word| word == ours || word.trim_end_matches('.') == ours);
-        self.show_message(name, text, if names_us { STANDS_OUT } else { PLAIN });
+        // A full stop, a dash or a quotation mark can be part of a name, but is mostly not.
+        let bare = |word: &str| word.trim_matches(|c| !is_part_of_word(c)) == ours;
+        let names_us = words.any(|word| word == ours || bare(&word));
+        self.roster.spoke(name);
+        self.show_message(name, text, if names_us { BOLD } else { PLAIN });
         if names_us {
             self.ring();
         }
@@ -372,23 +548,25 @@ impl Client {
         self.screen.show_event(PLAIN, &format!("{name}: {text}"));
     }
 
-    /// Shows who came or went, with the roster where it is known and fits beside it.
+    /// Shows a join or a leave, with the roster if it is known and fits into the row.
     fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
+        if self.options.is_quiet {
+            return;
+        }
         let mut line = say(text, &[name]);
         let count = counted.split(' ').next().unwrap_or_default();
         if let Ok(number) = count.parse::<usize>() {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
             let names = || self.roster.sorted().join(", ");
             let roster = is_known.then(|| say(text::ONLINE, &[count, &names()]));
-            let room = self.screen.room().saturating_sub(width_of(&line));
-            let roster = roster.filter(|roster| width_of(roster) <= room);
+            let columns = self.screen.columns().saturating_sub(width_of(&line));
+            let roster = roster.filter(|roster| width_of(roster) <= columns);
             line += &roster.unwrap_or_else(|| say(text::HEADCOUNT, &[count]));
         }
-        self.screen.show_event(NOTICE, &line);
+        self.screen.show_event(DIM, &line);
     }
 
-    /// A part of a list (PROTOCOL.md, "Roster"). It is shown when the last part has come, if it was
-    /// asked for or is the first.
+    /// Handles one line of a list (PROTOCOL.md, "Roster"). A newcomer at a terminal sees the first.
     fn list(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();
@@ -401,24 +579,32 @@ impl Client {
             return;
         }
         self.roster.arriving = 0;
-        let awaited = self.unconfirmed.front().map(|sent| &sent.request);
-        if mem::take(&mut self.roster.is_first) || awaited == Some(&Request::List) {
-            let names = self.roster.sorted().into_iter();
-            let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
-            self.screen.show(PLAIN, &say(text::USERS, &[count, &names.join(", ")]));
+        if mem::take(&mut self.roster.is_first) {
+            self.show_roster();
         }
+    }
+
+    fn show_roster(&mut self) {
+        let names = self.roster.sorted().into_iter();
+        let names: Vec<_> = names.map(|name| self.screen.name(name)).collect();
+        let count = names.len().to_string();
+        self.screen.show(PLAIN, &say(text::USERS, &[&count, &names.join(", ")]));
     }
 
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
-        self.screen.show(ERROR, &say(text, words));
+        self.screen.complain(&say(text, words));
     }
 
+    /// The same, with the word `Error` before it at a terminal.
     fn complain_of_error(&mut self, text: Text, words: &[&str]) {
-        self.complain(text::ERROR, &[&say(text, words)]);
+        match self.screen.input {
+            Some(_) => self.complain(text::ERROR, &[&say(text, words)]),
+            None => self.complain(text, words),
+        }
     }
 
-    /// An ERR that answers the first request which is not confirmed.
+    /// Handles an ERR, which answers the oldest unconfirmed request.
     fn refused(&mut self, code: &str, text: &str) {
         let first = self.unconfirmed.front_mut();
         let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
@@ -429,128 +615,232 @@ impl Client {
             (Some(Request::Whisper { to, .. }), "no-such-user") => {
                 self.complain(text::NO_SUCH_USER, &[&to]);
             }
-            _ => self.complain(text::ERROR, &[&explain_code(code, text)]),
+            _ => {
+                let reason = explain_code(code, text);
+                self.complain_of_error(text::AS_IT_IS, &[&reason]);
+            }
         }
     }
 
-    /// A PONG: everything up to the request with this token has been carried out. Our own messages
-    /// are shown now, in their place among what others said.
+    /// Handles a PONG: all requests up to the one with this token have been carried out. At a
+    /// terminal our own messages are shown now, in their place among those of others.
     fn confirmed(&mut self, token: &str) {
         let Ok(token) = token.parse::<usize>() else { return };
-        while self.requests - self.unconfirmed.len() < token {
+        // The server can confirm only what it was asked to.
+        while self.requests - self.unconfirmed.len() < token && token <= self.requests {
             let Some(sent) = self.unconfirmed.pop_front() else { return };
-            let name = self.name.clone().filter(|_| self.screen.input.is_some());
-            if let (Request::Say(text), Some(name)) = (sent.request, name) {
-                self.show_message(&name, &text, PLAIN);
+            self.renew_due();
+            match (sent.request, self.name.clone()) {
+                (Request::List, _) => self.show_roster(),
+                (Request::Say(text), Some(name)) if self.screen.input.is_some() => {
+                    self.show_message(&name, &text, PLAIN);
+                }
+                (Request::Say(text), Some(name)) => self.screen.record(&format!("{name}: {text}")),
+                _ => {}
             }
         }
     }
 
     // The name
 
-    /// Asks beside the line being typed, or on a line of its own.
+    /// Asks in the prompt, or without a line editor on a line of its own.
     fn ask_for_name(&mut self) {
-        self.stage = Stage::Asking;
+        self.enter(Stage::Asking);
         if self.screen.input.is_none() {
             self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
 
-    fn try_name(&mut self, name: String) {
-        self.stage = Stage::Naming;
-        let _ = self.out.send(format!("NAME {name}\n"));
+    fn try_name(&mut self, name: String) -> Result<(), End> {
+        self.enter(Stage::Naming);
+        self.queue(format!("NAME {name}\n"))?;
         self.name = Some(name);
+        Ok(())
     }
 
-    /// Asks for another name, unless a script was given this one to be called by.
-    fn name_refused(&mut self, reason: &str) -> Result<(), End> {
-        let name = self.name.take().unwrap_or_default();
+    /// Asks for another name. A script cannot choose one, so the refusal is its end. The name of a
+    /// lost connection is tried again, because that connection may still hold it.
+    fn name_refused(&mut self, code: &str, reason: &str) -> Result<(), End> {
+        let name = self.name.clone().unwrap_or_default();
+        let ghost = self.membership.as_ref().filter(|_| code == "name-taken");
+        if ghost.is_some_and(|membership| membership.lost.elapsed() < GHOST) {
+            return self.lost(say(text::NAME_REFUSED, &[&name, reason]));
+        }
         match &mut self.screen.input {
             Some(input) => input.editor.remember(&name),
             None if self.options.name.is_none() => {}
             None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
         }
+        self.name = None;
         self.complain_of_error(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
         Ok(())
     }
 
-    fn welcomed(&mut self, name: &str, count: &str) {
-        self.stage = Stage::Talking;
+    fn welcomed(&mut self, name: &str, count: &str) -> Result<(), End> {
+        self.enter(Stage::Talking);
         self.name = Some(name.to_owned());
         self.is_troubled = false;
-        self.roster.is_first = true;
+        self.roster.is_first = !self.options.is_piped;
+        let now = Instant::now();
+        let text = if self.membership.is_some() { text::WELCOME_BACK } else { text::WELCOME };
+        let attempts = self.membership.as_ref().map_or(0, |membership| membership.attempts);
+        self.membership = Some(Membership { since: now, lost: now, attempts });
         if self.screen.input.is_some() {
-            self.screen.show(NOTICE, &say(text::WELCOME, &[name]));
+            self.screen.show(DIM, &say(text, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
                 self.screen.show(PLAIN, &say(text::USERS, &[count, "/list"]));
-                self.send(Request::Roster);
+                self.send(Request::Roster)?;
             }
         }
+        Ok(())
     }
 
     // What is typed
 
-    /// Without a terminal, a line is taken only when it can be dealt with, since what is behind it
-    /// depends on that; at one, keys are always taken.
+    /// Takes keys, or the lines of a pipe as far as the server keeps up with them.
+    fn take_input(&mut self, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
+        self.send_waiting()?;
+        while self.can_take_more() {
+            match self.next_line() {
+                Some(line) => self.take_line(&line)?,
+                None => match typed.try_recv() {
+                    Ok(bytes) => self.typed(bytes)?,
+                    Err(_) => break,
+                },
+            }
+            self.send_waiting()?;
+        }
+        Ok(())
+    }
+
+    /// A terminal's keys are always taken. Other input is taken line by line, since a line may
+    /// decide what the next one means.
     fn can_take_more(&self) -> bool {
         let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
         self.screen.input.is_some() || (is_free && self.waiting.is_empty())
     }
 
-    /// Keys of the terminal, or one line of something else; nothing at all at the end of it.
+    /// Removes the next whole line from `unread`.
+    fn next_line(&mut self) -> Option<Vec<u8>> {
+        let length = self.unread.iter().position(|&byte| byte == b'\n')? + 1;
+        Some(self.unread.drain(..length).collect())
+    }
+
+    /// Handles keys, or stores what a pipe holds. No bytes are the end of the input.
     fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
+        let Some(input) = &mut self.screen.input else {
+            self.unread.extend(&bytes);
+            if !bytes.is_empty() {
+                return Ok(());
+            }
+            let last = mem::take(&mut self.unread);
+            if !last.is_empty() {
+                self.take_line(&last)?;
+            }
+            return self.leave();
+        };
         if bytes.is_empty() {
             return self.leave();
         }
-        match &mut self.screen.input {
-            Some(input) => input.keys.add(&bytes),
-            None => match terminal::decode(&bytes) {
-                Some(line) => return self.entered(line.trim_end_matches(['\r', '\n'])),
-                None => {
-                    let line = printable(bytes.trim_ascii_end());
-                    self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
-                }
-            },
-        }
+        input.keys.add(&bytes);
         while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
             self.press(key)?;
         }
         Ok(())
     }
 
+    /// Handles a line of a pipe, or of a terminal without the line editor.
+    fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let Some(line) = terminal::decode(bytes) else {
+            let line = printable(bytes.trim_ascii_end());
+            self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
+            return Ok(());
+        };
+        let line = line.trim_end_matches(['\r', '\n']);
+        match self.options.is_piped && !self.options.has_commands {
+            true if line.is_empty() => {}
+            true => {
+                self.enqueue(Request::Say(line.to_owned()));
+            }
+            false => {
+                self.entered(line)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Input was left that nobody will read, for example after `/quit`.
+    fn leaves_input(&self, typed: &Receiver<Vec<u8>>) -> bool {
+        let is_more = || typed.try_recv().is_ok_and(|bytes| !bytes.is_empty());
+        self.options.is_piped && (!self.unread.is_empty() || is_more())
+    }
+
     fn press(&mut self, key: Key) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else { return Ok(()) };
         match input.editor.press(key) {
             Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
-            Some(Key::Interrupt | Key::EndOfInput) => self.leave()?,
+            Some(Key::Interrupt) => self.interrupt()?,
+            Some(Key::EndOfInput) => self.leave()?,
             Some(Key::Suspend) => terminal::suspend(),
-            Some(Key::Tab) => self.complete(),
+            Some(Key::Tab) => self.complete(1),
+            Some(Key::ShiftTab) => self.complete(-1),
             Some(Key::NotUtf8) => self.warn_of_terminal(),
+            Some(Key::Position(column)) => self.screen.resized(column),
             Some(Key::Enter) => match input.editor.paste.take() {
-                Some(lines) => lines.into_iter().for_each(|line| self.enqueue(Request::Say(line))),
-                None => {
-                    let line = input.editor.enter();
-                    if !line.is_empty() && self.name.is_some() {
-                        input.editor.remember(&line);
+                Some(lines) => {
+                    for line in lines {
+                        self.enqueue(Request::Say(line));
                     }
-                    self.entered(&line)?;
                 }
+                None => self.enter_line()?,
             },
             _ => {}
         }
         Ok(())
     }
 
-    /// Offers the others' names, first of all that of who wrote privately last.
-    fn complete(&mut self) {
+    /// Handles the line in the editor. A line that cannot be sent stays there.
+    fn enter_line(&mut self) -> Result<(), End> {
+        let Some(input) = &self.screen.input else { return Ok(()) };
+        let line = input.editor.line.clone();
+        let is_name = self.name.is_none();
+        if self.entered(&line)? {
+            if let Some(input) = &mut self.screen.input {
+                input.editor.enter();
+                if !line.is_empty() && !is_name {
+                    input.editor.remember(&line);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles Ctrl-C on an empty line. In the room it must be pressed twice.
+    fn interrupt(&mut self) -> Result<(), End> {
+        let last = self.interrupted.replace(Instant::now());
+        let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
+        if is_confirmed || self.membership.is_none() || self.is_leaving() {
+            return self.leave();
+        }
+        self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[]));
+        Ok(())
+    }
+
+    /// Completes a command or a name, the latest speaker's first; on an empty line, answers the last
+    /// private message.
+    fn complete(&mut self, step: isize) {
+        let is_empty = self.screen.input.as_ref().is_none_or(|input| input.editor.line.is_empty());
         let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
-        let names = confidant.into_iter().chain(self.roster.sorted());
-        let names: Vec<_> = names.filter(|name| Some(*name) != self.name.as_deref()).collect();
-        let Some(Input { editor, .. }) = &mut self.screen.input else { return };
-        if confidant.is_some() || !editor.line.is_empty() {
-            editor.complete(&names);
+        let mut names = match confidant {
+            Some(name) if is_empty => vec![name],
+            None if is_empty => return,
+            _ => self.roster.by_speech(),
+        };
+        names.retain(|name| Some(*name) != self.name.as_deref());
+        if let Some(input) = &mut self.screen.input {
+            input.editor.complete(&names, step);
         }
     }
 
@@ -560,54 +850,71 @@ impl Client {
         }
     }
 
-    fn entered(&mut self, line: &str) -> Result<(), End> {
-        match parse(line, &self.roster) {
-            Typed::Help => self.screen.show(PLAIN, &say(text::HELP, &[])),
-            Typed::Quit => {
-                // Who asks to leave has seen what was refused; a script that just ends has not.
-                self.is_troubled = false;
-                return self.leave();
+    /// Handles a typed line. Returns false if it should stay in the editor.
+    fn entered(&mut self, line: &str) -> Result<bool, End> {
+        let request = match parse(line, &self.roster) {
+            Typed::Help => {
+                self.screen.show(PLAIN, &say(text::HELP, &[]));
+                return Ok(true);
             }
-            _ if self.name.is_none() => self.entered_name(line.trim()),
-            Typed::Nothing => {}
-            Typed::Request(request) => self.enqueue(request),
-            Typed::Mistake(text, word) => self.complain_of_error(text, &[&word, &word]),
+            Typed::Quit => {
+                // A person who leaves has seen what was refused; a script that ends has not.
+                self.is_troubled &= self.options.is_piped;
+                return self.leave().map(|()| true);
+            }
+            _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
+            Typed::Nothing => return Ok(true),
+            Typed::Mistake(text, word) => {
+                self.complain_of_error(text, &[&word, &word, &word]);
+                return Ok(true);
+            }
+            Typed::Act(text) => {
+                let name = self.name.as_deref().unwrap_or_default();
+                Request::Say(format!("* {name} {text}"))
+            }
+            Typed::Request(request) => request,
+        };
+        if self.is_returning() {
+            self.complain_of_error(text::NOT_CONNECTED, &[]);
+            return Ok(false);
+        }
+        Ok(self.enqueue(request))
+    }
+
+    /// Handles a typed name. An empty line stands for the name that is offered.
+    fn entered_name(&mut self, line: &str) -> Result<(), End> {
+        match (line, self.stage, self.offer.take()) {
+            ("", Stage::Asking, Some(offer)) => return self.try_name(offer),
+            ("", _, offer) => self.offer = offer,
+            (_, Stage::Asking, _) => return self.try_name(line.to_owned()),
+            _ => self.name = Some(line.to_owned()),
         }
         Ok(())
     }
 
-    /// A name, or nothing where Enter alone gives the one that is offered.
-    fn entered_name(&mut self, line: &str) {
-        match (line, self.stage, self.offer.take()) {
-            ("", Stage::Asking, Some(offer)) => self.try_name(offer),
-            ("", _, offer) => self.offer = offer,
-            (_, Stage::Asking, _) => self.try_name(line.to_owned()),
-            _ => self.name = Some(line.to_owned()),
+    /// Queues a request. Returns false if it is too long for a line.
+    fn enqueue(&mut self, request: Request) -> bool {
+        let excess = request.wire().len().saturating_sub(MAX_REQUEST + 1);
+        if excess > 0 {
+            self.complain_of_error(text::TOO_LONG, &[&excess.to_string()]);
+            return false;
         }
-    }
-
-    /// Puts a request behind those that wait to be sent, if it fits into a line.
-    fn enqueue(&mut self, request: Request) {
-        match request.wire().len().saturating_sub(MAX_REQUEST + 1) {
-            0 => {
-                let is_last = self.waiting.back() == Some(&Request::Quit);
-                self.waiting.insert(self.waiting.len() - usize::from(is_last), request);
-            }
-            excess => self.complain_of_error(text::TOO_LONG, &[&excess.to_string()]),
-        }
+        let is_last = self.waiting.back() == Some(&Request::Quit);
+        self.waiting.insert(self.waiting.len() - usize::from(is_last), request);
+        true
     }
 
     fn is_leaving(&self) -> bool {
         self.stage == Stage::Leaving || self.waiting.back() == Some(&Request::Quit)
     }
 
-    /// Leaves once what was typed before is sent; asked a second time, at once.
+    /// Leaves after what was typed before has been sent; the second time, at once.
     fn leave(&mut self) -> Result<(), End> {
-        let is_unknown = matches!(self.stage, Stage::Connecting | Stage::Greeting);
+        let is_apart = matches!(self.stage, Stage::Waiting | Stage::Connecting | Stage::Greeting);
         if self.is_leaving() {
             return Err(failed(text::LEFT_AT_ONCE, &[]));
         }
-        if is_unknown && self.waiting.is_empty() {
+        if is_apart && self.waiting.is_empty() {
             return Err(End::Left);
         }
         self.waiting.push_back(Request::Quit);
@@ -617,38 +924,71 @@ impl Client {
     // What is sent
 
     /// Sends what has been typed, as far as the stage allows.
-    fn send_waiting(&mut self) {
+    fn send_waiting(&mut self) -> Result<(), End> {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
             let Some(request) = self.waiting.pop_front() else { break };
-            self.send(request);
+            self.send(request)?;
         }
         if self.stage == Stage::Asking && self.is_leaving() {
-            self.send(Request::Quit);
+            self.send(Request::Quit)?;
         }
+        Ok(())
     }
 
-    /// Sends a request. Nobody takes it when the server is lost, which another thread reports.
-    fn send(&mut self, request: Request) {
+    fn send(&mut self, request: Request) -> Result<(), End> {
         if request == Request::Quit {
-            let _ = self.out.send(request.wire());
-            return self.enter(Stage::Leaving);
+            self.enter(Stage::Leaving);
+            return self.queue(request.wire());
         }
         self.requests += 1;
-        let _ = self.out.send(format!("{}PING {}\n", request.wire(), self.requests));
+        self.queue(format!("{}PING {}\n", request.wire(), self.requests))?;
         self.unconfirmed.push_back(Sent { request, since: Instant::now() });
+        if self.unconfirmed.len() == 1 {
+            self.renew_due();
+        }
+        Ok(())
     }
 
-    /// What was typed and did not, or perhaps not, reach the server, as sentences.
-    fn unsent(&self, end: &End) -> Vec<String> {
+    /// Passes lines to the thread that writes. If the connection is lost, the thread that reads
+    /// reports it. A full queue shows that the server has confirmed what it did not read.
+    fn queue(&mut self, lines: String) -> Result<(), End> {
+        match self.out.try_send(lines) {
+            Err(mpsc::TrySendError::Full(_)) => self.stopped_answering(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns what was typed and did not reach the server, or perhaps did not, as sentences.
+    fn unsent(&self, is_lost: bool) -> Vec<String> {
         // BYE comes after everything that was sent before QUIT has been carried out.
-        let unconfirmed = self.unconfirmed.iter().filter(|_| *end != End::Left);
+        let unconfirmed = self.unconfirmed.iter().filter(|_| is_lost);
         let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
-        let typed = self.screen.input.as_ref().map(|input| input.editor.line.clone());
-        let waiting = self.waiting.iter().filter_map(Request::text);
-        let waiting = waiting.chain(typed).filter(|text| !text.is_empty());
         let report = |text| move |line: String| say(text, &[&line]);
         let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
+        let waiting = self.waiting.iter().filter_map(Request::text);
         perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
+    }
+
+    /// Returns what to say on standard error after this end.
+    fn outcome(&self, end: End) -> Result<(), Vec<String>> {
+        let mut sentences = match &end {
+            End::Unread => return Err(Vec::new()),
+            End::Failed(reason) => vec![reason.clone()],
+            End::Left if self.is_troubled && self.screen.input.is_none() => {
+                vec![say(text::SOME_NOT_TAKEN, &[])]
+            }
+            End::Left => Vec::new(),
+        };
+        sentences.extend(self.unsent(end != End::Left));
+        let line = self.screen.input.as_ref().map_or("", |input| &input.editor.line);
+        if !line.is_empty() {
+            sentences.push(say(text::NOT_SENT, &[line]));
+        }
+        if sentences.is_empty() {
+            Ok(())
+        } else {
+            Err(sentences)
+        }
     }
 }
 
@@ -667,46 +1007,77 @@ impl Roster {
         self.names.contains_key(&name.to_lowercase())
     }
 
+    fn spoke(&mut self, name: &str) {
+        let name = name.to_lowercase();
+        self.speakers.retain(|speaker| *speaker != name);
+        self.speakers.push(name);
+        if self.speakers.len() > MAX_SPEAKERS {
+            self.speakers.remove(0);
+        }
+    }
+
+    /// The names in the order of the alphabet.
     fn sorted(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.names.values().map(String::as_str).collect();
         names.sort_by_cached_key(|name| plain_letters(name));
         names
     }
+
+    /// The names of the latest speakers, then the others in the order of the alphabet.
+    fn by_speech(&self) -> Vec<&str> {
+        let mut names = self.sorted();
+        names.sort_by_cached_key(|name| {
+            let name = name.to_lowercase();
+            let age = self.speakers.iter().rev().position(|speaker| *speaker == name);
+            age.unwrap_or(MAX_SPEAKERS)
+        });
+        names
+    }
 }
 
-/// What a typed line means, in this room.
+/// Commands, and what they mean without text after them.
+const COMMANDS: [(&[&str], Typed); 3] = [
+    (
+        &["list", "names", "who", "w", "lista", "clientes", "usuarios", "usuários"],
+        Typed::Request(Request::List),
+    ),
+    (&["help", "?", "ajuda"], Typed::Help),
+    (&["quit", "bye", "exit", "q", "sair"], Typed::Quit),
+];
+
+/// Returns what a typed line means in this room.
 fn parse(line: &str, roster: &Roster) -> Typed {
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
-    let (mark, rest) = match start.split_at_checked(1) {
-        _ if start.is_empty() => return Typed::Nothing,
-        Some(("/", text)) if text.starts_with('/') => return say(text),
-        Some(("@", rest)) => ('@', rest),
-        Some(("/", rest)) => ('/', rest),
+    let (mark, rest) = match start.chars().next() {
+        None => return Typed::Nothing,
+        // A second mark makes the first one text.
+        Some(mark @ ('/' | '@')) => match &start[1..] {
+            rest if rest.starts_with(mark) => return say(rest),
+            rest => (mark, rest),
+        },
         _ => return say(line),
     };
     let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let command = match word.to_lowercase().as_str() {
-        _ if mark == '@' => None,
-        "msg" => return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster),
-        "list" | "who" | "lista" | "clientes" | "usuarios" | "usuários" => {
-            Some(Typed::Request(Request::List))
+    let is_bare = text.trim().is_empty();
+    let lower = if mark == '/' { word.to_lowercase() } else { String::new() };
+    let mut commands = COMMANDS.into_iter();
+    match (lower.as_str(), commands.find(|(names, _)| names.contains(&lower.as_str()))) {
+        _ if word.is_empty() => Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
+        ("w" | "msg", _) if !is_bare => {
+            parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster)
         }
-        "help" | "ajuda" => Some(Typed::Help),
-        "quit" | "exit" | "q" | "sair" => Some(Typed::Quit),
-        // Commands of other chats, which nobody means for a person of that name.
-        "me" | "nick" | "join" => return Typed::Mistake(text::FOREIGN_COMMAND, word.to_owned()),
-        _ => None,
-    };
-    match (command, text.trim().is_empty()) {
-        (Some(command), true) => command,
-        (Some(_), false) => Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
-        (None, true) if mark == '/' && !word.is_empty() && !roster.has(word) => {
+        ("me", _) if !is_bare => Typed::Act(text.to_owned()),
+        (_, Some((_, command))) if is_bare => command,
+        (_, Some(_)) => Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
+        ("msg" | "me", _) => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
+        _ if is_bare && mark == '/' && !roster.has(word) => {
             Typed::Mistake(text::NO_SUCH_COMMAND, word.to_owned())
         }
-        (None, true) => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
-        (None, false) => {
-            let (to, text) = (word.to_owned(), text.to_owned());
+        _ if is_bare => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
+        _ => {
+            // No name ends so, but many a person writes it so.
+            let (to, text) = (word.trim_end_matches([':', ',']).to_owned(), text.to_owned());
             Typed::Request(Request::Whisper { mark, to, text })
         }
     }
@@ -734,9 +1105,12 @@ impl Request {
     }
 }
 
-/// Whether a character can stand in a name (PROTOCOL.md, "Requests").
+/// Returns true if a name can hold this character, as far as the client needs to know
+/// (PROTOCOL.md, "Names").
 fn is_part_of_name(character: char) -> bool {
-    is_part_of_word(character) || matches!(character, '_' | '-' | '.')
+    let is_mark = matches!(character, '_' | '-' | '.');
+    let is_foreign = !character.is_ascii() && !character.is_whitespace();
+    is_mark || is_foreign || character.is_ascii_alphanumeric()
 }
 
 /// Letters, digits, and the marks that are combined with them.
@@ -760,14 +1134,14 @@ fn plain_letters(text: &str) -> String {
     plain.collect()
 }
 
-/// Whether a character could move the cursor, forge a line or turn the direction of the text
-/// (PROTOCOL.md, "Text"). TAB may be sent and is drawn as spaces.
+/// Returns true if a character could move the cursor, forge a line or reorder text (PROTOCOL.md,
+/// "Text"). TAB may be sent and is drawn as spaces.
 fn is_unprintable(character: char) -> bool {
-    let turns = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || (character.is_control() && character != '\t')
+    let reorders = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    reorders || (character.is_control() && character != '\t')
 }
 
-/// Text from the network without anything that a terminal would obey.
+/// Text from the network without anything that a terminal would act on.
 fn printable(bytes: &[u8]) -> String {
     let mut shown = String::new();
     for character in String::from_utf8_lossy(bytes).chars() {
@@ -781,24 +1155,24 @@ fn printable(bytes: &[u8]) -> String {
 
 // The threads
 
-/// Connects, and hands on what the server says until the connection ends.
-fn talk_to_server(address: &str, lines: Receiver<String>, events: &SyncSender<Event>) {
-    let sentence = match connect(address) {
-        Err(reason) => say(text::CANNOT_CONNECT, &[address, &reason]),
+/// Connects, and passes on what the server says until the connection ends.
+fn talk_to_server(host: &str, port: u16, lines: Receiver<String>, report: impl Fn(News)) {
+    let reason = match connect(host, port) {
+        Err(reason) => reason,
         Ok(socket) => {
-            let _ = events.send(Event::Connected);
+            report(News::Connected);
             let writer = socket.clone();
             thread::spawn(move || write_to_server(&writer, &lines));
-            say(text::LOST, &[address, &listen_to_server(&socket, events)])
+            read_from_server(&socket, &report)
         }
     };
-    let _ = events.send(Event::Lost(sentence));
+    report(News::Lost(reason));
 }
 
 /// Connects to the first of the host's addresses that accepts. An error is the reason.
-fn connect(address: &str) -> Result<Arc<TcpStream>, String> {
+fn connect(host: &str, port: u16) -> Result<Arc<TcpStream>, String> {
     let mut reason = say(text::NO_SUCH_HOST, &[]);
-    for address in address.to_socket_addrs().map_err(|_| reason.clone())? {
+    for address in (host, port).to_socket_addrs().map_err(|_| reason.clone())? {
         let socket = TcpStream::connect_timeout(&address, TIMEOUT);
         match socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
             Ok(socket) => return Ok(Arc::new(socket)),
@@ -808,8 +1182,8 @@ fn connect(address: &str) -> Result<Arc<TcpStream>, String> {
     Err(reason)
 }
 
-/// Hands on the server's lines. Returns why there are no more.
-fn listen_to_server(socket: &TcpStream, events: &SyncSender<Event>) -> String {
+/// Passes on the server's lines. Returns why there are no more.
+fn read_from_server(socket: &TcpStream, report: impl Fn(News)) -> String {
     let mut socket = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -818,7 +1192,7 @@ fn listen_to_server(socket: &TcpStream, events: &SyncSender<Event>) -> String {
             Ok(_) if line.ends_with(b"\n") => {
                 line.pop();
                 let line = line.strip_suffix(b"\r").unwrap_or(&line);
-                let _ = events.send(Event::Arrived(printable(line)));
+                report(News::Line(printable(line)));
             }
             Ok(length) if length as u64 == MAX_LINE => return say(text::LINE_TOO_LONG, &[]),
             Ok(_) => return say(text::CLOSED_CONNECTION, &[]),
@@ -826,33 +1200,27 @@ fn listen_to_server(socket: &TcpStream, events: &SyncSender<Event>) -> String {
     }
 }
 
+/// Writes lines until the main thread drops its end or the connection fails, then closes the
+/// connection, so that the thread that reads from it ends too.
 fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
-    if lines.iter().any(|line| socket.write_all(line.as_bytes()).is_err()) {
-        // Whoever reads from it learns why.
-        let _ = socket.shutdown(Shutdown::Both);
-    }
+    let _ = lines.iter().try_for_each(|line| socket.write_all(line.as_bytes()));
+    let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Hands on what is typed: from a terminal as it comes, otherwise line by line. The end is empty.
-fn listen_to_person(
-    mut input: impl BufRead,
+/// Passes on what is typed or piped in, as it comes. The end is an empty piece.
+fn read_input(
+    mut input: impl Read,
     is_terminal: bool,
     typed: &SyncSender<Vec<u8>>,
     events: &SyncSender<Event>,
 ) {
     loop {
         let mut bytes = vec![0; 4096];
-        let read = if is_terminal {
-            input.read(&mut bytes).map(|length| bytes.truncate(length))
-        } else {
-            bytes.clear();
-            input.read_until(b'\n', &mut bytes).map(drop)
-        };
-        match read {
+        match input.read(&mut bytes) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             // At a console of Windows, std takes Ctrl-Z for itself and returns what was before it.
-            Ok(()) if bytes.is_empty() && is_terminal && cfg!(windows) => continue,
-            Ok(()) => {}
+            Ok(0) if is_terminal && cfg!(windows) => continue,
+            Ok(length) => bytes.truncate(length),
             // A terminal that is gone gives an error.
             Err(_) => bytes.clear(),
         }
@@ -865,7 +1233,8 @@ fn listen_to_person(
 
 // ---- The editor --------------------------------------------------------------------------------
 
-/// The line being typed: keys in, a line of the screen out. It knows neither terminal nor socket.
+/// The line that is being typed: keys in, a row of the screen out. It knows neither terminal nor
+/// socket.
 #[derive(Default)]
 struct Editor {
     line: String,
@@ -874,52 +1243,142 @@ struct Editor {
     history: Vec<String>,
     /// How far back in the history the arrow keys have gone.
     steps_back: usize,
-    /// Lines that the arrow keys left, by their steps back, as they were left.
-    drafts: HashMap<usize, String>,
-    /// What was last erased by more than a character.
+    /// The new line, while an older one is shown.
+    draft: String,
+    /// The text that was last erased by more than a character.
     killed: String,
+    /// The kind of the last key that changed the line: keys of one kind are undone, and put in again,
+    /// together.
+    last_change: Change,
+    /// The line and the cursor before each change.
+    undo: Vec<(String, usize)>,
     completion: Option<Completion>,
-    /// Pasted lines, until the person says whether to send them.
+    search: Option<Search>,
+    /// Pasted lines, until the user says whether to send them.
     paste: Option<Vec<String>>,
 }
 
-/// A name that Tab has put in, so that another Tab puts in the next.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Change {
+    #[default]
+    Other,
+    Typing,
+    Killing,
+}
+
+/// A line in which Tab completes a word, as it was before, so that another Tab tries the next.
 struct Completion {
-    start: usize,
-    stem: String,
-    shown: usize,
+    line: String,
+    cursor: usize,
+    /// The number of the candidate that is shown. `None` before the first.
+    shown: Option<isize>,
+}
+
+/// A search of the history, which Ctrl-R begins.
+struct Search {
+    pattern: String,
+    /// Lines of the history before this one are searched.
+    end: usize,
+    /// The line before the search.
+    line: String,
 }
 
 impl Editor {
-    /// Does what a key asks for. One that concerns others than the editor is returned.
+    /// Handles a key. Returns a key that concerns more than the editor.
     fn press(&mut self, key: Key) -> Option<Key> {
+        if matches!(key, Key::Position(_)) {
+            return Some(key);
+        }
         if self.paste.is_some() && key != Key::Enter {
             if matches!(key, Key::Escape | Key::Interrupt) {
                 self.paste = None;
             }
             return None;
         }
-        if key != Key::Tab {
+        if let Some(search) = self.search.take() {
+            return self.press_in_search(search, key);
+        }
+        if !matches!(key, Key::Tab | Key::ShiftTab) {
             self.completion = None;
         }
+        let before = (self.line.clone(), self.cursor);
+        let last = mem::take(&mut self.last_change);
+        match key {
+            Key::Undo => (self.line, self.cursor) = self.undo.pop().unwrap_or(before),
+            key => {
+                let is_typing = matches!(key, Key::Character(c) if c != ' ');
+                let key = self.edit(key, last);
+                if is_typing {
+                    self.last_change = Change::Typing;
+                }
+                if self.line != before.0 && !(is_typing && last == Change::Typing) {
+                    self.undo.push(before);
+                }
+                return key;
+            }
+        }
+        None
+    }
+
+    fn edit(&mut self, key: Key, last: Change) -> Option<Key> {
         match key {
             Key::Character(character) => self.insert(character.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
-            Key::Transpose => self.transpose(),
+            Key::Search => {
+                let (line, end) = (self.line.clone(), self.history.len());
+                self.search = Some(Search { pattern: String::new(), end, line });
+            }
             Key::Up => self.go_back(self.steps_back + 1),
             Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
             Key::Interrupt => self.killed = self.enter(),
-            Key::EndOfInput => self.erase(Place::Right),
+            Key::EndOfInput => self.erase(Place::Right, last),
             Key::Move(to) => self.cursor = self.find(to),
-            Key::Erase(to) => self.erase(to),
+            Key::Erase(to) => self.erase(to, last),
             _ => return Some(key),
         }
         None
     }
 
-    /// Where a key goes from the cursor.
+    /// Handles a key during a search. A key that does not belong to it accepts the line.
+    fn press_in_search(&mut self, mut search: Search, key: Key) -> Option<Key> {
+        let all = self.history.len();
+        match key {
+            Key::Character(character) => search.pattern.push(character),
+            Key::Erase(Place::Left) => {
+                search.pattern.pop();
+                search.end = all;
+            }
+            Key::Search => search.end = search.end.saturating_sub(1),
+            Key::Interrupt => {
+                self.replace(search.line);
+                return None;
+            }
+            Key::Escape => return None,
+            key => return self.press(key),
+        }
+        let pattern = search.pattern.as_str();
+        let mut older = self.history.iter().take(search.end);
+        match older.rposition(|line| line.contains(pattern)).filter(|_| !pattern.is_empty()) {
+            Some(at) => {
+                self.replace(self.history.get(at).cloned().unwrap_or_default());
+                self.steps_back = all - at;
+                search.end = at + 1;
+            }
+            // The last line that was found stays.
+            None => search.end = search.end.min(all),
+        }
+        self.search = Some(search);
+        None
+    }
+
+    fn replace(&mut self, line: String) {
+        self.cursor = line.len();
+        self.line = line;
+    }
+
+    /// The position to which a key moves the cursor.
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
         let is_gap = |character| !is_part_of_word(character);
@@ -941,28 +1400,30 @@ impl Editor {
         }
     }
 
-    /// Puts text in at the cursor, without what a terminal would obey.
+    /// Inserts text at the cursor, without what a terminal would act on.
     fn insert(&mut self, text: &str) {
         let text = text.replace(is_unprintable, "");
         self.line.insert_str(self.cursor, &text);
         self.cursor += text.len();
     }
 
-    fn cut(&mut self, from: usize, to: usize) -> String {
-        self.cursor = from;
-        self.line.drain(from..to).collect()
-    }
-
-    /// Erases from the cursor to a place. What is more than a character can be put in again.
-    fn erase(&mut self, to: Place) {
+    /// Erases from the cursor to a place. Ctrl-Y inserts what was erased by more than a character;
+    /// keys in a row add to it.
+    fn erase(&mut self, to: Place, last: Change) {
         let at = self.find(to);
-        let erased = self.cut(at.min(self.cursor), at.max(self.cursor));
-        if !matches!(to, Place::Left | Place::Right) {
-            self.killed = erased;
+        let (start, end) = (at.min(self.cursor), at.max(self.cursor));
+        let erased: String = self.line.drain(start..end).collect();
+        self.cursor = start;
+        if matches!(to, Place::Left | Place::Right) {
+            return;
         }
+        let kept =
+            if last == Change::Killing { mem::take(&mut self.killed) } else { String::new() };
+        self.killed = if at == start { erased + &kept } else { kept + &erased };
+        self.last_change = Change::Killing;
     }
 
-    /// One line is put in, to be edited; of several the person is asked.
+    /// Inserts one line, to be edited; for several lines the user is asked.
     fn take_paste(&mut self, text: &str) {
         let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
         let lines: Vec<_> = lines.map(|line| line.replace(is_unprintable, "")).collect();
@@ -973,23 +1434,11 @@ impl Editor {
         }
     }
 
-    /// Exchanges the characters around the cursor, or the last two.
-    fn transpose(&mut self) {
-        let is_at_end = self.cursor == self.line.len();
-        let middle = if is_at_end { self.left_of(self.cursor) } else { self.cursor };
-        let (left, right) = (self.left_of(middle), self.right_of(middle));
-        if left < middle {
-            let first = self.cut(left, middle);
-            self.cursor = right - first.len();
-            self.insert(&first);
-        }
-    }
-
-    /// Begins a new line. Returns the one that was being typed.
+    /// Begins a new line. Returns the old one.
     fn enter(&mut self) -> String {
         self.cursor = 0;
         self.steps_back = 0;
-        self.drafts.clear();
+        self.undo.clear();
         mem::take(&mut self.line)
     }
 
@@ -999,41 +1448,43 @@ impl Editor {
         }
     }
 
-    /// Shows the line that was entered so many lines ago; 0 is the one that is being typed.
+    /// Shows the line that was entered this many lines ago; 0 is the new one.
     fn go_back(&mut self, steps: usize) {
         let Some(at) = self.history.len().checked_sub(steps) else { return };
-        if steps == self.steps_back {
-            return;
+        if self.steps_back == 0 {
+            self.draft = self.line.clone();
         }
-        let line = self.drafts.remove(&steps).or_else(|| self.history.get(at).cloned());
-        let left = mem::replace(&mut self.line, line.unwrap_or_default());
-        self.drafts.insert(self.steps_back, left);
         self.steps_back = steps;
-        self.cursor = self.line.len();
+        self.replace(self.history.get(at).unwrap_or(&self.draft).clone());
     }
 
-    /// Completes the name at the cursor, wherever in the line; again, with the next of `names`.
-    fn complete(&mut self, names: &[&str]) {
+    /// Completes the command or name at the cursor; again, with the next candidate, or with the one
+    /// before if `step` is -1. At the beginning of the line a name gets a colon.
+    fn complete(&mut self, names: &[&str], step: isize) {
         if self.line.is_empty() && !names.is_empty() {
             self.insert("@");
         }
-        let (before, rest) = self.line.split_at_checked(self.cursor).unwrap_or_default();
-        let Completion { start, stem, shown } = self.completion.take().unwrap_or_else(|| {
-            let word = before.rsplit(char::is_whitespace).next().unwrap_or_default();
-            let stem = word.strip_prefix(['@', '/']).unwrap_or(word);
-            Completion { start: before.len() - stem.len(), stem: plain_letters(stem), shown: 0 }
-        });
-        let mut fits = names.iter().filter(|name| plain_letters(name).starts_with(&stem)).cycle();
-        let Some(name) = fits.nth(shown) else { return };
-        // What stands behind the cursor may be the end of this very name.
-        let (word, behind) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
-        let is_its_end = plain_letters(name).strip_prefix(&stem) == Some(&plain_letters(word));
-        let rest = if is_its_end { behind } else { rest };
-        // Behind the first word the text begins; behind another there may be a comma.
-        let (gap, rest) = if start <= 1 { (" ", rest.trim_start()) } else { ("", rest) };
-        let completed = format!("{}{name}{gap}", self.line.get(..start).unwrap_or_default());
+        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown: None };
+        let Completion { line, cursor, shown } = self.completion.take().unwrap_or(first);
+        let (before, rest) = line.split_at_checked(cursor).unwrap_or_default();
+        let (head, stem) = before.split_at(before.trim_end_matches(is_part_of_name).len());
+        let candidates = candidates(head, stem, names);
+        let from = shown.unwrap_or(if step > 0 { -1 } else { 0 });
+        let shown = (from + step).rem_euclid(candidates.len().max(1) as isize);
+        let Some(name) = candidates.get(shown as usize) else { return };
+        // The text after the cursor may be the end of this very name.
+        let (word, other) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
+        let end = plain_letters(name);
+        let is_its_end = end.strip_prefix(&plain_letters(stem)) == Some(&plain_letters(word));
+        let rest = if is_its_end { other } else { rest };
+        let (gap, rest) = match head {
+            "" => (": ", rest.trim_start()),
+            "@" | "/" => (" ", rest.trim_start()),
+            _ => ("", rest),
+        };
+        let completed = format!("{head}{name}{gap}");
         (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
-        self.completion = Some(Completion { start, stem, shown: shown + 1 });
+        self.completion = Some(Completion { line, cursor, shown: Some(shown) });
     }
 
     fn left_of(&self, at: usize) -> usize {
@@ -1045,8 +1496,8 @@ impl Editor {
         (at + 1..=end).find(|&at| self.is_between_characters(at)).unwrap_or(end)
     }
 
-    /// Whether the cursor may stand here: not within a character's bytes, nor before an accent or
-    /// within an emoji or a flag that is made of several.
+    /// Returns true if the cursor may stand here: not within a character's bytes, not before an
+    /// accent, and not within an emoji or a flag that is made of several characters.
     fn is_between_characters(&self, at: usize) -> bool {
         let Some((before, after)) = self.line.split_at_checked(at) else { return false };
         let is_half = |c: char| HALVES_OF_FLAGS.contains(&c);
@@ -1058,54 +1509,86 @@ impl Editor {
         !is_joined && !is_within_flag && !after.starts_with(joins)
     }
 
-    /// What to show in so many columns: the parts before and after the cursor. A longer line is
-    /// shown in part, moved by half a window at a time so that one sees what is around the cursor.
+    /// Returns the text to show before and after the cursor in this many columns, one of which is
+    /// the cursor's. A longer line moves by half a window at a time; `<` and `>` show that it goes
+    /// on, if the window has space for them.
     fn view(&self, columns: usize) -> (String, String) {
         // A TAB would be as wide as the terminal likes.
         let line = self.line.replace('\t', " ");
         let (before, after) = line.split_at_checked(self.cursor).unwrap_or_default();
-        let half = columns.div_ceil(2).max(1);
-        let skipped = width_of(before).saturating_sub(columns).div_ceil(half) * half;
+        let space = columns.saturating_sub(1);
+        let has_marks = space >= MIN_MARKED;
+        let half = space.div_ceil(2).max(1);
+        let skipped = width_of(before).saturating_sub(space).div_ceil(half) * half;
         let mut column = 0;
-        let before: String =
-            before.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
-        let mut column = width_of(&before);
-        let after = after.chars().take_while(|&c| (column += width(c), column <= columns).1);
-        (before, after.collect())
+        let before = before.chars().skip_while(|&c| (column < skipped, column += width(c)).0);
+        let before: String = match skipped > 0 && has_marks {
+            true => ['<'].into_iter().chain(before.skip(1)).collect(),
+            false => before.collect(),
+        };
+        let space = columns.saturating_sub(width_of(&before));
+        let is_cut = has_marks && width_of(after) > space;
+        let space = space - usize::from(is_cut);
+        let mut column = 0;
+        let after = after.chars().take_while(|&c| (column += width(c), column <= space).1);
+        (before, after.chain(is_cut.then_some('>')).collect())
     }
+}
+
+/// Commands that Tab completes.
+const COMPLETED: [&str; 8] = ["list", "help", "quit", "msg", "me", "clientes", "ajuda", "sair"];
+
+/// Returns the words that complete `stem` after the text `head`: first those that begin exactly so,
+/// then those that do without accents.
+fn candidates<'a>(head: &str, stem: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let commands: &[&str] = if head == "/" { &COMPLETED } else { &[] };
+    let (exact, plain) = (stem.to_lowercase(), plain_letters(stem));
+    let words = commands.iter().chain(names);
+    let words = words.filter(|word| plain_letters(word).starts_with(&plain));
+    let mut words: Vec<_> = words.copied().collect();
+    words.sort_by_key(|word| !word.to_lowercase().starts_with(&exact));
+    words
 }
 
 // ---- The screen --------------------------------------------------------------------------------
 
-/// How something that is shown stands apart, as ECMA-48 numbers it (SGR).
+/// Styles, as ECMA-48 numbers them (SGR).
 const PLAIN: &str = "";
-const STANDS_OUT: &str = "1";
-const NOTICE: &str = "2";
-const ERROR: &str = "38;5;196";
-/// Colours of names. They are of the 256 colours' cube, which is the same on every terminal (xterm's
-/// control sequences, "SGR"), and have a contrast of more than 3.6 with black and with white, as WCAG
-/// 2 computes it: (lighter + 0.05) / (darker + 0.05) of relative luminances.
-const NAMES: [u8; 10] = [26, 28, 30, 32, 63, 64, 100, 130, 161, 164];
+const BOLD: &str = "1";
+const DIM: &str = "2";
+const RED: &str = "31";
 /// Spaces before every row of a line but the first.
 const INDENT: usize = 4;
-/// Times are shown in a window of so many columns.
-const ROOM_FOR_TIMES: usize = 60;
-/// Columns of the line being typed that a prompt leaves free.
-const ROOM_TO_TYPE: usize = 8;
-/// To the start of the row, and nothing from there on (ECMA-48: CR, ED).
+/// Times are shown in a window with at least this many columns.
+const MIN_WITH_TIMES: usize = 60;
+/// Columns that a prompt must leave to the line that is being typed.
+const MIN_TO_TYPE: usize = 8;
+/// Columns of that line that leave space for the marks `<` and `>`.
+const MIN_MARKED: usize = 4;
+/// To the start of the row, and erase from there on (ECMA-48: CR, ED).
 const ERASE: &str = "\r\x1b[J";
-/// To the first row and column, and nothing from there on (CUP, ED).
+/// To the first row and column, and erase from there on (CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
+/// Asks the terminal for the cursor's position, which it sends like a key (DSR, CPR).
+const ASK_POSITION: &str = "\x1b[6n";
+/// A terminal that has not answered within this time does not answer.
+const POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where the conversation is shown.
 #[derive(Default)]
 struct Screen {
-    /// At a terminal, the line being typed, which stays below everything else.
+    /// The line that is being typed, below everything else. `None` without the line editor.
     input: Option<Input>,
     has_colours: bool,
     shows_time: bool,
-    /// To be shown with the next `flush`.
+    /// Lines that are shown are appended here too.
+    log: Option<File>,
+    /// Text for the next `flush`.
     pending: String,
+    /// Control sequences that go before the pending text.
+    control: String,
+    /// Lines for standard error.
+    errors: String,
 }
 
 #[derive(Default)]
@@ -1113,57 +1596,127 @@ struct Input {
     editor: Editor,
     keys: Keys,
     columns: usize,
+    /// The text that stands before the cursor on the screen.
+    drawn: String,
+    /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
+    asked: Option<Instant>,
 }
 
 impl Screen {
-    /// Shows a line, in as many rows as it takes. Only the first begins at the left edge, so that
-    /// what stands there is never somebody else's text.
+    /// Shows a line, in as many rows as it takes. Only the first row begins at the left edge, where
+    /// the name of the speaker is.
     fn show(&mut self, style: &str, line: &str) {
+        self.record(line);
         let line = self.painted(style, line);
+        self.print(&line);
+    }
+
+    /// Shows what somebody said or did, with the time if the window is wide enough.
+    fn show_event(&mut self, style: &str, line: &str) {
+        self.record(line);
+        let mut line = self.painted(style, line);
+        if self.has_times() {
+            let now = terminal::local_time();
+            let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
+            line = format!("{time} {line}");
+        }
+        self.print(&line);
+    }
+
+    fn print(&mut self, line: &str) {
         match &self.input {
             Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
-            None => self.pending += &(line + "\n"),
+            None => self.pending += &format!("{line}\n"),
         }
     }
 
-    /// Shows what somebody said or did, with the time if there is room for it.
-    fn show_event(&mut self, style: &str, line: &str) {
-        let mut line = self.painted(style, line);
-        if self.has_times() {
-            line = format!("{} {line}", self.painted(NOTICE, &terminal::local_time()));
+    /// Shows an error. Without the line editor it goes to standard error.
+    fn complain(&mut self, sentence: &str) {
+        match self.input {
+            Some(_) => self.show(RED, sentence),
+            None => {
+                self.record(sentence);
+                self.errors += &complaint(sentence);
+            }
         }
-        self.show(PLAIN, &line);
+    }
+
+    /// Appends lines to the log, after the date and the time and without styles.
+    fn record(&mut self, text: &str) {
+        let Some(log) = &mut self.log else { return };
+        let (first, styled) = text.split_once('\x1b').unwrap_or((text, ""));
+        let styled = styled.split('\x1b').filter_map(|piece| piece.split_once('m'));
+        let plain: String = [first].into_iter().chain(styled.map(|(_, text)| text)).collect();
+        let now = terminal::local_time();
+        let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
+        if let Err(error) = log.write_all(lines.as_bytes()) {
+            self.log = None;
+            self.complain(&say(text::NO_LOG, &[&explain(&error)]));
+        }
     }
 
     fn has_times(&self) -> bool {
-        self.shows_time && self.input.as_ref().is_some_and(|it| it.columns >= ROOM_FOR_TIMES)
+        self.shows_time && self.input.as_ref().is_some_and(|it| it.columns >= MIN_WITH_TIMES)
     }
 
     /// Columns for an event in one row. A pipe has no end of them.
-    fn room(&self) -> usize {
+    fn columns(&self) -> usize {
         let columns = self.input.as_ref().map_or(usize::MAX, |input| input.columns);
         columns - "00:00 ".len() * usize::from(self.has_times())
     }
 
+    /// Puts text into a style. Without colours bold and dim remain; without the line editor there
+    /// are no styles.
     fn painted(&self, style: &str, text: &str) -> String {
-        match self.has_colours && style != PLAIN {
+        let is_colour = style.len() > 1;
+        match self.input.is_some() && style != PLAIN && (self.has_colours || !is_colour) {
             true => format!("\x1b[{style}m{text}\x1b[0m"),
             false => text.to_owned(),
         }
     }
 
-    /// A name in a colour of its own, the same wherever it appears.
+    /// A name in one of six colours, the same wherever it appears.
     fn name(&self, name: &str) -> String {
         let mix = |sum: usize, byte: u8| sum.wrapping_mul(31).wrapping_add(byte.into());
-        let colour = NAMES.get(name.to_lowercase().bytes().fold(0, mix) % NAMES.len());
-        self.painted(&format!("38;5;{}", colour.copied().unwrap_or_default()), name)
+        let colour = 31 + name.to_lowercase().bytes().fold(0, mix) % 6;
+        self.painted(&colour.to_string(), name)
     }
 
-    /// Shows what is pending, and the line being typed behind its prompt, with one write.
+    /// Adapts to a window with this many columns. If the cursor stood beyond its edge, the terminal
+    /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
+    /// rows above. The cursor's position shows which.
+    fn resize(&mut self, columns: usize) {
+        let Some(input) = &mut self.input else { return };
+        input.columns = columns;
+        if width_of(&input.drawn) >= columns {
+            input.asked = Some(Instant::now() + POSITION_TIMEOUT);
+            self.control = ASK_POSITION.to_owned();
+        }
+    }
+
+    /// Handles the answer of the terminal: erases the rows into which it has folded the line.
+    fn resized(&mut self, column: usize) {
+        let Some(input) = &mut self.input else { return };
+        if input.asked.take().is_some() {
+            let (rows, folded) = fold(&input.drawn, input.columns);
+            if rows > 0 && folded + 1 == column && column < input.columns {
+                self.control = format!("\x1b[{rows}A");
+            }
+        }
+    }
+
+    /// Shows what is pending, and the line that is being typed after its prompt, with one write.
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
-        let mut shown = mem::take(&mut self.pending);
-        if let Some(input) = &self.input {
-            shown = format!("{ERASE}{shown}{}", input.draw(prompt));
+        let _ = io::stderr().write_all(mem::take(&mut self.errors).as_bytes());
+        let mut shown = mem::take(&mut self.control);
+        match &mut self.input {
+            Some(input) if input.asked.is_some() => {}
+            Some(input) => {
+                shown += ERASE;
+                shown += &mem::take(&mut self.pending);
+                shown += &input.draw(prompt);
+            }
+            None => shown = mem::take(&mut self.pending),
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
@@ -1171,32 +1724,67 @@ impl Screen {
     }
 }
 
+/// The line on standard error for an error.
+fn complaint(sentence: &str) -> String {
+    format!("linechat-client: {sentence}\n")
+}
+
 impl Input {
-    /// The prompt and the line. What stands before the cursor is printed, the cursor saved, the
-    /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`): so it is right even where the
-    /// terminal gives a character another width than `width` does. Nothing wraps meanwhile. A
-    /// prompt that leaves no room to type is shown only until something is typed.
-    fn draw(&self, prompt: &str) -> String {
-        let is_wide = width_of(prompt) + ROOM_TO_TYPE > self.columns;
+    /// Returns the prompt and the line. The text before the cursor is printed, the cursor saved, the
+    /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`), so the cursor is right even if the
+    /// terminal gives a character another width than `width` does. Meanwhile nothing wraps. A prompt
+    /// that leaves too little space is shown only until something is typed.
+    fn draw(&mut self, prompt: &str) -> String {
+        let is_wide = width_of(prompt) + MIN_TO_TYPE > self.columns;
         let is_typing = self.editor.paste.is_none() && !self.editor.line.is_empty();
         let prompt = if is_wide && is_typing { "" } else { prompt };
         let (before, after) = match self.editor.paste {
-            None => self.editor.view(self.columns.saturating_sub(width_of(prompt) + 1)),
+            None => self.editor.view(self.columns.saturating_sub(width_of(prompt))),
             Some(_) => Default::default(),
         };
-        format!("\x1b[?7l{prompt}{before}\x1b7{after}\x1b8\x1b[?7h")
+        self.drawn = format!("{prompt}{before}");
+        format!("\x1b[?7l{}\x1b7{after}\x1b8\x1b[?7h", self.drawn)
+    }
+
+    /// When a key or the answer of the terminal is late.
+    fn deadline(&self) -> Option<Instant> {
+        self.asked.into_iter().chain(self.keys.deadline()).min()
+    }
+
+    /// Stops waiting for what is late. Returns the key Esc if that is what came.
+    fn time_out(&mut self, now: Instant) -> Option<Key> {
+        self.asked = self.asked.filter(|&deadline| deadline > now);
+        self.keys.time_out(now)
     }
 }
 
-/// Rows of so many columns, broken at spaces where there are some.
+/// Returns the row and the column in which the cursor stands after a text that the terminal has
+/// folded, counted from 0.
+fn fold(text: &str, columns: usize) -> (usize, usize) {
+    text.chars().map(width).fold((0, 0), |(row, column), width| match column + width {
+        column if column <= columns => (row, column),
+        _ => (row + 1, width),
+    })
+}
+
+/// Returns a line as rows with this many columns, broken at spaces where there are some.
 fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
     let (mut rows, mut column) = (String::new(), 0);
-    // The last space, where the row could be broken, and the column behind it.
+    // The last space, where the row could be broken, and the column after it.
     let mut space = None;
     let mut is_styling = false;
-    for character in line.chars() {
+    let mut rest = line;
+    while let Some(character) = rest.chars().next() {
+        let (url, after) = rest.split_at(wide_url(rest, columns - indent));
+        if !url.is_empty() {
+            // The terminal folds it, and so can still open it.
+            rows.push_str(url);
+            (rest, column, space) = (after, (column + url.len() - 1) % columns + 1, None);
+            continue;
+        }
+        rest = &rest[character.len_utf8()..];
         is_styling |= character == '\x1b';
         let width = match character {
             _ if is_styling => 0,
@@ -1205,7 +1793,7 @@ fn wrap(line: &str, columns: usize) -> String {
         };
         if column + width > columns {
             if character.is_whitespace() {
-                // What follows begins a row.
+                // The next word begins a row.
                 (column, space) = (columns, None);
                 continue;
             }
@@ -1220,15 +1808,28 @@ fn wrap(line: &str, columns: usize) -> String {
         }
         column += width;
         match character {
-            '\t' => rows.extend(std::iter::repeat_n(' ', width)),
+            '\t' => rows += &" ".repeat(width),
+            ' ' => {
+                space = Some((rows.len(), column));
+                rows.push(character);
+            }
             _ => rows.push(character),
-        }
-        if character == ' ' {
-            space = Some((rows.len() - 1, column));
         }
         is_styling &= character != 'm';
     }
     rows + "\n"
+}
+
+/// Returns the length of the URL that `text` begins with, or 0 if there is none or if it fits into
+/// this many columns. Without spaces it cannot pass for somebody's line.
+fn wide_url(text: &str, columns: usize) -> usize {
+    let is_url = text.starts_with("http://") || text.starts_with("https://");
+    let length = text.bytes().take_while(u8::is_ascii_graphic).count();
+    if is_url && length > columns {
+        length
+    } else {
+        0
+    }
 }
 
 // ---- The keys ----------------------------------------------------------------------------------
@@ -1240,19 +1841,23 @@ enum Key {
     Paste(String),
     Enter,
     Tab,
+    ShiftTab,
     Escape,
     Up,
     Down,
     Move(Place),
     Erase(Place),
     Yank,
-    Transpose,
+    Undo,
+    Search,
     ClearScreen,
     Suspend,
     /// Ctrl-C.
     Interrupt,
     /// Ctrl-D.
     EndOfInput,
+    /// The column of the cursor, counted from 1, which the terminal was asked for.
+    Position(usize),
     NotUtf8,
     Unknown,
 }
@@ -1345,11 +1950,12 @@ impl Keys {
             0x0c => Key::ClearScreen,
             0x0e => Key::Down,
             0x10 => Key::Up,
-            0x14 => Key::Transpose,
+            0x12 => Key::Search,
             0x15 => Key::Erase(Place::Start),
             0x17 => Key::Erase(Place::SpaceLeft),
             0x19 => Key::Yank,
             0x1a => Key::Suspend,
+            0x1f => Key::Undo,
             0x00..=0x1f => Key::Unknown,
             0x20..=0x7e => Key::Character(char::from(*bytes.first()?)),
             0x80.. => return Self::wide_character(bytes),
@@ -1402,10 +2008,17 @@ impl Keys {
             b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
             b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
             b"F" | b"4~" | b"8~" | b"Ow" => Key::Move(Place::End),
+            b"Z" => Key::ShiftTab,
             b"3~" => Key::Erase(Place::Right),
-            _ => Key::Unknown,
+            position => Self::position(position).unwrap_or(Key::Unknown),
         };
         Some((key, 2 + begun + end + 1))
+    }
+
+    /// The cursor's position, `row ; column R` (ECMA-48, CPR).
+    fn position(sequence: &[u8]) -> Option<Key> {
+        let numbers = std::str::from_utf8(sequence.strip_suffix(b"R")?).ok()?;
+        numbers.split_once(';')?.1.parse().ok().map(Key::Position)
     }
 }
 
@@ -1413,78 +2026,125 @@ impl Keys {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
-    /// HOST:PORT.
-    address: String,
+    host: String,
+    port: u16,
     name: Option<String>,
     language: Language,
     has_colours: bool,
     shows_time: bool,
     rings: bool,
+    /// Joins and leaves are not shown.
+    is_quiet: bool,
+    reconnects: bool,
+    /// Piped lines may be commands.
+    has_commands: bool,
+    /// Standard input is not a terminal. This is no option of the command line.
+    is_piped: bool,
+    /// The file to which the conversation is appended.
+    log: Option<String>,
 }
 
 impl Options {
     fn new(language: Language) -> Options {
-        let (address, name) = (String::new(), None);
-        Options { address, name, language, has_colours: true, shows_time: true, rings: false }
+        Options {
+            host: DEFAULT_HOST.to_owned(),
+            port: DEFAULT_PORT,
+            name: None,
+            language,
+            has_colours: true,
+            shows_time: true,
+            rings: false,
+            is_quiet: false,
+            reconnects: true,
+            has_commands: false,
+            is_piped: !io::stdin().is_terminal(),
+            log: None,
+        }
     }
 
-    /// Reads the command line, which may ask for nothing but a text. An error is what to say on
-    /// standard error, and about which word.
+    /// The server's address, as it is shown.
+    fn address(&self) -> String {
+        let (host, port) = (&self.host, self.port);
+        if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
+    }
+
+    /// Reads the command line. Returns a text if it asks for nothing else. An error is what to say
+    /// on standard error, and about which word.
     fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
         let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
         while let Some(mut argument) = arguments.next() {
-            if argument == "--lang" {
-                argument = format!("--lang={}", arguments.next().unwrap_or_default());
+            if matches!(argument.as_str(), "--lang" | "--log") {
+                argument += "=";
+                argument += &arguments.next().unwrap_or_default();
             }
             if argument.contains(is_unprintable) {
                 return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
             }
-            match argument.as_str() {
-                "--bell" => self.rings = true,
-                "--no-color" => self.has_colours = false,
-                "--no-time" => self.shows_time = false,
-                "--help" | "-h" => return Ok(Some(text::USAGE)),
-                "--version" | "-V" => return Ok(Some(text::VERSION)),
-                "--lang=en" => self.language = Language::English,
-                "--lang=pt" => self.language = Language::Portuguese,
-                _ if argument.starts_with("--lang=") => {
-                    return Err((text::NO_SUCH_LANGUAGE, argument.replace("--lang=", "")));
-                }
+            match argument.split_once('=').unwrap_or((&argument, "")) {
+                ("--bell", _) => self.rings = true,
+                ("--commands", _) => self.has_commands = true,
+                ("--no-color", _) => self.has_colours = false,
+                ("--no-reconnect", _) => self.reconnects = false,
+                ("--no-time", _) => self.shows_time = false,
+                ("--quiet", _) => self.is_quiet = true,
+                ("--help" | "-h", _) => return Ok(Some(text::USAGE)),
+                ("--version" | "-V", _) => return Ok(Some(text::VERSION)),
+                ("--lang", "en") => self.language = Language::English,
+                ("--lang", "pt") => self.language = Language::Portuguese,
+                ("--lang", other) => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
+                ("--log", file) if !file.is_empty() => self.log = Some(file.to_owned()),
+                ("--", _) => words.extend(arguments.by_ref()),
                 _ if argument.starts_with('-') => return Err((text::NO_SUCH_OPTION, argument)),
                 _ => words.push(argument),
             }
         }
+        self.parse_words(words)?;
+        Ok(None)
+    }
+
+    /// Reads the words that are no options: the host, the port and the name.
+    fn parse_words(&mut self, words: Vec<String>) -> Result<(), (Text, String)> {
         let mut words = words.into_iter().peekable();
         let (host, port) = split_address(&words.next().unwrap_or(DEFAULT_HOST.to_owned()));
-        // A second word of digits is the port, as telnet and nc have it.
+        // A second word of digits is the port, as for telnet and nc.
         let is_port = |word: &String| port.is_none() && word.bytes().all(|b| b.is_ascii_digit());
         let port = words.next_if(is_port).or(port).unwrap_or(DEFAULT_PORT.to_string());
-        self.address = match port.parse() {
-            Ok(1u16..) => format!("{host}:{port}"),
+        self.host = host;
+        self.port = match port.parse() {
+            Ok(port @ 1..) => port,
             _ => return Err((text::BAD_PORT, port)),
         };
         self.name = words.next();
-        words.next().map_or(Ok(None), |word| Err((text::TOO_MANY_WORDS, word)))
+        words.next().map_or(Ok(()), |word| Err((text::TOO_MANY_WORDS, word)))
     }
 }
 
-/// The host and the port of `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address.
+/// Returns the host and the port of `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address.
 fn split_address(address: &str) -> (String, Option<String>) {
     let is_bare_ipv6 = address.matches(':').count() > 1 && !address.starts_with('[');
-    match address.rsplit_once(':') {
-        _ if is_bare_ipv6 => (format!("[{address}]"), None),
-        Some((host, port)) if !port.ends_with(']') => (host.to_owned(), Some(port.to_owned())),
-        _ => (address.to_owned(), None),
-    }
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !is_bare_ipv6 && !port.ends_with(']') => (host, Some(port)),
+        _ => (address, None),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (host.to_owned(), port.map(str::to_owned))
 }
 
-/// Connects and talks. Returns what there is to complain of.
-fn chat(options: Options) -> Vec<String> {
-    let (events, happened) = mpsc::sync_channel(EVENTS_AHEAD);
+/// Connects and talks. An error is what to say on standard error.
+fn chat(options: Options) -> Result<(), Vec<String>> {
+    let log = options.log.as_ref().map(|file| {
+        let log = OpenOptions::new().append(true).create(true).open(file);
+        log.map_err(|error| vec![say(text::NO_LOG_FILE, &[file, &explain(&error)])])
+    });
+    let log = log.transpose()?;
+    let (events, happened) = mpsc::sync_channel(MAX_EVENTS);
     let (keyboard, typed) = mpsc::sync_channel(1);
-    let (out, lines) = mpsc::channel();
-    let is_at_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    // What understands no control sequences says so. Windows has no such variable.
+    let is_at_terminal = !options.is_piped && io::stdout().is_terminal();
+    // A terminal that understands no control sequences says so. Windows has no such variable.
     let is_dumb = variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb");
     let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
@@ -1492,15 +2152,22 @@ fn chat(options: Options) -> Vec<String> {
         terminal::give_back();
         report(panic);
     }));
-    let has_colours = is_raw && options.has_colours && variable("NO_COLOR").is_none();
+    let has_colours = options.has_colours && variable("NO_COLOR").is_none();
     let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let (shows_time, pending) = (options.shows_time, String::new());
-    let screen = Screen { input, has_colours, shows_time, pending };
+    let shows_time = options.shows_time;
+    let screen = Screen { input, has_colours, shows_time, log, ..Screen::default() };
 
-    let (address, arrived) = (options.address.clone(), events.clone());
-    thread::spawn(move || talk_to_server(&address, lines, &arrived));
-    thread::spawn(move || listen_to_person(io::stdin().lock(), is_raw, &keyboard, &events));
-    let mut client = Client::new(options, screen, out);
+    let arrived = events.clone();
+    thread::spawn(move || read_input(io::stdin().lock(), is_raw, &keyboard, &events));
+    let (host, port) = (options.host.clone(), options.port);
+    let connect = move |attempt| {
+        let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
+        let (host, events) = (host.clone(), arrived.clone());
+        let report = move |news| drop(events.send(Event::Server(attempt, news)));
+        thread::spawn(move || talk_to_server(&host, port, lines, report));
+        out
+    };
+    let mut client = Client::new(options, screen, Box::new(connect));
     if is_raw {
         client.offer = login_name(variable);
         if !is_utf8(&locale("LC_CTYPE", variable)) {
@@ -1509,33 +2176,28 @@ fn chat(options: Options) -> Vec<String> {
     }
     let end = client.run(&happened, &typed);
     terminal::give_back();
-    let unsent = client.unsent(&end);
-    let is_troubled = client.is_troubled && !is_at_terminal;
-    let reason = match end {
-        End::Failed(reason) => Some(reason),
-        End::Left => is_troubled.then(|| say(text::SOME_NOT_TAKEN, &[])),
-    };
-    reason.into_iter().chain(unsent).collect()
+    client.outcome(end)
 }
 
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Who is logged in, if that can be a name in the room.
+/// The login name, if it looks like a name for the room.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
-    let begins_well = name.starts_with(char::is_alphanumeric);
+    let begins_well = name.starts_with(|c: char| !c.is_ascii_punctuation());
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
-/// What the locale says of something, by the first of its variables that is set (locale(7)); one
-/// that is empty is not.
+/// Returns the first of the locale's variables for a category that is set (locale(7)); an empty one
+/// is not set.
 fn locale(category: &str, variable: impl Fn(&str) -> Option<String>) -> String {
     ["LC_ALL", category, "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
 
-/// Whether text is UTF-8 in this locale. The one of POSIX does not tell what a terminal sends.
+/// Returns true if text is UTF-8 in this locale. The POSIX locale does not tell what a terminal
+/// sends.
 fn is_utf8(locale: &str) -> bool {
     let locale = locale.to_lowercase();
     let is_unknown = matches!(locale.as_str(), "" | "c" | "posix") || cfg!(windows);
@@ -1549,20 +2211,22 @@ fn main() -> ExitCode {
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let command = options.parse(arguments.collect());
     let _ = LANGUAGE.set(options.language);
-    let (status, complaints) = match command {
+    let (status, outcome) = match command {
+        Ok(None) if options.is_piped && options.name.is_none() => {
+            (2, Err(vec![say(text::PIPE_WITHOUT_NAME, &[])]))
+        }
         Ok(None) => (1, chat(options)),
         Ok(Some(text)) => {
             let text = say(text, &[env!("CARGO_PKG_VERSION")]);
-            let error = io::stdout().write_all(text.as_bytes()).err();
-            let complaint = error.map(|error| say(text::NO_OUTPUT, &[&explain(&error)]));
-            (1, complaint.into_iter().collect())
+            let written = io::stdout().write_all(text.as_bytes());
+            (1, written.map_err(|error| vec![say(text::NO_OUTPUT, &[&explain(&error)])]))
         }
-        Err((text, word)) => (2, vec![say(text, &[&word])]),
+        Err((text, word)) => (2, Err(vec![say(text, &[&word])])),
     };
-    for complaint in &complaints {
-        let _ = writeln!(io::stderr(), "linechat-client: {complaint}");
+    for sentence in outcome.as_ref().err().into_iter().flatten() {
+        let _ = io::stderr().write_all(complaint(sentence).as_bytes());
     }
-    ExitCode::from(if complaints.is_empty() { 0 } else { status })
+    ExitCode::from(if outcome.is_ok() { 0 } else { status })
 }
 
 // ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
@@ -1586,8 +2250,8 @@ mod terminal {
         fn raise(number: c_int) -> c_int;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
         fn time(now: *mut i64) -> i64;
-        /// `struct tm` begins with the second, the minute and the hour (<time.h>).
-        fn localtime(time: *const i64) -> *const [c_int; 3];
+        /// `struct tm` begins with second, minute, hour, day, month from 0, year from 1900 (<time.h>).
+        fn localtime(time: *const i64) -> *const [c_int; 6];
     }
 
     /// The settings to give the terminal back with.
@@ -1645,7 +2309,7 @@ mod terminal {
         columns.filter(|&columns| columns > 0).unwrap_or(80)
     }
 
-    /// HH:MM here and now.
+    /// The local time as `YYYY-MM-DD HH:MM:SS`.
     pub fn local_time() -> String {
         let mut now = 0;
         // SAFETY: each is given the `time_t` that the other fills or reads, which is no longer than
@@ -1654,8 +2318,9 @@ mod terminal {
             time(&mut now);
             localtime(&now).as_ref()
         };
-        let [_, minute, hour] = time.copied().unwrap_or_default();
-        format!("{hour:02}:{minute:02}")
+        let [second, minute, hour, day, month, year] = time.copied().unwrap_or_default();
+        let (year, month) = (1900 + year, 1 + month);
+        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
     /// The text of a piped line, if it is UTF-8.
@@ -1803,14 +2468,14 @@ mod terminal {
         columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
     }
 
-    /// HH:MM here and now.
+    /// The local time as `YYYY-MM-DD HH:MM:SS`.
     pub fn local_time() -> String {
-        // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, …
+        // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, second, millisecond.
         let mut time = [0; 8];
         // SAFETY: `time` has the size of what the call fills, and outlives it.
         unsafe { GetLocalTime(&mut time) };
-        let [.., hour, minute, _, _] = time;
-        format!("{hour:02}:{minute:02}")
+        let [year, month, _, day, hour, minute, second, _] = time;
+        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
     /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
@@ -1906,9 +2571,13 @@ mod text {
     LEAVING "leaving … " "saindo … "
     UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
     NO_ANSWER_YET "(no answer yet) > " "(ainda sem resposta) > "
+    NOT_CONNECTED_NOW "(not connected, attempt {}) > " "(sem conexão, tentativa {}) > "
+    SEARCH "(search '{}') " "(busca '{}') "
     PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
     WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
         "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
+    WELCOME_BACK "Connected again, {}." "De volta ao chat, {}."
+    CTRL_C_AGAIN "Ctrl-C again, or Ctrl-D, leaves." "Ctrl-C de novo, ou Ctrl-D, sai do chat."
     PRIVATE "[private] {}: {}" "[privado] {}: {}"
     PRIVATE_TO "[private to {}] {}" "[privado para {}] {}"
     JOINED "{} joined the chat." "{} entrou no chat."
@@ -1920,11 +2589,13 @@ mod text {
     NO_SUCH_USER "User {} not found." "Usuário {} não encontrado."
     NO_SUCH_COMMAND "User {} not found, nor a command /{}; see /help"
         "Usuário {} não encontrado, nem existe o comando /{}; veja /ajuda"
-    FOREIGN_COMMAND "there is no command /{}; to write to somebody of that name: @{} text"
-        "não existe o comando /{}; para escrever para alguém com esse nome: @{} texto"
     TAKES_NOTHING "/{} stands alone; to write to somebody of that name: @{} text"
         "/{} não leva texto; para escrever para alguém com esse nome: @{} texto"
-    NOTHING_SAID "a text is missing behind '{}'; see /help" "falta o texto depois de '{}'; veja /ajuda"
+    NOTHING_SAID "there is no text after '{}'; see /help" "falta o texto depois de '{}'; veja /ajuda"
+    NO_NAME_AFTER "a name must follow '{}' without a space; '{}{}' says the sign itself"
+        "depois de '{}' vem um nome, sem espaço; '{}{}' envia o próprio sinal"
+    AS_IT_IS "{}" "{}"
+    NOT_CONNECTED "not connected; the line was not sent" "sem conexão; a linha não foi enviada"
     NAME_REFUSED "the name '{}' was refused: {}" "o nome '{}' foi recusado: {}"
     BAD_NAME "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a \
         letter or digit"
@@ -1950,25 +2621,31 @@ mod text {
     NOT_UNDERSTOOD "the server did not understand that" "o servidor não entendeu isso"
     HELP "\
 Type a line and press Enter to say it to everybody.
-@name text  says it to one person alone; so does /name text
+@name text  says it to one person alone; so do /name text and /msg name text
+/me waves   says \"* ana waves\" if your name is ana
 /list       shows who is here
 /help       shows this
 /quit       leaves
-//text      says a line that begins with a slash
-Tab completes names, Ctrl-C forgets the line, Up brings back the one before."
+//text      says a line that begins with a slash, @@text one that begins with @
+Tab completes names and commands; on an empty line it answers the last private message.
+Up brings back an earlier line, Ctrl-R searches for one, Ctrl-C forgets the line."
     "\
 Digite um texto e tecle Enter para enviar a todos.
-@nome texto  envia só a uma pessoa; /nome texto também
+@nome texto  envia só a uma pessoa; /nome texto e /msg nome texto também
+/me acena    envia \"* ana acena\" se o seu nome é ana
 /clientes    mostra quem está no chat
 /ajuda       mostra esta ajuda
 /sair        sai do chat
-//texto      envia uma linha que começa com barra
-Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
+//texto      envia uma linha que começa com barra, @@texto uma que começa com @
+Tab completa nomes e comandos; numa linha vazia, responde à última mensagem privada.
+Seta para cima traz uma linha anterior, Ctrl-R procura uma, Ctrl-C apaga a linha."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
     REFUSED "connection refused; is the server running?" "conexão recusada; o servidor está no ar?"
     NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"
     NO_ANSWER "no answer" "sem resposta"
     LOST "lost the server at {}: {}" "a conexão com {} caiu: {}"
+    LOST_FOR_NOW "{}; trying again" "{}; tentando de novo"
+    NO_HELLO "no linechat server answers at {}: {}" "nenhum servidor linechat responde em {}: {}"
     NOT_LINECHAT "what answers at {} is not linechat/1" "quem responde em {} não é linechat/1"
     CLOSED_BY "{} closed the connection: {}" "{} fechou a conexão: {}"
     CLOSED_CONNECTION "it closed the connection" "o servidor fechou a conexão"
@@ -1977,45 +2654,59 @@ Tab completa nomes, Ctrl-C apaga a linha, seta para cima traz a anterior."
     NOT_SENT "not sent: {}" "não enviado: {}"
     PERHAPS_NOT_SENT "perhaps not sent: {}" "talvez não enviado: {}"
     SOME_NOT_TAKEN "not all that was typed was taken" "nem tudo que foi digitado foi aceito"
+    UNREAD "the rest of the input was not read" "o resto da entrada não foi lido"
     LEFT_AT_ONCE "did not wait for the server's BYE" "saiu sem esperar o BYE do servidor"
     NO_OUTPUT "cannot write to standard output: {}"
         "não foi possível escrever na saída padrão: {}"
+    NO_LOG_FILE "cannot open the log {}: {}" "não foi possível abrir o registro {}: {}"
+    NO_LOG "the log ends here; it cannot be written: {}"
+        "o registro acaba aqui; não foi possível escrever: {}"
+    PIPE_WITHOUT_NAME "in a pipe, give a NAME after the host; try --help"
+        "num pipe, dê um NOME depois do servidor; veja --help"
     NO_SUCH_OPTION "there is no option {}; try --help" "não existe a opção {}; veja --help"
     NO_SUCH_LANGUAGE "--lang is en or pt, not '{}'" "--lang é en ou pt, e não '{}'"
     BAD_PORT "a port is a number from 1 to 65535, not '{}'"
         "a porta é um número de 1 a 65535, e não '{}'"
     CONTROL_IN_ARGUMENT "'{}' holds a control character; leave it out"
         "'{}' contém um caractere de controle; tire-o"
-    TOO_MANY_WORDS "'{}' is too much: a host, a port and a name, nothing more; try --help"
+    TOO_MANY_WORDS "unexpected '{}' after a host, a port and a name; try --help"
         "'{}' sobra: um servidor, uma porta e um nome, nada mais; veja --help"
     VERSION "linechat-client {}\n" "linechat-client {}\n"
     USAGE "\
 Usage: linechat-client [OPTIONS] [HOST[:PORT] | HOST PORT] [NAME]
 
 Joins the linechat room at HOST (default: localhost, port 9999) as NAME.
-/help tells what can be typed there.
+/help lists what can be typed there. In a pipe, every line is said as it is.
 
 Options:
- --bell        ring on a private message or one with your name
- --no-color    no colours (nor with NO_COLOR or TERM=dumb set)
- --no-time     no times of messages (nor in a narrow window)
- --lang en|pt  English or Portuguese (default: what the locale says)
- --help        show this
- --version     show the version
+ --bell         ring on a private message or one with your name
+ --commands     in a pipe, / and @ mean what they mean at a terminal
+ --log FILE     append what is shown to FILE, with date and time
+ --no-color     no colours (nor with NO_COLOR or TERM=dumb set)
+ --no-reconnect end when the connection is lost (in a pipe, always)
+ --no-time      no times of messages (nor in a narrow window)
+ --quiet        do not show joins and leaves
+ --lang en|pt   English or Portuguese (default: the locale's)
+ --help         show this
+ --version      show the version
 "
     "\
 Uso: linechat-client [OPÇÕES] [SERVIDOR[:PORTA] | SERVIDOR PORTA] [NOME]
 
 Entra na sala de SERVIDOR (se nada for dito: localhost, porta 9999) como NOME.
-/ajuda mostra, lá dentro, os comandos.
+/ajuda mostra, lá dentro, os comandos. Num pipe, cada linha é enviada como está.
 
 Opções:
- --bell        toca numa mensagem privada ou com o seu nome
- --no-color    sem cores (nem com NO_COLOR ou TERM=dumb)
- --no-time     sem a hora das mensagens (nem em janela estreita)
- --lang en|pt  inglês ou português (se nada for dito: o que diz o locale)
- --help        mostra isto
- --version     mostra a versão
+ --bell         toca numa mensagem privada ou com o seu nome
+ --commands     num pipe, / e @ valem como num terminal
+ --log ARQUIVO  acrescenta a ARQUIVO o que é mostrado, com data e hora
+ --no-color     sem cores (nem com NO_COLOR ou TERM=dumb)
+ --no-reconnect termina quando a conexão cai (num pipe, sempre)
+ --no-time      sem a hora das mensagens (nem em janela estreita)
+ --quiet        não mostra quem entra e quem sai
+ --lang en|pt   inglês ou português (se nada for dito: o que diz o locale)
+ --help         mostra isto
+ --version      mostra a versão
 "
     }
 }

@@ -2,7 +2,7 @@
 //! texts, and when patience ends. What a person sees of it is in the transcripts.
 
 use super::*;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{channel, sync_channel};
 
 /// What a command line asks for, and the options it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
@@ -27,14 +27,26 @@ fn greeted(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
 }
 
 fn connected(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
+    let (client, connections) = connecting(name, screen);
+    (client, connections.recv().unwrap())
+}
+
+/// A client that is connected, with what it writes to each of its connections.
+fn connecting(name: Option<&str>, screen: Screen) -> (Client, Receiver<Receiver<String>>) {
+    let (connections, attempts) = channel();
+    let connect = move |_| {
+        let (out, sent) = sync_channel(MAX_QUEUED);
+        let _ = connections.send(sent);
+        out
+    };
     let mut options = Options::new(Language::English);
-    options.address = "host:9999".to_owned();
+    options.host = "host".to_owned();
     options.name = name.map(str::to_owned);
     options.rings = true;
-    let (out, sent) = channel();
-    let mut client = Client::new(options, screen, out);
-    client.happened(Event::Connected).unwrap();
-    (client, sent)
+    options.is_piped = false;
+    let mut client = Client::new(options, screen, Box::new(connect));
+    client.handle(Event::Server(1, News::Connected)).unwrap();
+    (client, attempts)
 }
 
 fn plain() -> Screen {
@@ -79,35 +91,61 @@ fn lines_mean_what_people_expect() {
     // A space before it does not make a secret public.
     assert_eq!(parse(" @bob secret"), whisper('@', "bob", "secret"));
     assert_eq!(parse("\t/quit"), Typed::Quit);
-    for list in ["/list", "/clientes", "/LIST ", "/who", "/lista", "/usuarios", "/usuários"] {
+    for list in ["/list", "/clientes", "/LIST ", "/who", "/names", "/w", "/lista", "/usuários"] {
         assert_eq!(parse(list), Typed::Request(Request::List));
     }
-    for quit in ["/quit", "/sair", "/exit", "/q", " /quit"] {
+    for quit in ["/quit", "/sair", "/exit", "/bye", "/q", " /quit"] {
         assert_eq!(parse(quit), Typed::Quit);
     }
-    for help in ["/help", "/ajuda"] {
+    for help in ["/help", "/?", "/ajuda"] {
         assert_eq!(parse(help), Typed::Help);
     }
-    for nothing in ["@", "@bob", "@eve ", "/", "/bob"] {
+    for nothing in ["@bob", "@eve ", "/bob"] {
         assert_eq!(parse(nothing), mistake(text::NOTHING_SAID, nothing.trim_end()));
     }
     assert_eq!(parse("/quit now"), mistake(text::TAKES_NOTHING, "quit"));
     assert_eq!(parse("/lits"), mistake(text::NO_SUCH_COMMAND, "lits"));
     // Not even somebody of that name gets it.
-    assert_eq!(parse("/me waves"), mistake(text::FOREIGN_COMMAND, "me"));
-    assert_eq!(parse("/nick x"), mistake(text::FOREIGN_COMMAND, "nick"));
+    assert_eq!(parse("/me waves"), Typed::Act("waves".to_owned()));
+    assert_eq!(parse("/me"), mistake(text::NOTHING_SAID, "/me"));
+    assert_eq!(parse("/w bob hi"), whisper('@', "bob", "hi"));
+    assert_eq!(parse("/msg"), mistake(text::NOTHING_SAID, "/msg"));
+    // A colon after the name is not part of it.
+    assert_eq!(parse("@bob: hi"), whisper('@', "bob", "hi"));
+    assert_eq!(parse("@bob, hi"), whisper('@', "bob", "hi"));
+    assert_eq!(parse("@@bob are you coming?"), say("@bob are you coming?"));
+    for (line, mark) in [("/ hello", "/"), ("@ bob hi", "@"), ("@", "@"), ("/", "/")] {
+        assert_eq!(parse(line), mistake(text::NO_NAME_AFTER, mark), "{line}");
+    }
     assert_eq!(parse("@me hi"), whisper('@', "me", "hi"));
+}
+
+#[test]
+fn a_piped_line_is_said_as_it_is() {
+    let (mut client, sent) = welcomed(plain());
+    client.options.is_piped = true;
+    let lines = "/dev/vda\n@bob disk\n  //x \n\n/quit\nlast";
+    let (keyboard, typed) = mpsc::sync_channel(3);
+    for bytes in [lines, ""] {
+        keyboard.send(bytes.as_bytes().to_vec()).unwrap();
+    }
+    // The next line is taken when the one before was sent.
+    client.take_input(&typed).unwrap();
+    let requests: Vec<_> = sent.try_iter().map(|it| it.replace('\n', " ")).collect();
+    let expected = ["/dev/vda", "@bob disk", "  //x ", "/quit", "last"];
+    let expected = (1..).zip(expected).map(|(n, it)| format!("MSG {it} PING {n} "));
+    assert_eq!(requests, expected.chain(["QUIT ".to_owned()]).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_request_fits_into_a_line_or_is_not_sent() {
     let (mut client, sent) = welcomed(plain());
     let longest = "x".repeat(MAX_REQUEST - "MSG ".len());
-    client.entered(&longest).unwrap();
-    client.entered(&(longest + "x")).unwrap();
-    client.send_waiting();
+    assert_eq!(client.entered(&longest), Ok(true));
+    assert_eq!(client.entered(&(longest + "x")), Ok(false));
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().count(), 1);
-    assert!(client.screen.pending.contains("1 bytes too long"));
+    assert!(client.screen.errors.contains("1 bytes too long"));
 }
 
 // The keys
@@ -236,7 +274,8 @@ fn press(editor: &mut Editor, bytes: &str, names: &[&str]) {
                 let line = editor.enter();
                 editor.remember(&line);
             }
-            Some(Key::Tab) => editor.complete(names),
+            Some(Key::Tab) => editor.complete(names, 1),
+            Some(Key::ShiftTab) => editor.complete(names, -1),
             _ => {}
         }
     }
@@ -271,12 +310,15 @@ fn the_line_is_edited_as_in_a_shell() {
         ("one two\x17\x01\x19", "two|one "),
         ("one two\x01\x0b\x19\x19", "one twoone two|"),
         ("one\x03\x19", "one|"),
-        // The characters around the cursor, or the last two, change places.
-        ("teh\x14", "the|"),
-        ("teh\x02\x14", "the|"),
-        ("teh\x01\x14", "|teh"),
-        ("x\x14", "x|"),
-        ("日e\u{301}\x14", "e\u{301}日|"),
+        // Ctrl-W twice, then Ctrl-Y; erasing forwards; a key between them.
+        ("one two three\x17\x17\x19", "one two three|"),
+        ("one two three\x01\x1bd\x1bd\x05\x19", " threeone two|"),
+        ("one two\x17\x02\x17\x05\x19", " one|"),
+        // Ctrl-_ undoes: what was typed word by word, what was erased piece by piece.
+        ("one two\x1f", "one |"),
+        ("one two\x1f\x1f\x1f\x1f", "|"),
+        ("one two\x17\x17\x1f", "one |"),
+        ("one\x03\x1f", "one|"),
         // An accent, a skin tone, a family of emoji and a flag go with what they belong to.
         ("ae\u{301}\x7f", "a|"),
         ("a👍🏽\x1b[D", "a|👍🏽"),
@@ -299,12 +341,10 @@ fn what_was_sent_comes_back_with_the_arrows() {
         ("\x1b[A", "two|"),
         ("\x10", "one|"),
         ("\x1b[A", "one|"),
-        // What was changed stays changed until something is sent.
         ("!\x1b[B", "two|"),
-        ("\x1b[A", "one!|"),
-        ("\x0e\x0e", "draft|"),
-        ("\x1b[A\x1b[A\r\x1b[A", "one!|"),
-        ("\x1b[A\x1b[A", "one|"),
+        ("\x0e", "draft|"),
+        ("\x1b[A\x1b[A\r\x1b[A", "one|"),
+        ("\x1b[A", "two|"),
     ] {
         press(&mut editor, keys, &[]);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
@@ -324,7 +364,7 @@ fn only_lines_come_back_and_neither_names_nor_nothing() {
 
 #[test]
 fn names_are_completed_in_turn() {
-    let names = ["bob", "Bert", "Érica", "ana"];
+    let names = ["bob", "Bert", "Érica", "ana", "Åse"];
     for (keys, expected) in [
         ("@b\t", "@bob |"),
         ("@b\t\t", "@Bert |"),
@@ -332,17 +372,27 @@ fn names_are_completed_in_turn() {
         ("/BE\t", "/Bert |"),
         ("@\t\t\t\t", "@ana |"),
         ("@x\t", "@x|"),
-        ("b\t", "bob |"),
+        ("b\t", "bob: |"),
+        ("b\t\x1b[Z", "Bert: |"),
+        ("b\t\t\t\x1b[Z", "Bert: |"),
+        ("b\x1b[Z", "Bert: |"),
+        // Names that begin exactly so come before those that do without accents.
+        ("é\t", "Érica: |"),
+        ("A\t", "ana: |"),
+        ("å\t", "Åse: |"),
+        ("a\t\t", "Åse: |"),
+        ("/li\t", "/list |"),
+        ("hi (bo\t)", "hi (bob)|"),
         ("@bob an\t", "@bob ana|"),
         ("hi an\t\t", "hi ana|"),
         ("hi @e\t, you", "hi @Érica, you|"),
-        ("E\u{301}r\t", "Érica |"),
+        ("E\u{301}r\t", "Érica: |"),
         ("hi\x01@b\t", "@bob |hi"),
         // What stands behind the cursor may be the rest of the name.
         ("@bob\x02\x02\t", "@bob |"),
         ("@bob x\x02\x02\x02\x02\t", "@bob |x"),
         ("@b\t \t", "@bob  bob|"),
-        ("@bob\x01\t", "bob |@bob"),
+        ("@bob\x01\t", "bob: |@bob"),
         ("\t", "@bob |"),
         ("\t\t", "@Bert |"),
     ] {
@@ -350,6 +400,21 @@ fn names_are_completed_in_turn() {
         press(&mut editor, keys, &names);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
     }
+}
+
+#[test]
+fn the_latest_speakers_come_first() {
+    let (mut client, _sent) = welcomed(terminal(80));
+    for line in ["USERS 4 ana bea bob bert", "MSG bob hi", "MSG bert hi", "MSG eve hi"] {
+        client.arrived(line).unwrap();
+    }
+    for expected in ["bert: ", "bob: ", "bea: ", "bert: "] {
+        let keys = if line_being_typed(&client).is_empty() { "b\t" } else { "\t" };
+        type_in(&mut client, keys);
+        assert_eq!(line_being_typed(&client), expected);
+    }
+    (0..=MAX_SPEAKERS).for_each(|number| client.roster.spoke(&number.to_string()));
+    assert_eq!(client.roster.speakers.len(), MAX_SPEAKERS);
 }
 
 #[test]
@@ -393,32 +458,38 @@ fn a_paste_is_text_and_is_asked_about() {
     assert_eq!(client.prompt(), "Paste 3 lines? Enter: yes, Esc: no ");
     // Other keys neither send nor forget it.
     type_in(&mut client, "y\t\r");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     let lines: Vec<_> = sent.try_iter().collect();
     let expected =
         ["MSG /quit\nPING 1\n", "MSG @bob hi\nPING 2\n", "MSG /etc/passwd:root\nPING 3\n"];
     assert_eq!(lines, expected);
     assert_eq!(line_being_typed(&client), "x");
     type_in(&mut client, "\x1b[200~1\r2\x1b[201~\x03\r");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["MSG x\nPING 4\n"]);
 }
 
 #[test]
 fn a_long_line_is_shown_around_the_cursor() {
     let shown = |keys: &str, columns| {
-        let (before, after) = typed(keys).view(columns);
-        assert!(width_of(&before) + width_of(&after) <= columns, "{before}|{after}");
+        // The cursor takes a column.
+        let (before, after) = typed(keys).view(columns + 1);
+        assert!(width_of(&before) <= columns, "{before}|{after}");
+        assert!(width_of(&before) + width_of(&after) <= columns + 1, "{before}|{after}");
         format!("{before}|{after}")
     };
     assert_eq!(shown("0123456789", 10), "0123456789|");
-    assert_eq!(shown("0123456789a", 10), "56789a|");
-    assert_eq!(shown("0123456789abcde", 10), "56789abcde|");
-    assert_eq!(shown("0123456789abcdef", 10), "abcdef|");
-    assert_eq!(shown("0123456789abcdef\x02\x02", 10), "56789abcd|e");
-    assert_eq!(shown("0123456789a\x01", 10), "|0123456789");
-    assert_eq!(shown("日本語日本語", 5), "語|");
-    assert_eq!(shown("日本語日本語\x01", 5), "|日本");
+    assert_eq!(shown("0123456789a", 10), "<6789a|");
+    assert_eq!(shown("0123456789abcde", 10), "<6789abcde|");
+    assert_eq!(shown("0123456789abcdef", 10), "<bcdef|");
+    assert_eq!(shown("0123456789abcdef\x02\x02", 10), "<6789abcd|ef");
+    assert_eq!(shown("0123456789abcdefghij\x02\x02\x02\x02\x02\x02", 10), "<6789abcd|e>");
+    assert_eq!(shown("0123456789a\x01", 10), "|0123456789a");
+    assert_eq!(shown("0123456789abc\x01", 10), "|0123456789>");
+    assert_eq!(shown("日本語日本語", 5), "<|");
+    assert_eq!(shown("日本語日本語\x01", 5), "|日本>");
+    // A narrow window has no space for marks.
+    assert_eq!(shown("abcdef\x02", 3), "cde|f");
     assert_eq!(shown("ab", 1), "b|");
     assert_eq!(shown("abc", 0), "|");
 }
@@ -469,21 +540,59 @@ fn rows_but_the_first_are_indented() {
         ("a\tb", 20, "a       b\n"),
         ("abc", 1, "a\nb\nc\n"),
         ("日本", 1, "\n日\n本\n"),
+        // A wide URL is left to the terminal to fold; one that fits is a word like others.
+        ("bob: see http://0123456789 ok", 10, "bob: see http://0123456789 ok\n"),
+        ("bob: see http://0123456789ab ok", 10, "bob: see http://0123456789ab\n  ok\n"),
+        ("https://0123456789 a", 10, "https://0123456789 a\n"),
+        ("see http://ab ok", 12, "see\n   http://ab\n   ok\n"),
         ("\x1b[1mone two three\x1b[0m x", 10, "\x1b[1mone two\n  three\x1b[0m x\n"),
     ] {
         assert_eq!(wrap(line, columns), expected, "{line:?}");
     }
 }
 
+/// The terminal is asked for the cursor's position only if the cursor stood beyond the new edge.
 #[test]
-fn what_is_above_the_line_being_typed_is_never_erased() {
+fn a_folded_line_is_erased_and_messages_above_a_cut_one_are_not() {
+    // Columns of the line with its prompt, of the narrower window; the answer; rows to go up.
+    for (typed, columns, answer, rows) in [
+        (68, 60, 11, Some(1)),
+        (68, 30, 11, Some(2)),
+        // xterm leaves the cursor at the edge.
+        (68, 60, 60, None),
+        // Nothing is known of this one.
+        (68, 60, 5, None),
+    ] {
+        let (mut client, _sent) = welcomed(terminal(80));
+        type_in(&mut client, &"x".repeat(typed));
+        let prompt = client.prompt();
+        client.screen.input.as_mut().unwrap().draw(&prompt);
+        client.screen.resize(columns);
+        assert_eq!(client.screen.control, ASK_POSITION);
+        client.screen.control.clear();
+        type_in(&mut client, &format!("\x1b[7;{answer}R"));
+        let up = rows.map(|rows| format!("\x1b[{rows}A"));
+        assert_eq!(client.screen.control, up.unwrap_or_default(), "{columns}, {answer}");
+        assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
+    }
+    let (mut client, _sent) = welcomed(terminal(80));
+    type_in(&mut client, "half a line");
+    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.resize(60);
+    // The key F3 with Shift looks like an answer.
+    type_in(&mut client, "\x1b[1;2R");
+    assert_eq!(client.screen.control, "");
+}
+
+#[test]
+fn a_terminal_that_does_not_tell_the_position_is_not_awaited_for_ever() {
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, &"x".repeat(70));
-    client.screen.input.as_mut().unwrap().columns = 20;
-    client.happened(Event::Redraw).unwrap();
-    let input = client.screen.input.as_ref().unwrap();
-    assert_eq!(ERASE, "\r\x1b[J");
-    assert!(!input.draw("> ").contains("A"));
+    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.resize(30);
+    assert!(client.wake_up() <= Instant::now() + POSITION_TIMEOUT);
+    client.time_passed(client.wake_up()).unwrap();
+    assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
 }
 
 #[test]
@@ -501,40 +610,14 @@ fn a_prompt_without_room_to_type_gives_way_to_what_is_typed() {
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
     assert!(!input.draw("connecting to host ").contains("connecting"));
-    let narrow = " ".repeat(20 - ROOM_TO_TYPE);
+    let narrow = " ".repeat(20 - MIN_TO_TYPE);
     assert!(input.draw(&narrow).contains(&narrow));
     assert!(!input.draw(&(narrow + ".")).contains('.'));
 }
 
-/// The contrast of two colours as WCAG 2 defines it, by their relative luminance.
-fn contrast(one: f64, other: f64) -> f64 {
-    (one.max(other) + 0.05) / (one.min(other) + 0.05)
-}
-
-/// The relative luminance of a colour of the 256 colours' cube.
-fn luminance(colour: u8) -> f64 {
-    let level = |steps: u8| if steps == 0 { 0.0 } else { f64::from(55 + 40 * steps) / 255.0 };
-    let linear = |steps: u8| match level(steps) {
-        level if level <= 0.04045 => level / 12.92,
-        level => ((level + 0.055) / 1.055).powf(2.4),
-    };
-    let cube = colour - 16;
-    0.2126 * linear(cube / 36) + 0.7152 * linear(cube / 6 % 6) + 0.0722 * linear(cube % 6)
-}
-
-#[test]
-fn colours_can_be_read_on_black_and_on_white() {
-    let error = ERROR.rsplit(';').next().unwrap().parse().unwrap();
-    for colour in NAMES.into_iter().chain([error]) {
-        let luminance = luminance(colour);
-        assert!(contrast(luminance, 0.0) > 3.6, "{colour} on black");
-        assert!(contrast(luminance, 1.0) > 3.6, "{colour} on white");
-    }
-}
-
 #[test]
 fn names_have_colours_of_their_own_and_what_is_for_us_stands_apart() {
-    let coloured = Screen { has_colours: true, ..plain() };
+    let coloured = Screen { has_colours: true, ..terminal(80) };
     assert_eq!(coloured.name("ana"), coloured.name("ana"));
     let code = |name| coloured.name(name).split('m').next().map(str::to_owned);
     assert_eq!(code("ana"), code("Ana"));
@@ -542,13 +625,18 @@ fn names_have_colours_of_their_own_and_what_is_for_us_stands_apart() {
     assert!(coloured.name("ana").ends_with("mana\x1b[0m"));
     assert_eq!(plain().name("ana"), "ana");
     let (mut client, _sent) = welcomed(coloured);
-    for line in ["PRIV bob psst", "MSG bob hi Ana", "LEFT bob 1 quit", "ERR bad-text no"] {
-        client.arrived(line).unwrap();
-    }
+    let lines = ["PRIV bob psst", "MSG bob hi Ana", "LEFT bob 1 quit", "ERR bad-text no"];
+    lines.into_iter().for_each(|line| client.arrived(line).unwrap());
     assert!(client.screen.pending.contains("\x1b[1m[private] bob: psst\x1b[0m\n"));
     assert!(client.screen.pending.contains(": \x1b[1mhi Ana\x1b[0m\n"));
     assert!(client.screen.pending.contains("\x1b[2mbob left the chat. (1 online)\x1b[0m\n"));
-    assert!(client.screen.pending.contains(&format!("\x1b[{ERROR}mError: ")));
+    assert!(client.screen.pending.contains(&format!("\x1b[{RED}mError: ")));
+    // Without colours, what is for us still stands out.
+    let (mut client, _sent) = welcomed(terminal(80));
+    lines.into_iter().for_each(|line| client.arrived(line).unwrap());
+    assert!(client.screen.pending.contains("\x1b[1m[private] bob: psst\x1b[0m\n"));
+    assert!(client.screen.pending.contains("bob: \x1b[1mhi Ana\x1b[0m\n"));
+    assert!(client.screen.pending.contains("\nError: "));
 }
 
 #[test]
@@ -562,7 +650,7 @@ fn times_are_shown_where_there_is_room() {
     };
     let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
     let with_time: String = shown(60, true).chars().map(digits).collect();
-    assert_eq!(with_time, "00:00 bob: hi\n");
+    assert_eq!(with_time, "\x1b[0m00:00\x1b[0m bob: hi\n");
     assert_eq!(shown(59, true), "bob: hi\n");
     assert_eq!(shown(60, false), "bob: hi\n");
 }
@@ -610,7 +698,7 @@ fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]
     let (keyboard, typed) = mpsc::sync_channel(8);
     let (events, happened) = mpsc::sync_channel(8);
     let input = BufReader::new(Keyboard(VecDeque::from(reads)));
-    listen_to_person(input, is_terminal, &keyboard, &events);
+    read_input(input, is_terminal, &keyboard, &events);
     let heard: Vec<_> = typed.try_iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect();
     assert_eq!(happened.try_iter().count(), heard.len());
     heard
@@ -618,7 +706,7 @@ fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]
 
 #[test]
 fn what_is_typed_comes_until_it_ends_or_the_terminal_is_gone() {
-    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok(""), Ok("")]), ["one\n", "two", ""]);
+    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok("")]), ["one\ntw", "o", ""]);
     assert_eq!(heard(true, [Ok("on"), Ok("e\rtwo"), Ok("")]), ["on", "e\rtwo", ""]);
     let (interrupted, gone) = (ErrorKind::Interrupted.into(), io::Error::other("gone"));
     assert_eq!(heard(true, [Err(interrupted), Ok("a"), Err(gone)]), ["a", ""]);
@@ -647,7 +735,6 @@ fn both_languages_say_the_same() {
         text::ONLINE,
         text::USERS,
         text::NO_SUCH_COMMAND,
-        text::FOREIGN_COMMAND,
         text::NOTHING_SAID,
         text::TAKES_NOTHING,
         text::CANNOT_CONNECT,
@@ -661,6 +748,28 @@ fn both_languages_say_the_same() {
         assert_eq!(english.matches("{}").count(), portuguese.matches("{}").count(), "{text:?}");
     }
     assert_eq!(say(text::JOINED, &["a{}b"]), "a{}b joined the chat.");
+}
+
+#[test]
+fn readme_shows_what_a_transcript_plays_and_every_option() {
+    let readme = include_str!("../../README.md");
+    let transcript = include_str!("../transcripts/terminal-line-survives-what-arrives.txt");
+    let sample = readme.split("```").find(|it| it.contains("Welcome, ana!")).expect("a sample");
+    for line in sample.trim().lines() {
+        let step = match line.split_at_checked("00:00 ".len()) {
+            Some((time, rest)) if time.get(2..3) == Some(":") => format!("ana sees \"*:* {rest}\""),
+            _ if line.starts_with('>') => format!("ana shows \"{}\"", line.replace('█', "|")),
+            _ => format!("ana sees \"{line}\""),
+        };
+        assert!(transcript.lines().any(|it| it == step), "{step}");
+    }
+    let [english, portuguese] = text::USAGE;
+    let options = |text: &'static str| text.lines().filter_map(|it| it.trim().strip_prefix("--"));
+    let names = |text| options(text).filter_map(|it| it.split(' ').next()).collect::<Vec<_>>();
+    assert_eq!(names(english), names(portuguese));
+    for name in names(english).iter().filter(|name| !matches!(**name, "help" | "version")) {
+        assert!(readme.contains(&format!("| `--{name}")), "{name}");
+    }
 }
 
 #[test]
@@ -696,7 +805,7 @@ fn the_server_is_asked_for_a_sign_of_life_and_given_up_without_one() {
     let (mut client, sent) = welcomed(plain());
     client.time_passed(client.deadline).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
-    client.happened(Event::Arrived("PONG 1".to_owned())).unwrap();
+    client.handle(Event::Server(1, News::Line("PONG 1".to_owned()))).unwrap();
     client.time_passed(client.deadline).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 2\n");
     let lost = "lost the server at host:9999: it stopped answering".to_owned();
@@ -720,7 +829,8 @@ fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
     client.time_passed(long_after).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
     assert_eq!(client.deadline, long_after + TIMEOUT);
-    // Asked already, then stopped: it gets the whole time again.
+    // Asked already, then suspended: the server gets the whole time again.
+    client.due = None;
     client.time_passed(client.deadline + PAUSE).unwrap();
     assert!(client.time_passed(client.deadline).is_err());
 }
@@ -730,7 +840,7 @@ fn a_server_that_does_not_say_bye_is_not_awaited_for_ever() {
     let (mut client, sent) = greeted(None, plain());
     client.deadline -= 2 * SILENCE;
     client.typed(Vec::new()).unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_recv().unwrap(), "QUIT\n");
     assert!(client.deadline > Instant::now());
     assert!(client.time_passed(client.deadline).is_err());
@@ -741,14 +851,14 @@ fn the_prompt_tells_what_is_awaited() {
     let (mut client, _sent) = connected(None, terminal(80));
     client.stage = Stage::Connecting;
     assert_eq!(client.prompt(), "connecting to host:9999 … ");
-    client.happened(Event::Connected).unwrap();
+    client.handle(Event::Server(1, News::Connected)).unwrap();
     client.offer = Some("ana".to_owned());
     client.arrived("HELLO linechat/1").unwrap();
     assert_eq!(client.prompt(), "Your name [ana]: ");
     type_in(&mut client, "\r");
     client.arrived("WELCOME ana 1").unwrap();
     type_in(&mut client, "one\rtwo\r");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(client.prompt(), "> ");
     assert!(client.wake_up() <= Instant::now() + SLOW);
     client.unconfirmed.iter_mut().for_each(|sent| sent.since -= SLOW);
@@ -759,7 +869,7 @@ fn the_prompt_tells_what_is_awaited() {
     client.unconfirmed[0].since -= SLOW;
     assert_eq!(client.prompt(), "(no answer yet) > ");
     type_in(&mut client, "\x04");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(client.prompt(), "leaving … ");
 }
 
@@ -774,12 +884,222 @@ fn ctrl_c_forgets_the_line_and_then_leaves() {
     let (mut client, sent) = welcomed(terminal(80));
     type_in(&mut client, "half a line\x03");
     assert_eq!(line_being_typed(&client), "");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().count(), 0);
     type_in(&mut client, "\x03");
-    client.send_waiting();
+    assert!(client.screen.pending.contains("Ctrl-C again, or Ctrl-D, leaves."));
+    // Too late, so it counts as the first again.
+    client.interrupted = client.interrupted.map(|at| at - CONFIRM_TIME);
+    type_in(&mut client, "\x03");
+    client.send_waiting().unwrap();
+    assert_eq!(sent.try_iter().count(), 0);
+    type_in(&mut client, "\x03");
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["QUIT\n"]);
     assert!(client.typed(b"\x03".to_vec()).is_err());
+}
+
+// A connection that is lost
+
+/// A client in the room at a terminal, and what it writes to each of its connections; the first is
+/// not among them.
+fn member() -> (Client, Receiver<Receiver<String>>) {
+    let (mut client, connections) = connecting(Some("ana"), terminal(80));
+    client.arrived("HELLO linechat/1").unwrap();
+    client.arrived("WELCOME ana 2").unwrap();
+    drop(connections.recv());
+    (client, connections)
+}
+
+fn news(client: &mut Client, news: News) -> Result<(), End> {
+    client.handle(Event::Server(client.attempt, news))
+}
+
+/// The seconds until the next attempt, from now.
+fn delay(client: &Client) -> u64 {
+    let due = client.due.unwrap().saturating_duration_since(Instant::now());
+    due.as_secs_f64().round() as u64
+}
+
+#[test]
+fn a_lost_connection_is_tried_again_ever_less_often() {
+    let (mut client, connections) = member();
+    type_in(&mut client, "half a line");
+    for expected in [0, 1, 2, 4, 8, 15, 30, 30, 30] {
+        assert_eq!(news(&mut client, News::Lost("gone".to_owned())), Ok(()));
+        assert_eq!((client.stage, delay(&client)), (Stage::Waiting, expected));
+        assert!(connections.try_recv().is_err());
+        client.time_passed(client.due.unwrap()).unwrap();
+        assert_eq!(client.stage, Stage::Connecting);
+        connections.try_recv().expect("an attempt");
+    }
+    assert_eq!(client.prompt(), "(not connected, attempt 9) > ");
+    assert_eq!(line_being_typed(&client), "half a line");
+    // The attempts are in the prompt alone.
+    let lost = "lost the server at host:9999: gone; trying again";
+    assert_eq!(client.screen.pending.matches(lost).count(), 1);
+    assert_eq!(client.screen.pending.matches("gone").count(), 1);
+}
+
+#[test]
+fn the_client_returns_with_the_same_name_and_sends_nothing_again() {
+    let (mut client, connections) = member();
+    for line in ["one", "two", "half"] {
+        type_in(&mut client, line);
+        client.send_waiting().unwrap();
+        if line != "half" {
+            type_in(&mut client, "\r");
+        }
+    }
+    client.send_waiting().unwrap();
+    client.arrived("PONG 1").unwrap();
+    client.arrived("BYE server stops").unwrap();
+    assert!(client.screen.pending.contains("perhaps not sent: two\n"));
+    assert!(!client.screen.pending.contains("perhaps not sent: one\n"));
+    client.time_passed(client.due.unwrap()).unwrap();
+    let sent = connections.recv().unwrap();
+    news(&mut client, News::Connected).unwrap();
+    // What can be said now stays in the editor.
+    type_in(&mut client, "\r");
+    assert_eq!(line_being_typed(&client), "half");
+    for line in ["HELLO linechat/1", "WELCOME ana 2", "USERS 2 ana bob"] {
+        news(&mut client, News::Line(line.to_owned())).unwrap();
+    }
+    client.send_waiting().unwrap();
+    assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
+    assert!(client.screen.pending.contains("Connected again, ana."));
+    assert_eq!(client.prompt(), "> ");
+    type_in(&mut client, "\x15\x1b[A");
+    assert_eq!(line_being_typed(&client), "two");
+}
+
+#[test]
+fn news_of_an_old_connection_is_ignored() {
+    let (mut client, _connections) = member();
+    client.handle(Event::Server(1, News::Lost("gone".to_owned()))).unwrap();
+    client.time_passed(client.due.unwrap()).unwrap();
+    for old in [News::Connected, News::Line("BYE".to_owned()), News::Lost("late".to_owned())] {
+        client.handle(Event::Server(1, old)).unwrap();
+        assert_eq!(client.stage, Stage::Connecting);
+    }
+}
+
+#[test]
+fn the_name_of_a_ghost_is_tried_for_two_minutes() {
+    let (mut client, _connections) = member();
+    news(&mut client, News::Lost("gone".to_owned())).unwrap();
+    for is_over in [false, false, true] {
+        client.time_passed(client.due.unwrap()).unwrap();
+        news(&mut client, News::Connected).unwrap();
+        client.arrived("HELLO linechat/1").unwrap();
+        if is_over {
+            client.membership.as_mut().unwrap().lost -= GHOST;
+        }
+        client.arrived("ERR name-taken taken").unwrap();
+        assert_eq!(client.stage, if is_over { Stage::Asking } else { Stage::Waiting });
+        assert_eq!(client.screen.pending.contains("the name 'ana' was refused"), is_over);
+    }
+    assert_eq!(client.prompt(), "Your name: ");
+}
+
+#[test]
+fn a_server_that_drops_whom_it_welcomes_is_not_tried_without_pause() {
+    let (mut client, _connections) = member();
+    for (expected, is_stable) in [(0, false), (1, false), (2, false), (0, true), (1, false)] {
+        if is_stable {
+            client.membership.as_mut().unwrap().since -= STABLE;
+        }
+        news(&mut client, News::Lost("gone".to_owned())).unwrap();
+        assert_eq!(delay(&client), expected);
+        client.time_passed(client.due.unwrap()).unwrap();
+        for line in ["HELLO linechat/1", "WELCOME ana 2"] {
+            client.stage = if line.starts_with('H') { Stage::Greeting } else { client.stage };
+            client.arrived(line).unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_can_leave_while_there_is_no_connection() {
+    for keys in ["\x04", "/quit\r", "\x03\x03"] {
+        let (mut client, _connections) = member();
+        news(&mut client, News::Lost("gone".to_owned())).unwrap();
+        assert_eq!(client.typed(keys.as_bytes().to_vec()), Err(End::Left), "{keys:?}");
+    }
+}
+
+#[test]
+fn the_end_of_the_connection_is_the_end_without_a_terminal_or_if_so_asked() {
+    let (mut client, _sent) = welcomed(plain());
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    let (mut client, _connections) = member();
+    client.options.reconnects = false;
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    // A client that was never in the room has nothing to return to.
+    let (mut client, _sent) = greeted(Some("ana"), terminal(80));
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+    // A user who leaves does not come back.
+    let (mut client, _connections) = member();
+    type_in(&mut client, "\x04");
+    client.send_waiting().unwrap();
+    assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
+}
+
+// Hostile servers
+
+#[test]
+fn no_line_puts_off_the_time_for_bye_or_for_a_confirmation() {
+    for is_leaving in [true, false] {
+        let (mut client, _sent) = welcomed(plain());
+        match is_leaving {
+            true => client.typed(Vec::new()).unwrap(),
+            false => assert!(client.entered("hi").unwrap()),
+        }
+        client.send_waiting().unwrap();
+        let due = client.due.expect("an end");
+        let line = || Event::Server(1, News::Line("WEATHER sunny".to_owned()));
+        client.handle(line()).unwrap();
+        client.arrived("PONG 2").unwrap();
+        assert_eq!(client.due, Some(due));
+        assert!(client.wake_up() <= due);
+        assert!(client.time_passed(due).is_err());
+    }
+}
+
+#[test]
+fn a_server_that_never_pauses_does_not_stop_the_clock() {
+    let (mut client, _sent) = welcomed(plain());
+    client.due = Some(Instant::now());
+    let (events, happened) = mpsc::sync_channel(2);
+    events.send(Event::Server(1, News::Line("WEATHER sunny".to_owned()))).unwrap();
+    let (_keyboard, typed) = mpsc::sync_channel(1);
+    assert!(client.turn(&happened, &typed).is_err());
+}
+
+#[test]
+fn what_waits_to_be_sent_is_bounded() {
+    let (mut client, _sent) = welcomed(plain());
+    // This server confirms what it has not read.
+    let outcome = (1..=2 * MAX_QUEUED).try_for_each(|number| {
+        client.entered("hi")?;
+        client.send_waiting()?;
+        client.arrived(&format!("PONG {number}"))
+    });
+    assert!(outcome.is_err());
+    assert!(client.requests <= MAX_QUEUED + 1);
+}
+
+#[test]
+fn a_pong_that_was_not_asked_for_confirms_nothing() {
+    let (mut client, _sent) = welcomed(plain());
+    client.entered("one").unwrap();
+    client.send_waiting().unwrap();
+    for token in ["2", "99", "0", "x", ""] {
+        client.arrived(&format!("PONG {token}")).unwrap();
+        assert_eq!(client.unconfirmed.len(), 1, "{token}");
+    }
+    client.arrived("PONG 1").unwrap();
+    assert_eq!(client.unconfirmed.len(), 0);
 }
 
 #[test]
@@ -788,15 +1108,14 @@ fn what_was_not_sent_is_known() {
     for line in ["one", "@bob two", "/list", "three"] {
         client.entered(line).unwrap();
     }
-    assert_eq!(client.unsent(&End::Left).len(), 3);
+    assert_eq!(client.unsent(false).len(), 3);
     client.arrived("WELCOME ana 1").unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().last().unwrap(), "MSG three\nPING 4\n");
     client.arrived("PONG 1").unwrap();
     client.arrived("ERR no-such-user x").unwrap();
     client.entered("four").unwrap();
-    let end = End::Failed(String::new());
-    let unsent = client.unsent(&end);
+    let unsent = client.unsent(true);
     assert_eq!(unsent, ["perhaps not sent: three", "not sent: four"]);
 }
 
@@ -806,10 +1125,10 @@ fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
     client.entered("ana").unwrap();
     client.entered("hello").unwrap();
     client.arrived("HELLO linechat/1 hi").unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["NAME ana\n"]);
     client.arrived("WELCOME ana 1").unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().collect::<Vec<_>>(), ["MSG hello\nPING 1\n"]);
 }
 
@@ -833,12 +1152,12 @@ fn enter_alone_gives_the_name_that_is_offered_and_otherwise_nothing() {
 #[test]
 fn no_more_requests_are_under_way_than_the_server_confirms() {
     let (mut client, sent) = welcomed(plain());
-    (0..2 * MAX_UNCONFIRMED).for_each(|_| client.entered("hi").unwrap());
-    client.send_waiting();
+    (0..2 * MAX_UNCONFIRMED).for_each(|_| assert!(client.entered("hi").unwrap()));
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().count(), MAX_UNCONFIRMED);
     assert!(!client.can_take_more());
     client.arrived("PONG 2").unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     assert_eq!(sent.try_iter().count(), 2);
 }
 
@@ -847,9 +1166,9 @@ fn what_is_typed_after_quit_is_not_lost_in_silence() {
     let (mut client, sent) = welcomed(terminal(80));
     (0..MAX_UNCONFIRMED).for_each(|_| type_in(&mut client, "hi\r"));
     type_in(&mut client, "/quit\rlast\r");
-    client.send_waiting();
+    client.send_waiting().unwrap();
     client.arrived("PONG 2").unwrap();
-    client.send_waiting();
+    client.send_waiting().unwrap();
     let last_two: Vec<_> = sent.try_iter().skip(MAX_UNCONFIRMED).collect();
     assert_eq!(last_two, ["MSG last\nPING 65\n", "QUIT\n"]);
 }
@@ -885,12 +1204,12 @@ fn a_roster_that_does_not_fit_the_row_is_a_number() {
     client.arrived("LEFT bartholomew 2 quit").unwrap();
     assert_eq!(
         client.screen.pending,
-        "eve joined the chat. (3 online)\nbartholomew left the chat. (2 online)\n"
+        "\x1b[2meve joined the chat. (3 online)\x1b[0m\n\
+         \x1b[2mbartholomew left the chat. (2 online)\x1b[0m\n"
     );
     client.screen.pending.clear();
     client.arrived("JOINED bo 3").unwrap();
-    let whole = "bo joined the chat. Online (3): ana, \n";
-    assert!(client.screen.pending.len() < whole.len() && width_of(whole) < 40);
+    assert_eq!(client.screen.pending, "\x1b[2mbo joined the chat. (3 online)\x1b[0m\n");
 }
 
 #[test]
@@ -906,6 +1225,67 @@ fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
             assert!(client.screen.pending.contains(expected), "{columns} columns");
         }
     }
+}
+
+#[test]
+fn a_roster_may_come_at_any_time_and_between_two_the_list_is_kept() {
+    let (mut client, _sent) = welcomed(plain());
+    for (line, names) in [
+        ("JOINED bob 3", "bob"),
+        ("USERS 3 ana bob eve", "ana bob eve"),
+        ("LEFT bob 2 quit", "ana eve"),
+        ("JOINED zoe 3", "ana eve zoe"),
+        ("USERS 2 ana zoe", "ana zoe"),
+        // A list in two lines.
+        ("USERS 3 ana", "ana"),
+        ("USERS 3 bob zoe", "ana bob zoe"),
+    ] {
+        client.arrived(line).unwrap();
+        assert_eq!(client.roster.sorted().join(" "), names, "{line}");
+    }
+}
+
+#[test]
+fn the_log_has_what_is_shown_and_ones_own_words_without_styles() {
+    let path = env::temp_dir().join(format!("linechat-log-{}", std::process::id()));
+    let log = || Some(OpenOptions::new().append(true).create(true).open(&path).unwrap());
+    let screens = [
+        Screen { log: log(), has_colours: true, ..terminal(80) },
+        Screen { log: log(), ..plain() },
+    ];
+    for screen in screens {
+        let is_piped = screen.input.is_none();
+        let (mut client, _sent) = greeted(Some("ana"), screen);
+        client.options.is_piped = is_piped;
+        client.arrived("WELCOME ana 2").unwrap();
+        client.entered("hello").unwrap();
+        client.send_waiting().unwrap();
+        for line in ["PONG 1", "MSG bob hi", "SENT bob psst", "JOINED eve 3"] {
+            client.arrived(line).unwrap();
+        }
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let lines = written.lines().map(|line| line.split_at("2026-11-26 01:02:03 ".len()));
+    let (times, texts): (Vec<_>, Vec<_>) = lines.unzip();
+    let digits = |time: &str| time.replace(|c: char| c.is_ascii_digit(), "0");
+    assert!(times.iter().all(|time| digits(time) == "0000-00-00 00:00:00 "), "{times:?}");
+    let both =
+        ["ana: hello", "bob: hi", "[private to bob] psst", "eve joined the chat. (3 online)"];
+    assert_eq!(texts[1..], [both, both].concat());
+    assert!(texts[0].starts_with("Welcome, ana!"));
+}
+
+#[test]
+fn quiet_hides_who_joins_and_leaves() {
+    let (mut client, _sent) = welcomed(plain());
+    client.options.is_quiet = true;
+    client.screen.pending.clear();
+    client.arrived("JOINED bob 3").unwrap();
+    client.arrived("LEFT bob 2 quit").unwrap();
+    assert_eq!(client.screen.pending, "");
+    client.arrived("MSG bob hi").unwrap();
+    assert_eq!(client.screen.pending, "bob: hi\n");
 }
 
 #[test]
@@ -953,27 +1333,36 @@ fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
         (&["::1", "23"], "[::1]:23", None),
         (&["host:1", "23"], "host:1", Some("23")),
         (&["host", "2b"], "host:9999", Some("2b")),
+        (&["fe80::1%lo"], "[fe80::1%lo]:9999", None),
+        (&["--", "host", "-x"], "host:9999", Some("-x")),
     ] {
         let (command, options) = words(arguments).unwrap();
         assert_eq!(command, None);
-        assert_eq!((options.address.as_str(), options.name.as_deref()), (address, name));
+        assert_eq!((options.address().as_str(), options.name.as_deref()), (address, name));
     }
 }
 
 #[test]
 fn options_stand_anywhere() {
-    let expected = Options {
-        address: "host:9999".to_owned(),
+    let expected = &Options {
+        host: "host".to_owned(),
         name: Some("ana".to_owned()),
-        language: Language::Portuguese,
         has_colours: false,
         shows_time: false,
         rings: true,
+        is_quiet: true,
+        reconnects: false,
+        has_commands: true,
+        log: Some("file".to_owned()),
+        ..Options::new(Language::Portuguese)
     };
-    let one = words(&["--bell", "host", "--lang", "pt", "ana", "--no-color", "--no-time"]);
-    let other = words(&["--no-time", "--lang=pt", "--no-color", "host", "ana", "--bell"]);
-    assert_eq!(one, Ok((None, expected)));
-    assert_eq!(one, other);
+    let one = "--bell host --lang pt ana --no-color --no-time --quiet --no-reconnect --commands --log file";
+    let other = "--log=file --commands --no-reconnect --quiet --no-time --lang=pt --no-color host ana --bell";
+    for line in [one, other] {
+        let words = words(&line.split(' ').collect::<Vec<_>>());
+        let (command, options) = words.expect(line);
+        assert_eq!((command, &options), (None, expected));
+    }
     for (option, text) in [
         ("--help", text::USAGE),
         ("-h", text::USAGE),
@@ -990,6 +1379,7 @@ fn what_is_wrong_on_the_command_line_is_named() {
     for (arguments, text, word) in [
         (&["--lang", "fr"][..], text::NO_SUCH_LANGUAGE, "fr"),
         (&["--lang"], text::NO_SUCH_LANGUAGE, ""),
+        (&["--log"], text::NO_SUCH_OPTION, "--log="),
         (&["--colour"], text::NO_SUCH_OPTION, "--colour"),
         (&["host", "ana", "bob"], text::TOO_MANY_WORDS, "bob"),
         (&["localhost:abc"], text::BAD_PORT, "abc"),
@@ -1044,5 +1434,5 @@ fn every_address_of_a_name_is_tried() {
     // localhost is ::1 too, on most machines, and nothing listens there.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    assert!(connect(&format!("localhost:{port}")).is_ok());
+    assert!(connect("localhost", port).is_ok());
 }

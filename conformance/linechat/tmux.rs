@@ -8,8 +8,11 @@ mod process;
 
 use person::Person;
 use process::{Server, STUCK};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use std::{io, thread};
 
 /// A window of tmux, which has a server of its own for each test.
 struct Window {
@@ -73,13 +76,23 @@ impl Window {
 
     /// Looks until the last rows are these.
     fn await_rows(&self, expected: &[&str]) {
+        let expected: Vec<_> = expected.iter().map(|row| (*row).to_owned()).collect();
+        self.await_screen(&format!("{expected:#?}"), |rows| rows.ends_with(&expected));
+    }
+
+    /// Looks until the last row is as expected.
+    fn await_last_row(&self, is_expected: impl Fn(&str) -> bool) {
+        self.await_screen("the last row", |rows| rows.last().is_some_and(|row| is_expected(row)));
+    }
+
+    fn await_screen(&self, what: &str, is_expected: impl Fn(&[String]) -> bool) {
         let since = Instant::now();
         loop {
             let (rows, _) = self.look();
-            if rows.ends_with(&expected.iter().map(|row| (*row).to_owned()).collect::<Vec<_>>()) {
+            if is_expected(&rows) {
                 return;
             }
-            assert!(since.elapsed() < STUCK, "{expected:#?} does not come: {rows:#?}");
+            assert!(since.elapsed() < STUCK, "{what} does not come: {rows:#?}");
         }
     }
 }
@@ -123,12 +136,13 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
         (count - above + 1..=count).map(|number| format!("bob: flood {number}")).collect();
     assert_eq!(seen[..above], expected);
     assert_eq!(column, width_of(&shown(&line, columns)));
-    // tmux folds what is typed anew, and its first rows stay: above the cursor nothing is erased.
+    // tmux folds the line that is being typed; its rows are erased, and the messages stay.
     for (width, columns) in [("20", 20), ("90", 90)] {
         window.tmux(&["resize-window", "-x", width, "-y", &rows.to_string()]);
         window.await_rows(&[&shown(&line, columns)]);
         let (seen, _) = window.look();
-        assert!(seen.contains(&format!("bob: flood {count}")), "{seen:#?}");
+        let messages = seen.iter().filter(|row| **row == format!("bob: flood {count}")).count();
+        assert_eq!((messages, seen.iter().filter(|row| row.contains("日本")).count()), (1, 1));
     }
     window.press(&["Enter"]);
     assert_eq!(bob.until("MSG ana"), format!("MSG ana {line}"));
@@ -140,13 +154,15 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
 /// The client's last row for a line longer than the window, the cursor at its end: it moves by half
 /// a window at a time.
 fn shown(line: &str, columns: u32) -> String {
-    let room = columns as usize - "> ".len() - 1;
-    let half = room.div_ceil(2);
-    let skipped = width_of(line).saturating_sub(room).div_ceil(half) * half;
+    let space = columns as usize - "> ".len() - 1;
+    let half = space.div_ceil(2);
+    let skipped = width_of(line).saturating_sub(space).div_ceil(half) * half;
     let mut column = 0;
-    let rest: String =
-        line.chars().skip_while(|&c| (column < skipped, column += width(c)).0).collect();
-    format!("> {rest}")
+    let mut rest = line.chars().skip_while(|&c| (column < skipped, column += width(c)).0);
+    match skipped {
+        0 => format!("> {line}"),
+        _ => format!("> <{}", rest.by_ref().skip(1).collect::<String>()),
+    }
 }
 
 fn width(character: char) -> usize {
@@ -266,5 +282,108 @@ fn a_signal_from_outside_suspends_too() {
             let child = String::from_utf8_lossy(&child.stdout).trim().parse().expect("a child");
             process::signal(child, signal).expect("the signal is sent");
         });
+    }
+}
+
+/// Passes connections on to a server, which can be exchanged, and can be cut on the client's side
+/// alone.
+struct Relay {
+    address: String,
+    links: Arc<Mutex<Links>>,
+}
+
+#[derive(Default)]
+struct Links {
+    /// The server's address. `None` if connections are to be closed at once.
+    server: Option<String>,
+    /// Both ends of each connection: the client's and the server's.
+    ends: Vec<[TcpStream; 2]>,
+}
+
+impl Relay {
+    fn start() -> io::Result<Relay> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let links: Arc<Mutex<Links>> = Arc::default();
+        let shared = links.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let mut links = shared.lock().unwrap();
+                let server = links.server.as_ref().map(TcpStream::connect);
+                let Some(Ok(server)) = server else { continue };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    thread::spawn(move || io::copy(&mut from, &mut to));
+                }
+                links.ends.push([client, server]);
+            }
+        });
+        Ok(Relay { address, links })
+    }
+
+    fn serve(&self, server: Option<&Server>) {
+        self.links.lock().unwrap().server = server.map(|server| server.address.clone());
+    }
+
+    /// Ends all connections for the clients, or for the servers, which do not notice each other's.
+    fn cut(&self, side: usize) {
+        for ends in &self.links.lock().unwrap().ends {
+            let _ = ends[side].shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn the_client_returns_when_its_server_starts_again_or_its_link_comes_back() {
+    let mut server = Server::start(&[]).expect("the server starts");
+    let relay = Relay::start().expect("a relay");
+    relay.serve(Some(&server));
+    let window = Window::open("returns", 80, 24, &format!("{} ana", relay.address));
+    window.await_rows(&["Users online (1): ana", ">"]);
+    window.type_text("half a");
+    window.await_rows(&["> half a"]);
+    relay.serve(None);
+    process::signal(server.child.id(), "TERM").expect("the signal is sent");
+    assert!(server.wait_within(STUCK).expect("the server ends").success());
+    // The editor stays, and works.
+    window.type_text(" line");
+    window.await_last_row(|row| {
+        row.starts_with("(not connected, attempt ") && row.ends_with("> half a line")
+    });
+    let server = Server::start(&[]).expect("the server starts");
+    relay.serve(Some(&server));
+    window.await_rows(&["Connected again, ana.", "Users online (1): ana", "> half a line"]);
+    let mut bob = Person::join(&server.address, "bob");
+    window.press(&["Enter"]);
+    assert_eq!(bob.until("MSG ana"), "MSG ana half a line");
+    // The server does not know that the link is cut, so the name is taken until it does.
+    window.await_rows(&["ana: half a line", ">"]);
+    relay.cut(0);
+    window.await_last_row(|row| row.starts_with("(not connected, attempt "));
+    relay.cut(1);
+    assert_eq!(bob.until("LEFT"), "LEFT ana 1 disconnected");
+    assert_eq!(bob.until("JOINED"), "JOINED ana 2");
+    window.await_rows(&["Connected again, ana.", "Users online (2): ana, bob", ">"]);
+    window.press(&["C-d"]);
+    assert_eq!(bob.until("LEFT"), "LEFT ana 1 quit");
+    window.await_rows(&["exit 0", "as before"]);
+}
+
+#[test]
+#[ignore = "needs tmux"]
+fn a_narrower_window_has_the_line_once() {
+    let server = Server::start(&[]).expect("the server starts");
+    let mut bob = Person::join(&server.address, "bob");
+    let window = Window::open("ghosts", 80, 24, &format!("{} ana", server.address));
+    bob.until("USERS 2");
+    window.await_rows(&["Users online (2): ana, bob", ">"]);
+    bob.say("MSG stays");
+    let line = "0123456789".repeat(7);
+    window.type_text(&line);
+    window.await_rows(&["bob: stays", &format!("> {line}")]);
+    for columns in [60, 30, 90] {
+        window.tmux(&["resize-window", "-x", &columns.to_string(), "-y", "24"]);
+        window.await_rows(&["bob: stays", &shown(&line, columns)]);
     }
 }
