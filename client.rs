@@ -85,10 +85,8 @@ enum Event {
     Redraw,
 }
 
-/// News of one connection.
 #[derive(Debug)]
 enum News {
-    /// The server has accepted the connection.
     Connected,
     /// A line from the server, printable.
     Line(String),
@@ -96,7 +94,6 @@ enum News {
     Lost(String),
 }
 
-/// The state of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// There is no connection until `Client::due`.
@@ -106,25 +103,21 @@ enum Stage {
     Greeting,
     /// The user must choose a name.
     Asking,
-    /// NAME was sent.
     Naming,
     Talking,
-    /// QUIT was sent.
     Leaving,
 }
 
-/// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// The server answered QUIT with BYE, or the user left while there was no connection.
     Left,
     /// The reader of standard output went away.
     Unread,
-    /// The conversation failed, for this reason.
     Failed(String),
 }
 
-/// What a typed line asks for.
+/// The meaning of a typed line.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
     Nothing,
@@ -150,7 +143,6 @@ enum Request {
     List,
     /// LIST for the completion of names; the answer is not shown.
     Roster,
-    /// PING alone.
     Heartbeat,
     Quit,
 }
@@ -253,7 +245,6 @@ impl Client {
         }
     }
 
-    /// Runs the conversation to its end.
     fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
         loop {
             let turn = self.turn(events, typed);
@@ -296,14 +287,7 @@ impl Client {
                 self.renew_deadline();
                 self.arrived(&line)?;
             }
-            Event::Server(_, News::Lost(reason)) => {
-                let text = match self.stage {
-                    Stage::Connecting => text::CANNOT_CONNECT,
-                    Stage::Greeting => text::NO_HELLO,
-                    _ => text::LOST,
-                };
-                self.lost(say(text, &[&self.options.address(), &reason]))?;
-            }
+            Event::Server(_, News::Lost(reason)) => self.connection_failed(&reason)?,
             Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
@@ -312,7 +296,6 @@ impl Client {
 
     // The connection
 
-    /// Changes the stage and gives the server time for it.
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
         self.renew_deadline();
@@ -345,7 +328,7 @@ impl Client {
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
         let is_at_terminal = self.screen.input.is_some();
-        let can_return = self.options.reconnects && is_at_terminal && !self.is_leaving();
+        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving();
         let is_new = self.stage == Stage::Talking;
         let now = Instant::now();
         let delay = match &mut self.membership {
@@ -389,15 +372,14 @@ impl Client {
         }
     }
 
-    fn reconnect(&mut self) {
-        self.out = (self.connect)(self.attempt);
-        self.enter(Stage::Connecting);
-    }
-
-    fn stopped_answering(&mut self) -> Result<(), End> {
-        let text = if self.stage == Stage::Greeting { text::NO_HELLO } else { text::LOST };
-        let reason = say(text::STOPPED_ANSWERING, &[]);
-        self.lost(say(text, &[&self.options.address(), &reason]))
+    /// Handles a connection that could not be made or has failed.
+    fn connection_failed(&mut self, reason: &str) -> Result<(), End> {
+        let text = match self.stage {
+            Stage::Connecting => text::CANNOT_CONNECT,
+            Stage::Greeting => text::NO_HELLO,
+            _ => text::LOST,
+        };
+        self.lost(say(text, &[&self.options.address(), reason]))
     }
 
     /// The next time at which there is something to do even if nothing happens.
@@ -415,8 +397,13 @@ impl Client {
         }
         let late = |at: Instant| now.checked_duration_since(at);
         match (self.stage, self.due.and_then(late)) {
-            (Stage::Waiting, Some(_)) => self.reconnect(),
-            (_, Some(late)) if late < PAUSE => return self.stopped_answering(),
+            (Stage::Waiting, Some(_)) => {
+                self.out = (self.connect)(self.attempt);
+                self.enter(Stage::Connecting);
+            }
+            (_, Some(late)) if late < PAUSE => {
+                return self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
+            }
             (_, Some(_)) => self.due = Some(now + TIMEOUT),
             _ => {}
         }
@@ -429,7 +416,7 @@ impl Client {
             // The thread that connects has time-outs of its own.
             Stage::Waiting | Stage::Connecting => Ok(()),
             _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => self.stopped_answering(),
+            _ if late < PAUSE => self.connection_failed(&say(text::STOPPED_ANSWERING, &[])),
             _ => Ok(()),
         }
     }
@@ -593,15 +580,10 @@ impl Client {
 
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
-        self.screen.complain(&say(text, words));
-    }
-
-    /// The same, with the word `Error` before it at a terminal.
-    fn complain_of_error(&mut self, text: Text, words: &[&str]) {
-        match self.screen.input {
-            Some(_) => self.complain(text::ERROR, &[&say(text, words)]),
-            None => self.complain(text, words),
-        }
+        // The requirements give the words for an unknown recipient.
+        let is_bare = self.screen.input.is_none() || text == text::NO_SUCH_USER;
+        let sentence = say(text, words);
+        self.screen.complain(&if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
     }
 
     /// Handles an ERR, which answers the oldest unconfirmed request.
@@ -610,15 +592,12 @@ impl Client {
         let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
         match (refused, code) {
             (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
-                self.complain_of_error(text::NO_SUCH_COMMAND, &[&to, &to]);
+                self.complain(text::NO_SUCH_COMMAND, &[&to, &to]);
             }
             (Some(Request::Whisper { to, .. }), "no-such-user") => {
                 self.complain(text::NO_SUCH_USER, &[&to]);
             }
-            _ => {
-                let reason = explain_code(code, text);
-                self.complain_of_error(text::AS_IT_IS, &[&reason]);
-            }
+            _ => self.complain(["{}", "{}"], &[&explain_code(code, text)]),
         }
     }
 
@@ -672,7 +651,7 @@ impl Client {
             None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
         }
         self.name = None;
-        self.complain_of_error(text::NAME_REFUSED, &[&name, reason]);
+        self.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
         Ok(())
     }
@@ -728,7 +707,7 @@ impl Client {
         Some(self.unread.drain(..length).collect())
     }
 
-    /// Handles keys, or stores what a pipe holds. No bytes are the end of the input.
+    /// Handles keys, or stores what a pipe holds. No bytes mean the end of the input.
     fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else {
             self.unread.extend(&bytes);
@@ -755,7 +734,7 @@ impl Client {
     fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
         let Some(line) = terminal::decode(bytes) else {
             let line = printable(bytes.trim_ascii_end());
-            self.complain_of_error(text::LINE_NOT_UTF8, &[&line]);
+            self.complain(text::LINE_NOT_UTF8, &[&line]);
             return Ok(());
         };
         let line = line.trim_end_matches(['\r', '\n']);
@@ -846,7 +825,7 @@ impl Client {
 
     fn warn_of_terminal(&mut self) {
         if !mem::replace(&mut self.is_warned, true) {
-            self.complain(text::TERMINAL_NOT_UTF8, &[]);
+            self.screen.show(RED, &say(text::TERMINAL_NOT_UTF8, &[]));
         }
     }
 
@@ -865,7 +844,7 @@ impl Client {
             _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
             Typed::Nothing => return Ok(true),
             Typed::Mistake(text, word) => {
-                self.complain_of_error(text, &[&word, &word, &word]);
+                self.complain(text, &[&word, &word, &word]);
                 return Ok(true);
             }
             Typed::Act(text) => {
@@ -875,7 +854,7 @@ impl Client {
             Typed::Request(request) => request,
         };
         if self.is_returning() {
-            self.complain_of_error(text::NOT_CONNECTED, &[]);
+            self.complain(text::NOT_CONNECTED, &[]);
             return Ok(false);
         }
         Ok(self.enqueue(request))
@@ -896,7 +875,7 @@ impl Client {
     fn enqueue(&mut self, request: Request) -> bool {
         let excess = request.wire().len().saturating_sub(MAX_REQUEST + 1);
         if excess > 0 {
-            self.complain_of_error(text::TOO_LONG, &[&excess.to_string()]);
+            self.complain(text::TOO_LONG, &[&excess.to_string()]);
             return false;
         }
         let is_last = self.waiting.back() == Some(&Request::Quit);
@@ -953,7 +932,9 @@ impl Client {
     /// reports it. A full queue shows that the server has confirmed what it did not read.
     fn queue(&mut self, lines: String) -> Result<(), End> {
         match self.out.try_send(lines) {
-            Err(mpsc::TrySendError::Full(_)) => self.stopped_answering(),
+            Err(mpsc::TrySendError::Full(_)) => {
+                self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
+            }
             _ => Ok(()),
         }
     }
@@ -1035,48 +1016,45 @@ impl Roster {
     }
 }
 
-/// Commands, and what they mean without text after them.
-const COMMANDS: [(&[&str], Typed); 3] = [
-    (
-        &["list", "names", "who", "w", "lista", "clientes", "usuarios", "usuários"],
-        Typed::Request(Request::List),
-    ),
-    (&["help", "?", "ajuda"], Typed::Help),
-    (&["quit", "bye", "exit", "q", "sair"], Typed::Quit),
-];
-
 /// Returns what a typed line means in this room.
 fn parse(line: &str, roster: &Roster) -> Typed {
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
-    let (mark, rest) = match start.chars().next() {
-        None => return Typed::Nothing,
+    let (mark, rest) = match (start.strip_prefix('@'), start.strip_prefix('/')) {
+        _ if start.is_empty() => return Typed::Nothing,
         // A second mark makes the first one text.
-        Some(mark @ ('/' | '@')) => match &start[1..] {
-            rest if rest.starts_with(mark) => return say(rest),
-            rest => (mark, rest),
-        },
+        (Some(rest), _) if rest.starts_with('@') => return say(rest),
+        (_, Some(rest)) if rest.starts_with('/') => return say(rest),
+        (Some(rest), _) => ('@', rest),
+        (_, Some(rest)) => ('/', rest),
         _ => return say(line),
     };
     let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let is_bare = text.trim().is_empty();
-    let lower = if mark == '/' { word.to_lowercase() } else { String::new() };
-    let mut commands = COMMANDS.into_iter();
-    match (lower.as_str(), commands.find(|(names, _)| names.contains(&lower.as_str()))) {
-        _ if word.is_empty() => Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
-        ("w" | "msg", _) if !is_bare => {
-            parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster)
+    let has_text = !text.trim().is_empty();
+    let mistake = |text| Typed::Mistake(text, word.to_owned());
+    let nothing_said = || Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned());
+    let command = match word.to_lowercase().as_str() {
+        "" => return Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
+        _ if mark == '@' => None,
+        "w" | "msg" if has_text => {
+            return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster);
         }
-        ("me", _) if !is_bare => Typed::Act(text.to_owned()),
-        (_, Some((_, command))) if is_bare => command,
-        (_, Some(_)) => Typed::Mistake(text::TAKES_NOTHING, word.to_owned()),
-        ("msg" | "me", _) => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
-        _ if is_bare && mark == '/' && !roster.has(word) => {
-            Typed::Mistake(text::NO_SUCH_COMMAND, word.to_owned())
+        "me" if has_text => return Typed::Act(text.to_owned()),
+        "list" | "names" | "who" | "w" | "lista" | "clientes" | "usuarios" | "usuários" => {
+            Some(Typed::Request(Request::List))
         }
-        _ if is_bare => Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned()),
-        _ => {
-            // No name ends so, but many a person writes it so.
+        "help" | "?" | "ajuda" => Some(Typed::Help),
+        "quit" | "bye" | "exit" | "q" | "sair" => Some(Typed::Quit),
+        "msg" | "me" => return nothing_said(),
+        _ => None,
+    };
+    match (command, has_text) {
+        (Some(command), false) => command,
+        (Some(_), true) => mistake(text::TAKES_NOTHING),
+        (None, false) if mark == '/' && !roster.has(word) => mistake(text::NO_SUCH_COMMAND),
+        (None, false) => nothing_said(),
+        (None, true) => {
+            // No name ends so, but many a user types it so.
             let (to, text) = (word.trim_end_matches([':', ',']).to_owned(), text.to_owned());
             Typed::Request(Request::Whisper { mark, to, text })
         }
@@ -1326,6 +1304,9 @@ impl Editor {
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
+                if self.steps_back == 0 {
+                    self.draft = self.line.clone();
+                }
                 let (line, end) = (self.line.clone(), self.history.len());
                 self.search = Some(Search { pattern: String::new(), end, line });
             }
@@ -1343,14 +1324,15 @@ impl Editor {
 
     /// Handles a key during a search. A key that does not belong to it accepts the line.
     fn press_in_search(&mut self, mut search: Search, key: Key) -> Option<Key> {
-        let all = self.history.len();
+        let mut end = search.end;
         match key {
             Key::Character(character) => search.pattern.push(character),
             Key::Erase(Place::Left) => {
                 search.pattern.pop();
-                search.end = all;
+                search.end = self.history.len();
+                end = search.end;
             }
-            Key::Search => search.end = search.end.saturating_sub(1),
+            Key::Search => end = end.saturating_sub(1),
             Key::Interrupt => {
                 self.replace(search.line);
                 return None;
@@ -1358,16 +1340,12 @@ impl Editor {
             Key::Escape => return None,
             key => return self.press(key),
         }
-        let pattern = search.pattern.as_str();
-        let mut older = self.history.iter().take(search.end);
-        match older.rposition(|line| line.contains(pattern)).filter(|_| !pattern.is_empty()) {
-            Some(at) => {
-                self.replace(self.history.get(at).cloned().unwrap_or_default());
-                self.steps_back = all - at;
-                search.end = at + 1;
-            }
-            // The last line that was found stays.
-            None => search.end = search.end.min(all),
+        // If no older line fits, the last one that was found stays.
+        let fits = |line: &String| !search.pattern.is_empty() && line.contains(&search.pattern);
+        if let Some(at) = self.history.iter().take(end).rposition(fits) {
+            self.replace(self.history.get(at).cloned().unwrap_or_default());
+            self.steps_back = self.history.len() - at;
+            search.end = at + 1;
         }
         self.search = Some(search);
         None
@@ -1771,11 +1749,9 @@ fn fold(text: &str, columns: usize) -> (usize, usize) {
 fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
-    let (mut rows, mut column) = (String::new(), 0);
+    let (mut rest, mut rows, mut column, mut is_styling) = (line, String::new(), 0, false);
     // The last space, where the row could be broken, and the column after it.
     let mut space = None;
-    let mut is_styling = false;
-    let mut rest = line;
     while let Some(character) = rest.chars().next() {
         let (url, after) = rest.split_at(wide_url(rest, columns - indent));
         if !url.is_empty() {
@@ -1837,7 +1813,7 @@ fn wide_url(text: &str, columns: usize) -> usize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Key {
     Character(char),
-    /// Pasted text, if the terminal tells where it begins and ends.
+    /// Pasted text, if the terminal marks its beginning and its end.
     Paste(String),
     Enter,
     Tab,
@@ -1862,33 +1838,33 @@ enum Key {
     Unknown,
 }
 
-/// Where a key moves the cursor, or up to where it erases.
+/// The place to which a key moves the cursor, or up to which it erases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Left,
     Right,
     WordLeft,
     WordRight,
-    /// The start of what has no space in it.
+    /// The start of the text that has no space in it.
     SpaceLeft,
     Start,
     End,
 }
 
-/// Finds the keys in what a terminal sends, however it is cut into pieces.
+/// Splits the bytes of a terminal into keys, however the bytes are cut into pieces.
 #[derive(Default)]
 struct Keys {
     pending: Vec<u8>,
-    /// How many of these bytes do not hold the end of a paste.
+    /// The number of these bytes that were searched for the end of a paste.
     searched: usize,
-    /// When something was last added.
+    /// The time at which bytes were last added.
     since: Option<Instant>,
 }
 
-/// What the terminal puts around pasted text.
+/// The marks that the terminal puts around pasted text.
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
-/// The longest escape sequence that is waited for.
+/// Bytes of the longest escape sequence; a longer one is dropped.
 const MAX_SEQUENCE: usize = 16;
 
 impl Keys {
@@ -1897,7 +1873,6 @@ impl Keys {
         self.since = Some(Instant::now());
     }
 
-    /// The next whole key.
     fn next(&mut self) -> Option<Key> {
         let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
             true => self.paste()?,
@@ -1908,7 +1883,7 @@ impl Keys {
         Some(key)
     }
 
-    /// A whole paste. Each of its bytes is looked at once, however many pieces it comes in.
+    /// Returns a whole paste and its length. Each byte is searched once, however the paste is cut.
     fn paste(&mut self) -> Option<(Key, usize)> {
         let start = PASTE_BEGINS.len();
         let from = self.searched.max(start);
@@ -1921,19 +1896,19 @@ impl Keys {
         Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
-    /// Until when more may come of what could be the key Esc.
+    /// The time at which a lone ESC becomes the key Esc.
     fn deadline(&self) -> Option<Instant> {
         self.since.filter(|_| self.pending == b"\x1b").map(|since| since + ESCAPE_TIMEOUT)
     }
 
-    /// The key Esc, if nothing has come behind it.
+    /// Returns the key Esc if no bytes have followed ESC in time.
     fn time_out(&mut self, now: Instant) -> Option<Key> {
         self.deadline().filter(|&deadline| deadline <= now)?;
         self.pending.clear();
         Some(Key::Escape)
     }
 
-    /// The first key in `bytes` and how many bytes it takes, if it is all there.
+    /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
     fn first(bytes: &[u8]) -> Option<(Key, usize)> {
         let key = match bytes.first()? {
             0x1b => return Self::escape_sequence(bytes),
@@ -1963,27 +1938,27 @@ impl Keys {
         Some((key, 1))
     }
 
-    /// A character of more than one byte.
+    /// Returns a character of several bytes.
     fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
         let start = bytes.get(..4).unwrap_or(bytes);
         let chunk = start.utf8_chunks().next()?;
         if let Some(character) = chunk.valid().chars().next() {
             return Some((Key::Character(character), character.len_utf8()));
         }
-        // Cut off, so there may be more of it to come; or not UTF-8 at all.
+        // The rest of the character may follow, or this is not UTF-8.
         let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
         (!is_cut).then_some((Key::NotUtf8, chunk.invalid().len()))
     }
 
-    /// ESC and what belongs to it: `ESC [ … final`, `ESC O final`, or one more key (ECMA-48; what
-    /// the keys send is in the "Special Keys" part of xterm's control sequences, in rxvt(7), and in
-    /// "The Keyboard panel" of PuTTY's manual).
+    /// Returns an escape sequence: `ESC [ … final`, `ESC O final`, or ESC and one more key (ECMA-48;
+    /// the sequences of the keys are in the "Special Keys" part of xterm's control sequences, in
+    /// rxvt(7), and in "The Keyboard panel" of PuTTY's manual).
     fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
         let kind = *bytes.get(1)?;
         let rest = bytes.get(2..)?;
         match kind {
             b'[' | b'O' => {}
-            // ESC before another sequence stands for itself.
+            // ESC before another sequence is the key Esc.
             0x1b => return Some((Key::Escape, 1)),
             b'b' => return Some((Key::Move(Place::WordLeft), 2)),
             b'f' => return Some((Key::Move(Place::WordRight), 2)),
@@ -1991,8 +1966,8 @@ impl Keys {
             0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
             _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
         }
-        // The console's F1 is `ESC [ [ A`, and End of PuTTY that plays rxvt `ESC [ O w`; what Shift
-        // adds in rxvt ends with `$`.
+        // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode; with Shift,
+        // sequences of rxvt end with `$`.
         let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
         let Some(end) = rest.iter().skip(begun).position(is_final) else {
@@ -2003,7 +1978,7 @@ impl Keys {
             b"B" => Key::Down,
             b"C" => Key::Move(Place::Right),
             b"D" => Key::Move(Place::Left),
-            // Ctrl, Alt; rxvt's Ctrl.
+            // With Ctrl, with Alt, and with Ctrl in rxvt.
             b"1;5C" | b"1;3C" | b"5C" | b"c" => Key::Move(Place::WordRight),
             b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
             b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
@@ -2024,45 +1999,25 @@ impl Keys {
 
 // ---- The command line --------------------------------------------------------------------------
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     host: String,
     port: u16,
     name: Option<String>,
     language: Language,
-    has_colours: bool,
-    shows_time: bool,
     rings: bool,
-    /// Joins and leaves are not shown.
-    is_quiet: bool,
-    reconnects: bool,
     /// Piped lines may be commands.
     has_commands: bool,
-    /// Standard input is not a terminal. This is no option of the command line.
-    is_piped: bool,
-    /// The file to which the conversation is appended.
     log: Option<String>,
+    no_colours: bool,
+    no_reconnect: bool,
+    no_times: bool,
+    is_quiet: bool,
+    /// Standard input is not a terminal, which the command line does not say.
+    is_piped: bool,
 }
 
 impl Options {
-    fn new(language: Language) -> Options {
-        Options {
-            host: DEFAULT_HOST.to_owned(),
-            port: DEFAULT_PORT,
-            name: None,
-            language,
-            has_colours: true,
-            shows_time: true,
-            rings: false,
-            is_quiet: false,
-            reconnects: true,
-            has_commands: false,
-            is_piped: !io::stdin().is_terminal(),
-            log: None,
-        }
-    }
-
-    /// The server's address, as it is shown.
     fn address(&self) -> String {
         let (host, port) = (&self.host, self.port);
         if host.contains(':') {
@@ -2072,8 +2027,8 @@ impl Options {
         }
     }
 
-    /// Reads the command line. Returns a text if it asks for nothing else. An error is what to say
-    /// on standard error, and about which word.
+    /// Reads the command line. Returns the text that `--help` or `--version` asks for. An error is a
+    /// sentence for standard error, and the word that it is about.
     fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
         let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
         while let Some(mut argument) = arguments.next() {
@@ -2087,9 +2042,9 @@ impl Options {
             match argument.split_once('=').unwrap_or((&argument, "")) {
                 ("--bell", _) => self.rings = true,
                 ("--commands", _) => self.has_commands = true,
-                ("--no-color", _) => self.has_colours = false,
-                ("--no-reconnect", _) => self.reconnects = false,
-                ("--no-time", _) => self.shows_time = false,
+                ("--no-color", _) => self.no_colours = true,
+                ("--no-reconnect", _) => self.no_reconnect = true,
+                ("--no-time", _) => self.no_times = true,
                 ("--quiet", _) => self.is_quiet = true,
                 ("--help" | "-h", _) => return Ok(Some(text::USAGE)),
                 ("--version" | "-V", _) => return Ok(Some(text::VERSION)),
@@ -2134,7 +2089,7 @@ fn split_address(address: &str) -> (String, Option<String>) {
     (host.to_owned(), port.map(str::to_owned))
 }
 
-/// Connects and talks. An error is what to say on standard error.
+/// Runs the client. An error is a list of sentences for standard error.
 fn chat(options: Options) -> Result<(), Vec<String>> {
     let log = options.log.as_ref().map(|file| {
         let log = OpenOptions::new().append(true).create(true).open(file);
@@ -2152,9 +2107,9 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         terminal::give_back();
         report(panic);
     }));
-    let has_colours = options.has_colours && variable("NO_COLOR").is_none();
+    let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let shows_time = options.shows_time;
+    let shows_time = !options.no_times;
     let screen = Screen { input, has_colours, shows_time, log, ..Screen::default() };
 
     let arrived = events.clone();
@@ -2207,7 +2162,8 @@ fn is_utf8(locale: &str) -> bool {
 fn main() -> ExitCode {
     let is_portuguese = locale("LC_MESSAGES", variable).starts_with("pt");
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
-    let mut options = Options::new(language);
+    let is_piped = !io::stdin().is_terminal();
+    let mut options = Options { language, is_piped, ..Options::default() };
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let command = options.parse(arguments.collect());
     let _ = LANGUAGE.set(options.language);
@@ -2229,10 +2185,10 @@ fn main() -> ExitCode {
     ExitCode::from(if outcome.is_ok() { 0 } else { status })
 }
 
-// ---- The terminal: the little that std lacks, and the only `unsafe` ----------------------------
+// ---- The terminal: what std lacks, and the only `unsafe` ----------------------------------------
 
-/// On Unix, what a terminal's settings look like in memory differs from system to system; stty(1)
-/// knows, and its operands are POSIX's.
+/// On Unix. The layout of a terminal's settings in memory differs between systems, so stty(1), whose
+/// operands are POSIX's, reads and changes them.
 #[cfg(unix)]
 #[allow(unsafe_code)]
 mod terminal {
@@ -2254,11 +2210,11 @@ mod terminal {
         fn localtime(time: *const i64) -> *const [c_int; 6];
     }
 
-    /// The settings to give the terminal back with.
+    /// The settings that `give_back` restores.
     static SETTINGS: OnceLock<String> = OnceLock::new();
 
-    /// Takes the terminal over until `give_back`, which also happens when a signal ends the process.
-    /// An event is sent when the line being typed is to be drawn again.
+    /// Takes the terminal over until `give_back`, which a signal that ends the process calls too.
+    /// Sends an event when the input line must be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let _ = SETTINGS.set(stty(&["-g"])?);
         watch_signals(events)?;
@@ -2266,15 +2222,15 @@ mod terminal {
     }
 
     fn enter_raw_mode() -> io::Result<()> {
-        // Keys as they are pressed and not line by line (-icanon), shown by us alone (-echo);
-        // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) as keys
-        // like others; at least one byte, whenever it comes.
+        // Keys come as they are pressed, not line by line (-icanon), and are not echoed (-echo).
+        // Ctrl-C and Ctrl-Z (-isig), Ctrl-V and Ctrl-O (-iexten), Ctrl-S and Ctrl-Q (-ixon) are
+        // keys like others. A read waits for at least one byte.
         stty(&["-icanon", "-echo", "-isig", "-iexten", "-ixon", "min", "1", "time", "0"])?;
-        // Pasted text comes between marks (xterm's control sequences, "Bracketed Paste Mode").
+        // The terminal marks pasted text (xterm's control sequences, "Bracketed Paste Mode").
         io::stdout().write_all(b"\x1b[?2004h")
     }
 
-    /// Gives the terminal back as it was, without the line being typed.
+    /// Restores the terminal's settings and erases the input line.
     pub fn give_back() {
         if let Some(settings) = SETTINGS.get() {
             let _ = stty(&[settings]);
@@ -2283,11 +2239,11 @@ mod terminal {
         }
     }
 
-    /// Stops this program and those that it was started with, as Ctrl-Z does elsewhere, until the
-    /// shell goes on with them. Where no shell could, nothing happens.
+    /// Suspends this process group, as Ctrl-Z does elsewhere, until the shell resumes it. Without a
+    /// shell that could, nothing happens.
     pub fn suspend() {
         give_back();
-        // SAFETY: these take no pointer but the handler's, which does what signal-safety(7) allows.
+        // SAFETY: the only pointer is the handler's, and it does what signal-safety(7) allows.
         unsafe {
             signal(SIGTSTP, SIG_IGN);
             kill(0, SIGTSTP);
@@ -2298,12 +2254,12 @@ mod terminal {
         let _ = enter_raw_mode();
     }
 
-    /// How many columns the window has.
+    /// The columns of the window.
     pub fn columns() -> usize {
         columns_of(&stty(&["size"]).unwrap_or_default())
     }
 
-    /// The columns of `ROWS COLUMNS`. A terminal that nobody told its size says 0.
+    /// The columns in `ROWS COLUMNS`. A terminal that does not know its size says 0.
     pub fn columns_of(size: &str) -> usize {
         let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
         columns.filter(|&columns| columns > 0).unwrap_or(80)
@@ -2312,8 +2268,8 @@ mod terminal {
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
     pub fn local_time() -> String {
         let mut now = 0;
-        // SAFETY: each is given the `time_t` that the other fills or reads, which is no longer than
-        // `now`. What comes back is nothing, or is left alone until the next call, which is here.
+        // SAFETY: `now` is at least as long as the `time_t` that both calls take, and outlives them.
+        // The result is null or valid until the next call, which is here, after it was copied.
         let time = unsafe {
             time(&mut now);
             localtime(&now).as_ref()
@@ -2323,12 +2279,12 @@ mod terminal {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// The text of a piped line, if it is UTF-8.
+    /// Decodes a piped line. Returns `None` if it is not UTF-8.
     pub fn decode(bytes: &[u8]) -> Option<String> {
         String::from_utf8(bytes.to_vec()).ok()
     }
 
-    /// Asks stty(1), or has it change settings. Returns what it prints.
+    /// Runs stty(1) with these operands. Returns its output.
     fn stty(operands: &[&str]) -> io::Result<String> {
         let mut command = Command::new("stty");
         let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
@@ -2339,8 +2295,8 @@ mod terminal {
         }
     }
 
-    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. The numbers of signals are the same on
-    /// Linux (but for MIPS), macOS and the BSDs, two of them exchanged (signal(7)).
+    /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. Signals have the same numbers on Linux
+    /// (except MIPS), macOS and the BSDs, apart from the two that are swapped below (signal(7)).
     const ENDING: [c_int; 4] = [1, 2, 3, 15];
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
@@ -2348,7 +2304,7 @@ mod terminal {
     const SIG_DFL: usize = 0;
     const SIG_IGN: usize = 1;
 
-    /// Where the signal handler writes the number of the signal.
+    /// The descriptor to which the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
     fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
@@ -2362,12 +2318,12 @@ mod terminal {
             for number in BufReader::new(reader).bytes().map_while(Result::ok) {
                 match c_int::from(number) {
                     SIGTSTP => suspend(),
-                    // Whoever had the terminal meanwhile has changed its settings.
+                    // The shell has changed the terminal's settings meanwhile.
                     SIGCONT => drop(enter_raw_mode()),
                     SIGWINCH => {}
                     number => {
                         give_back();
-                        // What a shell reports of a program that a signal has ended.
+                        // A shell reports this status for a program that a signal ended.
                         process::exit(128 + number);
                     }
                 }
@@ -2379,8 +2335,8 @@ mod terminal {
 
     extern "C" fn on_signal(number: c_int) {
         let byte = number as u8;
-        // SAFETY: the descriptor stays open for ever; one byte is there to be written. A second
-        // signal of those that end the process does so even if the terminal cannot be given back.
+        // SAFETY: the descriptor stays open for ever, and one byte is readable at `byte`.
+        // A second ending signal ends the process even if the terminal cannot be restored.
         unsafe {
             if ENDING.contains(&number) {
                 signal(number, SIG_DFL);
@@ -2390,8 +2346,8 @@ mod terminal {
     }
 }
 
-/// On Windows, a console understands the same control sequences once it is asked to, and sends them
-/// for its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
+/// On Windows. A console in the right mode understands the same control sequences, and sends them for
+/// its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod terminal {
@@ -2408,7 +2364,7 @@ mod terminal {
         fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
         fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        /// From a code page, with flags; so many bytes, to so many units.
+        /// Code page, flags, bytes and their number, units of UTF-16 and their number.
         fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
 
@@ -2420,10 +2376,10 @@ mod terminal {
     const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
     const MB_ERR_INVALID_CHARS: u32 = 0x8;
 
-    /// The modes of input and output to give the console back with.
+    /// The modes of input and output that `give_back` restores.
     static MODES: OnceLock<(u32, u32)> = OnceLock::new();
 
-    /// Takes the console over until `give_back`. An event is sent when the window has another size.
+    /// Takes the console over until `give_back`. Sends an event when the window has another size.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
         let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
@@ -2432,7 +2388,7 @@ mod terminal {
         let _ = MODES.set((keys, screen));
         thread::spawn(move || {
             let mut last = columns();
-            // No signal tells that the window has another width.
+            // Windows has no signal for another width.
             loop {
                 thread::sleep(Duration::from_millis(250));
                 if mem::replace(&mut last, columns()) != last {
@@ -2443,7 +2399,7 @@ mod terminal {
         Ok(())
     }
 
-    /// Gives the console back as it was, without the line being typed.
+    /// Restores the console's modes and erases the input line.
     pub fn give_back() {
         if let Some((keys, screen)) = MODES.get() {
             let mut out = io::stdout();
@@ -2453,15 +2409,15 @@ mod terminal {
         }
     }
 
-    /// Windows knows no such thing.
+    /// Windows does not suspend programs.
     pub fn suspend() {}
 
-    /// How many columns the window has.
+    /// The columns of the window.
     pub fn columns() -> usize {
         let output = io::stdout().as_raw_handle();
-        // `CONSOLE_SCREEN_BUFFER_INFO` has, from the sixth number on, the window's left, top, right.
+        // `CONSOLE_SCREEN_BUFFER_INFO`: the sixth to eighth numbers are the window's left, top, right.
         let mut info = [0; 11];
-        // SAFETY: `info` has the size of what the call fills, and outlives it.
+        // SAFETY: `info` is as long as the structure that the call fills, and outlives it.
         let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
         let [_, _, _, _, _, left, _, right, ..] = info;
         let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
@@ -2472,22 +2428,22 @@ mod terminal {
     pub fn local_time() -> String {
         // `SYSTEMTIME`: year, month, day of the week, day, hour, minute, second, millisecond.
         let mut time = [0; 8];
-        // SAFETY: `time` has the size of what the call fills, and outlives it.
+        // SAFETY: `time` is as long as the structure that the call fills, and outlives it.
         unsafe { GetLocalTime(&mut time) };
         let [year, month, _, day, hour, minute, second, _] = time;
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// The text of a piped line: UTF-8, or the console's encoding, which is what cmd.exe writes.
+    /// Decodes a piped line: UTF-8, or the console's encoding, which cmd.exe writes.
     pub fn decode(bytes: &[u8]) -> Option<String> {
         if let Ok(text) = String::from_utf8(bytes.to_vec()) {
             return Some(text);
         }
         let length = i32::try_from(bytes.len()).ok()?;
-        // No encoding has a byte that stands for more than one unit of UTF-16.
+        // In every encoding a byte stands for at most one unit of UTF-16.
         let mut wide = vec![0; bytes.len()];
         let (from, to) = (bytes.as_ptr(), wide.as_mut_ptr());
-        // SAFETY: both pointers are good for `length` units, and nothing is kept.
+        // SAFETY: both pointers are valid for `length` units, and the call keeps neither.
         let units = unsafe {
             let code_page = GetConsoleOutputCP();
             MultiByteToWideChar(code_page, MB_ERR_INVALID_CHARS, from, length, to, length)
@@ -2496,7 +2452,7 @@ mod terminal {
         String::from_utf16(wide.get(..units)?).ok()
     }
 
-    /// Changes a console's mode. Returns the one that it had.
+    /// Changes a console's mode. Returns the old mode.
     fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
         let mut mode = 0;
         // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
@@ -2509,28 +2465,28 @@ mod terminal {
 
 // ---- The texts ---------------------------------------------------------------------------------
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Language {
+    #[default]
     English,
     Portuguese,
 }
 
-/// What everything is said in. It is set once, before anything is said.
+/// The language of all texts. It is set once, before the first text is used.
 static LANGUAGE: OnceLock<Language> = OnceLock::new();
 
-/// Something that the client says, in English and in Portuguese. Each `{}` is filled in, in order.
+/// A text in English and in Portuguese. Each `{}` stands for a word, in order.
 type Text = [&'static str; 2];
 
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
     let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
     let pieces = if is_portuguese { portuguese } else { english }.split("{}");
-    // A word stands before every piece but the first.
+    // A word precedes every piece except the first.
     [""].iter().chain(words).zip(pieces).flat_map(|(word, piece)| [*word, piece]).collect()
 }
 
-/// What an ERR of the server means (PROTOCOL.md, "Errors"), or else the server's own text, quoted as
-/// words in another language.
+/// Explains an ERR (PROTOCOL.md, "Errors"). For an unknown code, quotes the server's own text.
 fn explain_code(code: &str, text: &str) -> String {
     let ours = match code {
         "bad-name" => text::BAD_NAME,
@@ -2546,7 +2502,7 @@ fn explain_code(code: &str, text: &str) -> String {
     say(ours, &[])
 }
 
-/// Why the operating system let something fail, in our words as far as there are some.
+/// Explains an error of the operating system; an unusual one in the system's words.
 fn explain(error: &io::Error) -> String {
     let ours = match error.kind() {
         ErrorKind::ConnectionRefused => text::REFUSED,
@@ -2557,7 +2513,7 @@ fn explain(error: &io::Error) -> String {
     say(ours, &[])
 }
 
-/// Everything that the client says.
+/// All texts of the client.
 mod text {
     macro_rules! texts {
         ($($name:ident $english:literal $portuguese:literal)*) => {
@@ -2594,7 +2550,6 @@ mod text {
     NOTHING_SAID "there is no text after '{}'; see /help" "falta o texto depois de '{}'; veja /ajuda"
     NO_NAME_AFTER "a name must follow '{}' without a space; '{}{}' says the sign itself"
         "depois de '{}' vem um nome, sem espaço; '{}{}' envia o próprio sinal"
-    AS_IT_IS "{}" "{}"
     NOT_CONNECTED "not connected; the line was not sent" "sem conexão; a linha não foi enviada"
     NAME_REFUSED "the name '{}' was refused: {}" "o nome '{}' foi recusado: {}"
     BAD_NAME "a name has 1 to 50 bytes: letters, digits, _ - . and no spaces; the first is a \
@@ -2627,8 +2582,8 @@ Type a line and press Enter to say it to everybody.
 /help       shows this
 /quit       leaves
 //text      says a line that begins with a slash, @@text one that begins with @
-Tab completes names and commands; on an empty line it answers the last private message.
-Up brings back an earlier line, Ctrl-R searches for one, Ctrl-C forgets the line."
+Tab completes names; on an empty line it answers the last private message.
+Up brings back earlier lines, Ctrl-R searches them, Ctrl-C forgets the line."
     "\
 Digite um texto e tecle Enter para enviar a todos.
 @nome texto  envia só a uma pessoa; /nome texto e /msg nome texto também
@@ -2637,8 +2592,8 @@ Digite um texto e tecle Enter para enviar a todos.
 /ajuda       mostra esta ajuda
 /sair        sai do chat
 //texto      envia uma linha que começa com barra, @@texto uma que começa com @
-Tab completa nomes e comandos; numa linha vazia, responde à última mensagem privada.
-Seta para cima traz uma linha anterior, Ctrl-R procura uma, Ctrl-C apaga a linha."
+Tab completa nomes; numa linha vazia responde à última mensagem privada.
+Seta acima traz linhas anteriores, Ctrl-R as procura, Ctrl-C apaga a linha."
     CANNOT_CONNECT "cannot connect to {}: {}" "não foi possível conectar a {}: {}"
     REFUSED "connection refused; is the server running?" "conexão recusada; o servidor está no ar?"
     NO_SUCH_HOST "no address is known for that name" "endereço não encontrado"
@@ -2716,15 +2671,15 @@ Opções:
 const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
 const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
-/// Columns of a text in which nothing is painted.
+/// The columns of a text without styles.
 fn width_of(text: &str) -> usize {
     text.chars().map(width).sum()
 }
 
-/// How many columns a terminal gives to a character: none to accents and other marks, two to the
-/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Among symbols whole blocks count as
-/// wide, since a row that ends early does no harm, and one that a terminal breaks itself does. The
-/// cursor is right in any case (see `Input::draw`).
+/// The columns that a terminal gives to a character: none to accents and other marks, two to the
+/// scripts of East Asia and to emoji (Unicode 15, UAX #11). Whole blocks of symbols count as wide,
+/// because a row that ends early does less harm than a row that the terminal breaks. The cursor is
+/// right in any case (see `Input::draw`).
 fn width(character: char) -> usize {
     match u32::from(character) {
         0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x610..=0x61a | 0x64b..=0x65f => 0,

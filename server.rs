@@ -242,16 +242,11 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
+    /// line stays as it is.
     fn erase(&mut self) {
-        if self.is_skipping {
-            return;
-        }
-        while let Some(byte) = self.line.pop() {
-            if byte & 0b1100_0000 != 0b1000_0000 {
-                break;
-            }
-        }
+        let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
+        while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
     }
 
     /// Frees the line's memory unless it holds part of a line.
@@ -703,10 +698,9 @@ impl Client {
             && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
-    /// Returns true if input is to be read: to be carried out, or to be discarded.
+    /// Returns true if input is of use: to be carried out, or to be discarded.
     fn takes_input(&self) -> bool {
-        !self.input_ended
-            && (self.is_closing() || (self.takes_requests() && self.unread.is_empty()))
+        !self.input_ended && (self.is_closing() || self.takes_requests())
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
@@ -1435,10 +1429,10 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, if input is to be carried out or discarded.
+    /// Reads once, if the input is of use and nothing of it is left from before.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() {
+        if !client.takes_input() || !client.unread.is_empty() {
             return;
         }
         let mut input = mem::take(&mut self.input);

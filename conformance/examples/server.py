@@ -19,8 +19,7 @@ BEYOND_ASCII = (  # any character that is in none of these ranges, nor at the en
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
     + "".join(chr(plane + 0xFFFE) + chr(plane + 0xFFFF) for plane in range(0, 0xE0000, 0x10000)) + "]")
 NAME = re.compile(f"([A-Za-z0-9]|{BEYOND_ASCII})([A-Za-z0-9_.-]|{BEYOND_ASCII})*")
-clients = []
-room = {}  # the clients that have a name, by its lower case, in the order of joining
+clients, room = [], {}  # room: from names in lower case to clients, in the order of joining
 
 
 def roster():
@@ -32,39 +31,44 @@ def roster():
     return "\r\n".join(lines)
 
 
-def tell_room(event, but=None):
+# Sends a line to everybody in the room. If somebody joined or left, the roster follows.
+def tell_room(event, but=None, with_roster=False):
     for member in room.values():
         if member is not but:
             member.send(event)
-
-
-def announce(event, newcomer=None):
-    tell_room(event, but=newcomer)
-    if len(room) <= MAX_ROSTER:
+    if with_roster and len(room) <= MAX_ROSTER:
         tell_room(roster())
 
 
 class Client:
-    def __init__(self, sock):
-        self.sock, self.fileno, self.name = sock, sock.fileno, None
+    def __init__(self, listener):
+        self.sock, _ = listener.accept()
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.fileno, self.name = self.sock.fileno, None  # select.select() calls fileno()
         self.input, self.output = b"", bytearray()  # an unfinished line; what is pending
         self.is_first, self.skipping = True, False  # before the first line; inside a long one
-        self.closing, self.ended = False, False  # carries out no more; has no more to read
+        self.closing, self.ended = False, False  # carries out no more; is not read any more
         self.deadline = time.monotonic() + NAME_TIMEOUT  # None while in the room
+        clients.append(self)
+        if len(clients) <= MAX_CLIENTS:
+            self.send("HELLO linechat/1 send NAME and your name")
+        else:
+            self.close("full", "ERR full try later")
+            self.ended = True
 
     def send(self, line):
         self.output += line.encode() + b"\r\n"
 
-    def begin_close(self, last_line=None):
+    # Closes the connection once its output is sent, and the client's end has come.
+    def close(self, reason, last_line=None):
         if last_line:
             self.send(last_line)
-        self.closing, self.deadline = True, time.monotonic() + CLOSE_TIMEOUT
-
-    def leave(self, reason):
         if self.name:
             del room[self.name.lower()]
-            announce(f"LEFT {self.name} {len(room)} {reason}")
-            self.name = None
+            tell_room(f"LEFT {self.name} {len(room)} {reason}", with_roster=True)
+        self.name, self.closing, self.deadline = None, True, time.monotonic() + CLOSE_TIMEOUT
 
     def receive(self):
         try:
@@ -73,8 +77,7 @@ class Client:
             data = b""
         if not data:
             self.ended = True
-            self.begin_close()
-            self.leave("disconnected")
+            return self.close("disconnected")
         *lines, self.input = (self.input + data).split(b"\n")
         for line in lines:
             self.handle(line.removesuffix(b"\r"))
@@ -83,6 +86,7 @@ class Client:
             self.handle(self.input)
             self.input, self.skipping = b"", True
 
+    # Checks a line in the order of PROTOCOL.md, "Errors", and carries it out.
     def handle(self, line):
         if self.closing or self.skipping or not line:
             return
@@ -91,9 +95,9 @@ class Client:
         verb = verb.upper() if verb.isascii() else verb  # upper() makes U+017F an S
         to, _, message = argument[1:].partition(" ")
         is_name = NAME.fullmatch(argument) and len(line) <= len("NAME ") + MAX_NAME
-        is_other_protocol = b" HTTP/" in line or line[0] == 22 or len(line) > MAX_REQUEST
+        other = self.is_first and (b" HTTP/" in line or line[0] == 22 or len(line) > MAX_REQUEST)
         checks = (
-            (self.is_first and is_other_protocol, "usage this is a linechat server"),
+            (other, "usage another protocol, but this is a linechat server"),
             (len(line) > MAX_REQUEST, "line-too-long a request has at most 4000 bytes"),
             (BAD_TEXT.search(text), "bad-text not UTF-8, or with control characters"),
             (verb not in ARGUMENTS, "unknown-command try HELP"),
@@ -104,34 +108,36 @@ class Client:
             (verb == "NAME" and argument.lower() in room, "name-taken choose another"),
             (verb == "PRIV" and to.lower() not in room, "no-such-user nobody has that name"))
         error = next((error for failed, error in checks if failed), None)
-        if self.is_first and is_other_protocol:
-            self.begin_close(f"ERR {error}")
+        if other:
+            self.close("usage", f"ERR {error}")
         elif error:
             self.send(f"ERR {error}")
         elif verb == "NAME":
             self.name, self.deadline, room[argument.lower()] = argument, None, self
             self.send(f"WELCOME {self.name} {len(room)}")
-            announce(f"JOINED {self.name} {len(room)}", newcomer=self)
+            tell_room(f"JOINED {self.name} {len(room)}", but=self, with_roster=True)
         elif verb == "MSG":
             tell_room(f"MSG {self.name} {argument}", but=self)
         elif verb == "PRIV":
             room[to.lower()].send(f"PRIV {self.name} {message}")
             self.send(f"SENT {room[to.lower()].name} {message}")
         elif verb == "QUIT":
-            self.begin_close("BYE")
-            self.leave("quit")
-        else:
-            self.send({"LIST": roster(), "PING": f"PONG {argument}" if argument else "PONG",
-                       "HELP": "HELP NAME name, MSG text, PRIV @name text, LIST, PING, QUIT"}[verb])
+            self.close("quit", "BYE")
+        elif verb == "LIST":
+            self.send(roster())
+        elif verb == "PING":
+            self.send(f"PONG {argument}" if argument else "PONG")
+        elif verb == "HELP":
+            self.send("HELP NAME name, MSG text, PRIV @name text, LIST, PING text, QUIT")
         self.is_first = False
 
+    # Sends as much of the output as the client takes, and enforces the limits.
     def flush(self):
-        """Sends as much of the output as the client takes, and enforces the limits."""
         try:
             sent = self.sock.send(self.output) if self.output else 0
             del self.output[:sent]
             if sent and self.closing:
-                self.begin_close()
+                self.deadline = time.monotonic() + CLOSE_TIMEOUT
             if self.closing and not self.output:
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
@@ -140,24 +146,11 @@ class Client:
             self.output.clear()
         is_late = self.deadline and time.monotonic() > self.deadline
         if is_late and not self.closing:
-            self.begin_close("ERR timeout no name was given")
+            self.close("timeout", "ERR timeout no name was given")
         elif is_late or len(self.output) > MAX_PENDING or self.ended and not self.output:
-            self.leave("slow")
+            self.close("slow")
             clients.remove(self)
             self.sock.close()
-
-
-def accept(listener):
-    sock, _ = listener.accept()
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if len(clients) < MAX_CLIENTS:
-        clients.append(Client(sock))
-        clients[-1].send("HELLO linechat/1 send NAME and your name")
-    else:
-        sock.send(b"ERR full try later\r\n")
-        sock.close()
 
 
 host, _, port = (sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:9999").rpartition(":")
@@ -166,12 +159,12 @@ print("listening on %s:%d" % listener.getsockname(), flush=True)
 try:
     while True:
         readers = [listener] + [client for client in clients if not client.ended]
-        writers = [client for client in clients if client.output]
-        for source in select.select(readers, writers, [], 1)[0]:
-            accept(listener) if source is listener else source.receive()
+        ready, _, _ = select.select(readers, [client for client in clients if client.output], [], 1)
+        for source in ready:
+            Client(listener) if source is listener else source.receive()
         for client in list(clients):
             client.flush()
 except KeyboardInterrupt:
     for client in [client for client in clients if not client.closing]:
-        client.begin_close("BYE the server stops")
+        client.send("BYE the server stops")
         client.flush()

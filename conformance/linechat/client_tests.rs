@@ -1,17 +1,17 @@
-//! Tests of what is inside linechat-client: what a line means, the keys, the line being typed, the
-//! texts, and when patience ends. What a person sees of it is in the transcripts.
+//! Unit tests of linechat-client: typed lines, keys, the editor, the screen, the texts, time-outs,
+//! and reconnecting. The transcripts show what a user sees.
 
 use super::*;
 use std::sync::mpsc::{channel, sync_channel};
 
-/// What a command line asks for, and the options it sets.
+/// Returns the text that a command line asks for, and the options that it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
-    let mut options = Options::new(Language::English);
+    let mut options = Options::default();
     let command = options.parse(arguments.iter().map(|&word| word.to_owned()).collect())?;
     Ok((command, options))
 }
 
-/// A client that has been welcomed, with what it writes to the server.
+/// A client that has received WELCOME, and the lines that it sends from then on.
 fn welcomed(screen: Screen) -> (Client, Receiver<String>) {
     let (mut client, sent) = greeted(Some("ana"), screen);
     client.arrived("WELCOME ana 2").unwrap();
@@ -19,7 +19,7 @@ fn welcomed(screen: Screen) -> (Client, Receiver<String>) {
     (client, sent)
 }
 
-/// A client that has been greeted.
+/// A client that has received HELLO, and the lines that it sends.
 fn greeted(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
     let (mut client, sent) = connected(name, screen);
     assert_eq!(client.arrived("HELLO linechat/1 hi"), Ok(()));
@@ -31,7 +31,7 @@ fn connected(name: Option<&str>, screen: Screen) -> (Client, Receiver<String>) {
     (client, connections.recv().unwrap())
 }
 
-/// A client that is connected, with what it writes to each of its connections.
+/// A connected client, and the lines that it sends on each of its connections.
 fn connecting(name: Option<&str>, screen: Screen) -> (Client, Receiver<Receiver<String>>) {
     let (connections, attempts) = channel();
     let connect = move |_| {
@@ -39,11 +39,8 @@ fn connecting(name: Option<&str>, screen: Screen) -> (Client, Receiver<Receiver<
         let _ = connections.send(sent);
         out
     };
-    let mut options = Options::new(Language::English);
-    options.host = "host".to_owned();
-    options.name = name.map(str::to_owned);
-    options.rings = true;
-    options.is_piped = false;
+    let (host, name) = ("host".to_owned(), name.map(str::to_owned));
+    let options = Options { host, port: 9999, name, rings: true, ..Options::default() };
     let mut client = Client::new(options, screen, Box::new(connect));
     client.handle(Event::Server(1, News::Connected)).unwrap();
     (client, attempts)
@@ -53,7 +50,7 @@ fn plain() -> Screen {
     Screen::default()
 }
 
-/// A terminal with so many columns.
+/// A terminal with this many columns.
 fn terminal(columns: usize) -> Screen {
     Screen { input: Some(Input { columns, ..Input::default() }), ..Screen::default() }
 }
@@ -66,10 +63,10 @@ fn line_being_typed(client: &Client) -> &str {
     &client.screen.input.as_ref().unwrap().editor.line
 }
 
-// What a typed line means
+// Typed lines
 
 #[test]
-fn lines_mean_what_people_expect() {
+fn lines_are_text_private_messages_or_commands() {
     let mut roster = Roster::default();
     roster.add("Bob");
     roster.add("me");
@@ -88,7 +85,7 @@ fn lines_mean_what_people_expect() {
     assert_eq!(parse("@list hi"), whisper('@', "list", "hi"));
     assert_eq!(parse("/msg bob hi"), whisper('@', "bob", "hi"));
     assert_eq!(parse("/msg @bob hi"), whisper('@', "bob", "hi"));
-    // A space before it does not make a secret public.
+    // A leading space does not make a private message public.
     assert_eq!(parse(" @bob secret"), whisper('@', "bob", "secret"));
     assert_eq!(parse("\t/quit"), Typed::Quit);
     for list in ["/list", "/clientes", "/LIST ", "/who", "/names", "/w", "/lista", "/usuários"] {
@@ -105,7 +102,7 @@ fn lines_mean_what_people_expect() {
     }
     assert_eq!(parse("/quit now"), mistake(text::TAKES_NOTHING, "quit"));
     assert_eq!(parse("/lits"), mistake(text::NO_SUCH_COMMAND, "lits"));
-    // Not even somebody of that name gets it.
+    // A member with that name does not receive it.
     assert_eq!(parse("/me waves"), Typed::Act("waves".to_owned()));
     assert_eq!(parse("/me"), mistake(text::NOTHING_SAID, "/me"));
     assert_eq!(parse("/w bob hi"), whisper('@', "bob", "hi"));
@@ -157,7 +154,7 @@ fn keys(bytes: &[u8]) -> Vec<Key> {
 }
 
 #[test]
-fn keys_are_found_however_they_are_cut() {
+fn keys_cut_into_pieces_are_recognised() {
     let typed =
         "aé日👍\r\n\t\x7f\x1b[A\x1bOB\x1b[3~\x1b[1;5C\x1bq\x1b[200~b\x03\x1b[A\x1b[201~\x03";
     let whole = keys(typed.as_bytes());
@@ -209,7 +206,7 @@ fn a_paste_is_searched_for_its_end_only_once() {
 }
 
 #[test]
-fn keys_of_every_terminal_take_nothing_that_is_not_theirs() {
+fn key_sequences_of_other_terminals_are_consumed_exactly() {
     use Key::*;
     let a = || Character('a');
     for (bytes, expected) in [
@@ -242,7 +239,7 @@ fn escape_is_a_key_when_nothing_follows() {
 }
 
 #[test]
-fn bytes_without_meaning_hold_nothing_up() {
+fn meaningless_bytes_delay_no_key() {
     assert_eq!(keys(b"\xffa"), [Key::NotUtf8, Key::Character('a')]);
     assert_eq!(keys(b"ol\xe1 a")[2..], [Key::NotUtf8, Key::Character(' '), Key::Character('a')]);
     assert_eq!(keys(b"\xe6\x97a"), [Key::NotUtf8, Key::Character('a')]);
@@ -253,9 +250,9 @@ fn bytes_without_meaning_hold_nothing_up() {
     assert_eq!(keys(&endless), [Key::Unknown]);
 }
 
-// The line being typed
+// The editor
 
-/// The line that these keys make, with `|` for the cursor.
+/// The editor's line, with `|` for the cursor.
 fn line_of(editor: &Editor) -> String {
     let (before, after) = editor.line.split_at(editor.cursor);
     format!("{before}|{after}")
@@ -306,7 +303,7 @@ fn the_line_is_edited_as_in_a_shell() {
         ("one, e\u{301}t.\x1b[1;5D!", "one, !|e\u{301}t."),
         ("one, two.\x1b\x7f", "one, |"),
         ("one, two.\x01\x1bd", "|, two."),
-        // What was erased comes back, at the cursor.
+        // Ctrl-Y inserts the erased text at the cursor.
         ("one two\x17\x01\x19", "two|one "),
         ("one two\x01\x0b\x19\x19", "one twoone two|"),
         ("one\x03\x19", "one|"),
@@ -314,12 +311,12 @@ fn the_line_is_edited_as_in_a_shell() {
         ("one two three\x17\x17\x19", "one two three|"),
         ("one two three\x01\x1bd\x1bd\x05\x19", " threeone two|"),
         ("one two\x17\x02\x17\x05\x19", " one|"),
-        // Ctrl-_ undoes: what was typed word by word, what was erased piece by piece.
+        // Ctrl-_ undoes a typed word, or one key that erased.
         ("one two\x1f", "one |"),
         ("one two\x1f\x1f\x1f\x1f", "|"),
         ("one two\x17\x17\x1f", "one |"),
         ("one\x03\x1f", "one|"),
-        // An accent, a skin tone, a family of emoji and a flag go with what they belong to.
+        // Accents, skin tones, joined emoji and flags are one character.
         ("ae\u{301}\x7f", "a|"),
         ("a👍🏽\x1b[D", "a|👍🏽"),
         ("👩\u{200d}👧\x02", "|👩\u{200d}👧"),
@@ -334,7 +331,7 @@ fn the_line_is_edited_as_in_a_shell() {
 }
 
 #[test]
-fn what_was_sent_comes_back_with_the_arrows() {
+fn arrow_keys_bring_back_sent_lines() {
     let mut editor = typed("one\rtwo\rtwo\rdraft");
     for (keys, expected) in [
         ("\x1b[B", "draft|"),
@@ -352,7 +349,29 @@ fn what_was_sent_comes_back_with_the_arrows() {
 }
 
 #[test]
-fn only_lines_come_back_and_neither_names_nor_nothing() {
+fn ctrl_r_searches_sent_lines() {
+    let mut editor = typed("one\rtwo\rthree\rdraft");
+    for (keys, expected) in [
+        ("\x12o", "two|"),
+        ("\x12", "one|"),
+        // No older line fits, so this one stays, and more letters still find it.
+        ("\x12", "one|"),
+        ("n", "one|"),
+        ("\x7f\x7ft", "three|"),
+        // Another key accepts the line; the arrows go on from there.
+        ("\x01!", "!|three"),
+        ("\x1b[A", "two|"),
+        ("\x1b[B\x1b[B", "draft|"),
+        ("\x12one\x03", "draft|"),
+        ("\x12one\x1b[Z", "one|"),
+    ] {
+        press(&mut editor, keys, &[]);
+        assert_eq!(line_of(&editor), expected, "{keys:?}");
+    }
+}
+
+#[test]
+fn history_holds_neither_names_nor_empty_lines() {
     let (mut client, _sent) = greeted(None, terminal(80));
     type_in(&mut client, "ana\r");
     client.arrived("WELCOME ana 1").unwrap();
@@ -376,7 +395,7 @@ fn names_are_completed_in_turn() {
         ("b\t\x1b[Z", "Bert: |"),
         ("b\t\t\t\x1b[Z", "Bert: |"),
         ("b\x1b[Z", "Bert: |"),
-        // Names that begin exactly so come before those that do without accents.
+        // Names with the exact prefix come before names that match without accents.
         ("é\t", "Érica: |"),
         ("A\t", "ana: |"),
         ("å\t", "Åse: |"),
@@ -388,7 +407,7 @@ fn names_are_completed_in_turn() {
         ("hi @e\t, you", "hi @Érica, you|"),
         ("E\u{301}r\t", "Érica: |"),
         ("hi\x01@b\t", "@bob |hi"),
-        // What stands behind the cursor may be the rest of the name.
+        // The text after the cursor may be the rest of the name.
         ("@bob\x02\x02\t", "@bob |"),
         ("@bob x\x02\x02\x02\x02\t", "@bob |x"),
         ("@b\t \t", "@bob  bob|"),
@@ -436,7 +455,7 @@ fn names_are_found_without_their_accents() {
 }
 
 #[test]
-fn one_who_wrote_privately_is_offered_first_and_oneself_never() {
+fn tab_on_an_empty_line_answers_the_last_private_message() {
     let (mut client, _sent) = welcomed(terminal(80));
     client.arrived("USERS 3 ana bob eve").unwrap();
     type_in(&mut client, "\t");
@@ -452,11 +471,11 @@ fn one_who_wrote_privately_is_offered_first_and_oneself_never() {
 }
 
 #[test]
-fn a_paste_is_text_and_is_asked_about() {
+fn a_paste_of_several_lines_is_text_and_needs_a_yes() {
     let (mut client, sent) = welcomed(terminal(80));
     type_in(&mut client, "x\x1b[200~/quit\r@bob hi\n\n\x03/etc/passwd:root\x1b[201~");
     assert_eq!(client.prompt(), "Paste 3 lines? Enter: yes, Esc: no ");
-    // Other keys neither send nor forget it.
+    // Other keys neither send nor drop the paste.
     type_in(&mut client, "y\t\r");
     client.send_waiting().unwrap();
     let lines: Vec<_> = sent.try_iter().collect();
@@ -525,7 +544,7 @@ fn characters_are_as_wide_as_terminals_make_them() {
 // The screen
 
 #[test]
-fn rows_but_the_first_are_indented() {
+fn all_rows_except_the_first_are_indented() {
     for (line, columns, expected) in [
         ("one two", 10, "one two\n"),
         ("0123456789", 10, "0123456789\n"),
@@ -553,7 +572,7 @@ fn rows_but_the_first_are_indented() {
 
 /// The terminal is asked for the cursor's position only if the cursor stood beyond the new edge.
 #[test]
-fn a_folded_line_is_erased_and_messages_above_a_cut_one_are_not() {
+fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
     // Columns of the line with its prompt, of the narrower window; the answer; rows to go up.
     for (typed, columns, answer, rows) in [
         (68, 60, 11, Some(1)),
@@ -585,7 +604,7 @@ fn a_folded_line_is_erased_and_messages_above_a_cut_one_are_not() {
 }
 
 #[test]
-fn a_terminal_that_does_not_tell_the_position_is_not_awaited_for_ever() {
+fn a_terminal_that_does_not_report_the_position_times_out() {
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, &"x".repeat(70));
     client.screen.input.as_mut().unwrap().draw("> ");
@@ -596,7 +615,7 @@ fn a_terminal_that_does_not_tell_the_position_is_not_awaited_for_ever() {
 }
 
 #[test]
-fn clearing_the_screen_keeps_what_was_not_yet_shown() {
+fn clearing_the_screen_keeps_pending_lines() {
     let (mut client, _sent) = welcomed(terminal(80));
     client.arrived("MSG bob one").unwrap();
     type_in(&mut client, "\x0c");
@@ -605,7 +624,7 @@ fn clearing_the_screen_keeps_what_was_not_yet_shown() {
 }
 
 #[test]
-fn a_prompt_without_room_to_type_gives_way_to_what_is_typed() {
+fn a_wide_prompt_disappears_while_the_user_types() {
     let Screen { input: Some(mut input), .. } = terminal(20) else { unreachable!() };
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
@@ -616,7 +635,7 @@ fn a_prompt_without_room_to_type_gives_way_to_what_is_typed() {
 }
 
 #[test]
-fn names_have_colours_of_their_own_and_what_is_for_us_stands_apart() {
+fn names_have_colours_and_messages_for_the_user_are_bold() {
     let coloured = Screen { has_colours: true, ..terminal(80) };
     assert_eq!(coloured.name("ana"), coloured.name("ana"));
     let code = |name| coloured.name(name).split('m').next().map(str::to_owned);
@@ -640,7 +659,7 @@ fn names_have_colours_of_their_own_and_what_is_for_us_stands_apart() {
 }
 
 #[test]
-fn times_are_shown_where_there_is_room() {
+fn wide_windows_show_times() {
     let shown = |columns, shows_time| {
         let screen = Screen { shows_time, ..terminal(columns) };
         let (mut client, _sent) = welcomed(screen);
@@ -665,7 +684,7 @@ fn nothing_unprintable_is_shown() {
 }
 
 #[test]
-fn the_bell_rings_for_a_private_message_and_for_ones_name() {
+fn the_bell_rings_for_private_messages_and_mentions() {
     let rings = |line: &str| {
         let (mut client, _sent) = welcomed(plain());
         client.arrived(line).unwrap();
@@ -682,7 +701,7 @@ fn the_bell_rings_for_a_private_message_and_for_ones_name() {
 
 // The terminal
 
-/// Gives what is typed, read by read, and must not be asked for more.
+/// Returns one of these results for each read; a further read is a bug.
 struct Keyboard(VecDeque<io::Result<&'static str>>);
 
 impl Read for Keyboard {
@@ -693,7 +712,7 @@ impl Read for Keyboard {
     }
 }
 
-/// What the main thread gets of it.
+/// Returns the pieces that the main thread receives.
 fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]) -> Vec<String> {
     let (keyboard, typed) = mpsc::sync_channel(8);
     let (events, happened) = mpsc::sync_channel(8);
@@ -705,7 +724,7 @@ fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]
 }
 
 #[test]
-fn what_is_typed_comes_until_it_ends_or_the_terminal_is_gone() {
+fn input_ends_at_its_end_or_with_the_terminal() {
     assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok("")]), ["one\ntw", "o", ""]);
     assert_eq!(heard(true, [Ok("on"), Ok("e\rtwo"), Ok("")]), ["on", "e\rtwo", ""]);
     let (interrupted, gone) = (ErrorKind::Interrupted.into(), io::Error::other("gone"));
@@ -714,7 +733,7 @@ fn what_is_typed_comes_until_it_ends_or_the_terminal_is_gone() {
 
 #[test]
 #[cfg(unix)]
-fn a_terminal_that_does_not_know_its_size_has_80_columns() {
+fn a_terminal_of_unknown_size_has_80_columns() {
     for (size, columns) in [("24 132", 132), ("24 1", 1), ("0 0", 80), ("24", 80), ("", 80)] {
         assert_eq!(terminal::columns_of(size), columns, "{size:?}");
     }
@@ -748,6 +767,9 @@ fn both_languages_say_the_same() {
         assert_eq!(english.matches("{}").count(), portuguese.matches("{}").count(), "{text:?}");
     }
     assert_eq!(say(text::JOINED, &["a{}b"]), "a{}b joined the chat.");
+    for line in [text::HELP, text::USAGE].into_iter().flatten().flat_map(str::lines) {
+        assert!(width_of(line) <= 80, "{line}");
+    }
 }
 
 #[test]
@@ -773,7 +795,7 @@ fn readme_shows_what_a_transcript_plays_and_every_option() {
 }
 
 #[test]
-fn every_error_of_the_protocol_is_in_the_screens_language() {
+fn every_error_code_of_the_protocol_is_translated() {
     // The codes of PROTOCOL.md, "Errors".
     for code in "usage unknown-command not-named already-named bad-name name-taken no-such-user \
                  bad-text line-too-long full timeout"
@@ -786,7 +808,7 @@ fn every_error_of_the_protocol_is_in_the_screens_language() {
 }
 
 #[test]
-fn what_the_system_reports_is_said_in_our_words_as_far_as_there_are_some() {
+fn common_system_errors_are_translated() {
     for (kind, words) in [
         (ErrorKind::ConnectionRefused, "connection refused; is the server running?"),
         (ErrorKind::TimedOut, "no answer"),
@@ -801,7 +823,7 @@ fn what_the_system_reports_is_said_in_our_words_as_far_as_there_are_some() {
 // The conversation
 
 #[test]
-fn the_server_is_asked_for_a_sign_of_life_and_given_up_without_one() {
+fn a_silent_server_gets_a_ping_and_then_times_out() {
     let (mut client, sent) = welcomed(plain());
     client.time_passed(client.deadline).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
@@ -813,7 +835,7 @@ fn the_server_is_asked_for_a_sign_of_life_and_given_up_without_one() {
 }
 
 #[test]
-fn a_server_that_is_still_being_looked_for_is_asked_nothing() {
+fn no_ping_is_sent_while_connecting() {
     let (mut client, sent) = connected(None, plain());
     client.stage = Stage::Connecting;
     for _ in 0..3 {
@@ -823,7 +845,7 @@ fn a_server_that_is_still_being_looked_for_is_asked_nothing() {
 }
 
 #[test]
-fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
+fn a_suspended_client_does_not_time_out_its_server() {
     let (mut client, sent) = welcomed(plain());
     let long_after = client.deadline + 2 * TIMEOUT;
     client.time_passed(long_after).unwrap();
@@ -836,7 +858,7 @@ fn a_server_is_not_given_up_for_a_time_that_the_client_was_stopped() {
 }
 
 #[test]
-fn a_server_that_does_not_say_bye_is_not_awaited_for_ever() {
+fn a_missing_bye_times_out() {
     let (mut client, sent) = greeted(None, plain());
     client.deadline -= 2 * SILENCE;
     client.typed(Vec::new()).unwrap();
@@ -847,7 +869,7 @@ fn a_server_that_does_not_say_bye_is_not_awaited_for_ever() {
 }
 
 #[test]
-fn the_prompt_tells_what_is_awaited() {
+fn the_prompt_shows_the_stage_and_unconfirmed_lines() {
     let (mut client, _sent) = connected(None, terminal(80));
     client.stage = Stage::Connecting;
     assert_eq!(client.prompt(), "connecting to host:9999 … ");
@@ -874,13 +896,13 @@ fn the_prompt_tells_what_is_awaited() {
 }
 
 #[test]
-fn who_leaves_before_there_is_a_server_leaves_at_once() {
+fn ctrl_c_leaves_at_once_while_connecting() {
     let (mut client, _sent) = connected(None, terminal(80));
     assert_eq!(client.typed(b"\x03".to_vec()), Err(End::Left));
 }
 
 #[test]
-fn ctrl_c_forgets_the_line_and_then_leaves() {
+fn ctrl_c_clears_the_line_and_leaves_when_pressed_twice() {
     let (mut client, sent) = welcomed(terminal(80));
     type_in(&mut client, "half a line\x03");
     assert_eq!(line_being_typed(&client), "");
@@ -922,7 +944,7 @@ fn delay(client: &Client) -> u64 {
 }
 
 #[test]
-fn a_lost_connection_is_tried_again_ever_less_often() {
+fn reconnecting_backs_off_to_half_a_minute() {
     let (mut client, connections) = member();
     type_in(&mut client, "half a line");
     for expected in [0, 1, 2, 4, 8, 15, 30, 30, 30] {
@@ -942,7 +964,7 @@ fn a_lost_connection_is_tried_again_ever_less_often() {
 }
 
 #[test]
-fn the_client_returns_with_the_same_name_and_sends_nothing_again() {
+fn reconnecting_keeps_the_name_and_resends_nothing() {
     let (mut client, connections) = member();
     for line in ["one", "two", "half"] {
         type_in(&mut client, line);
@@ -985,7 +1007,7 @@ fn news_of_an_old_connection_is_ignored() {
 }
 
 #[test]
-fn the_name_of_a_ghost_is_tried_for_two_minutes() {
+fn name_taken_by_the_lost_connection_is_retried_for_two_minutes() {
     let (mut client, _connections) = member();
     news(&mut client, News::Lost("gone".to_owned())).unwrap();
     for is_over in [false, false, true] {
@@ -1003,7 +1025,7 @@ fn the_name_of_a_ghost_is_tried_for_two_minutes() {
 }
 
 #[test]
-fn a_server_that_drops_whom_it_welcomes_is_not_tried_without_pause() {
+fn an_unstable_connection_does_not_reset_the_back_off() {
     let (mut client, _connections) = member();
     for (expected, is_stable) in [(0, false), (1, false), (2, false), (0, true), (1, false)] {
         if is_stable {
@@ -1020,7 +1042,7 @@ fn a_server_that_drops_whom_it_welcomes_is_not_tried_without_pause() {
 }
 
 #[test]
-fn one_can_leave_while_there_is_no_connection() {
+fn the_user_can_leave_while_not_connected() {
     for keys in ["\x04", "/quit\r", "\x03\x03"] {
         let (mut client, _connections) = member();
         news(&mut client, News::Lost("gone".to_owned())).unwrap();
@@ -1029,11 +1051,11 @@ fn one_can_leave_while_there_is_no_connection() {
 }
 
 #[test]
-fn the_end_of_the_connection_is_the_end_without_a_terminal_or_if_so_asked() {
+fn without_a_terminal_or_with_no_reconnect_a_loss_is_the_end() {
     let (mut client, _sent) = welcomed(plain());
     assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
     let (mut client, _connections) = member();
-    client.options.reconnects = false;
+    client.options.no_reconnect = true;
     assert!(news(&mut client, News::Lost("gone".to_owned())).is_err());
     // A client that was never in the room has nothing to return to.
     let (mut client, _sent) = greeted(Some("ana"), terminal(80));
@@ -1048,7 +1070,7 @@ fn the_end_of_the_connection_is_the_end_without_a_terminal_or_if_so_asked() {
 // Hostile servers
 
 #[test]
-fn no_line_puts_off_the_time_for_bye_or_for_a_confirmation() {
+fn lines_do_not_renew_the_time_for_bye_or_a_confirmation() {
     for is_leaving in [true, false] {
         let (mut client, _sent) = welcomed(plain());
         match is_leaving {
@@ -1067,7 +1089,7 @@ fn no_line_puts_off_the_time_for_bye_or_for_a_confirmation() {
 }
 
 #[test]
-fn a_server_that_never_pauses_does_not_stop_the_clock() {
+fn a_server_that_never_pauses_still_times_out() {
     let (mut client, _sent) = welcomed(plain());
     client.due = Some(Instant::now());
     let (events, happened) = mpsc::sync_channel(2);
@@ -1077,7 +1099,7 @@ fn a_server_that_never_pauses_does_not_stop_the_clock() {
 }
 
 #[test]
-fn what_waits_to_be_sent_is_bounded() {
+fn the_queue_of_lines_to_send_is_bounded() {
     let (mut client, _sent) = welcomed(plain());
     // This server confirms what it has not read.
     let outcome = (1..=2 * MAX_QUEUED).try_for_each(|number| {
@@ -1090,7 +1112,7 @@ fn what_waits_to_be_sent_is_bounded() {
 }
 
 #[test]
-fn a_pong_that_was_not_asked_for_confirms_nothing() {
+fn an_unexpected_pong_confirms_nothing() {
     let (mut client, _sent) = welcomed(plain());
     client.entered("one").unwrap();
     client.send_waiting().unwrap();
@@ -1103,7 +1125,7 @@ fn a_pong_that_was_not_asked_for_confirms_nothing() {
 }
 
 #[test]
-fn what_was_not_sent_is_known() {
+fn unsent_and_unconfirmed_lines_are_listed() {
     let (mut client, sent) = greeted(Some("ana"), plain());
     for line in ["one", "@bob two", "/list", "three"] {
         client.entered(line).unwrap();
@@ -1120,7 +1142,7 @@ fn what_was_not_sent_is_known() {
 }
 
 #[test]
-fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
+fn lines_typed_before_hello_are_the_name_and_then_messages() {
     let (mut client, sent) = connected(None, plain());
     client.entered("ana").unwrap();
     client.entered("hello").unwrap();
@@ -1133,7 +1155,7 @@ fn what_is_typed_before_the_server_greets_is_the_name_and_then_messages() {
 }
 
 #[test]
-fn enter_alone_gives_the_name_that_is_offered_and_otherwise_nothing() {
+fn enter_alone_takes_the_offered_name() {
     let (mut client, sent) = connected(None, terminal(80));
     client.offer = Some("ana".to_owned());
     // Before the server greets, nothing is offered.
@@ -1150,7 +1172,7 @@ fn enter_alone_gives_the_name_that_is_offered_and_otherwise_nothing() {
 }
 
 #[test]
-fn no_more_requests_are_under_way_than_the_server_confirms() {
+fn unconfirmed_requests_are_limited() {
     let (mut client, sent) = welcomed(plain());
     (0..2 * MAX_UNCONFIRMED).for_each(|_| assert!(client.entered("hi").unwrap()));
     client.send_waiting().unwrap();
@@ -1162,7 +1184,7 @@ fn no_more_requests_are_under_way_than_the_server_confirms() {
 }
 
 #[test]
-fn what_is_typed_after_quit_is_not_lost_in_silence() {
+fn a_line_typed_after_quit_is_sent_before_quit() {
     let (mut client, sent) = welcomed(terminal(80));
     (0..MAX_UNCONFIRMED).for_each(|_| type_in(&mut client, "hi\r"));
     type_in(&mut client, "/quit\rlast\r");
@@ -1174,7 +1196,7 @@ fn what_is_typed_after_quit_is_not_lost_in_silence() {
 }
 
 #[test]
-fn the_roster_is_kept_current_and_shown_when_it_is_news() {
+fn the_roster_is_kept_current_and_a_newcomer_sees_it() {
     let (mut client, _sent) = welcomed(plain());
     let mut shown = |line: &str| {
         client.arrived(line).unwrap();
@@ -1191,12 +1213,12 @@ fn the_roster_is_kept_current_and_shown_when_it_is_news() {
     assert_eq!(shown("USERS 4 zoe bob ana Érica"), (nothing(), all("ana bob Érica zoe")));
     let left = all("bob left the chat. Online (3): ana, Érica, zoe\n");
     assert_eq!(shown("LEFT bob 3 quit"), (left, all("ana Érica zoe")));
-    // Where the roster is not what the count says, the count is what is known.
+    // If the roster and the count differ, only the count is shown.
     assert_eq!(shown("JOINED eve 9").0, "eve joined the chat. (9 online)\n");
 }
 
 #[test]
-fn a_roster_that_does_not_fit_the_row_is_a_number() {
+fn a_roster_wider_than_the_row_is_shown_as_a_number() {
     let (mut client, _sent) = welcomed(terminal(40));
     client.arrived("USERS 2 ana bartholomew").unwrap();
     client.screen.pending.clear();
@@ -1213,8 +1235,8 @@ fn a_roster_that_does_not_fit_the_row_is_a_number() {
 }
 
 #[test]
-fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
-    // As wide as a window that has times; the time and a space take 6 columns more.
+fn the_time_counts_for_the_width_of_a_roster() {
+    // The time and a space take 6 columns.
     let line = format!("eve joined the chat. Online (3): ana, bob{}, eve", "b".repeat(20));
     for (shows_time, columns) in [(false, line.len()), (true, line.len() + 6)] {
         for (columns, is_shown) in [(columns, true), (columns - 1, false)] {
@@ -1228,7 +1250,7 @@ fn a_roster_is_shown_where_the_time_leaves_room_for_it() {
 }
 
 #[test]
-fn a_roster_may_come_at_any_time_and_between_two_the_list_is_kept() {
+fn rosters_may_come_at_any_time_and_joined_and_left_update_them() {
     let (mut client, _sent) = welcomed(plain());
     for (line, names) in [
         ("JOINED bob 3", "bob"),
@@ -1246,7 +1268,7 @@ fn a_roster_may_come_at_any_time_and_between_two_the_list_is_kept() {
 }
 
 #[test]
-fn the_log_has_what_is_shown_and_ones_own_words_without_styles() {
+fn the_log_holds_shown_lines_and_own_messages_without_styles() {
     let path = env::temp_dir().join(format!("linechat-log-{}", std::process::id()));
     let log = || Some(OpenOptions::new().append(true).create(true).open(&path).unwrap());
     let screens = [
@@ -1277,7 +1299,7 @@ fn the_log_has_what_is_shown_and_ones_own_words_without_styles() {
 }
 
 #[test]
-fn quiet_hides_who_joins_and_leaves() {
+fn quiet_hides_joins_and_leaves() {
     let (mut client, _sent) = welcomed(plain());
     client.options.is_quiet = true;
     client.screen.pending.clear();
@@ -1289,7 +1311,7 @@ fn quiet_hides_who_joins_and_leaves() {
 }
 
 #[test]
-fn a_roster_that_is_not_pushed_is_asked_for() {
+fn the_roster_of_a_large_room_is_requested() {
     for (count, requests) in [("2", &[][..]), ("100", &[]), ("101", &["LIST\nPING 1\n"])] {
         let (mut client, sent) = greeted(Some("ana"), terminal(80));
         client.arrived(&format!("WELCOME ana {count}")).unwrap();
@@ -1298,14 +1320,14 @@ fn a_roster_that_is_not_pushed_is_asked_for() {
 }
 
 #[test]
-fn a_server_that_claims_a_crowd_does_not_fill_the_memory() {
+fn the_roster_is_bounded() {
     let mut roster = Roster::default();
     (0..=MAX_ROSTER).for_each(|number| roster.add(&number.to_string()));
     assert_eq!(roster.names.len(), MAX_ROSTER);
 }
 
 #[test]
-fn names_that_nobody_can_have_cost_nothing() {
+fn overlong_names_are_ignored() {
     let (mut client, _sent) = welcomed(plain());
     let long = "x".repeat(MAX_NAME + 1);
     for keyword in ["JOINED", "LEFT", "MSG", "PRIV", "SENT", "USERS 2"] {
@@ -1318,7 +1340,7 @@ fn names_that_nobody_can_have_cost_nothing() {
 // The command line
 
 #[test]
-fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
+fn host_and_port_may_be_one_word_or_two() {
     for (arguments, address, name) in [
         (&[][..], "localhost:9999", None),
         (&["host"], "host:9999", None),
@@ -1327,7 +1349,7 @@ fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
         (&["[::1]"], "[::1]:9999", None),
         (&["[::1]:1"], "[::1]:1", None),
         (&["host", "ana"], "host:9999", Some("ana")),
-        // As telnet and nc are called.
+        // The same order as for telnet and nc.
         (&["host", "23"], "host:23", None),
         (&["host", "23", "ana"], "host:23", Some("ana")),
         (&["::1", "23"], "[::1]:23", None),
@@ -1346,15 +1368,17 @@ fn addresses_are_a_host_and_a_port_in_one_word_or_in_two() {
 fn options_stand_anywhere() {
     let expected = &Options {
         host: "host".to_owned(),
+        port: 9999,
+        language: Language::Portuguese,
         name: Some("ana".to_owned()),
-        has_colours: false,
-        shows_time: false,
+        no_colours: true,
+        no_times: true,
         rings: true,
         is_quiet: true,
-        reconnects: false,
+        no_reconnect: true,
         has_commands: true,
         log: Some("file".to_owned()),
-        ..Options::new(Language::Portuguese)
+        ..Options::default()
     };
     let one = "--bell host --lang pt ana --no-color --no-time --quiet --no-reconnect --commands --log file";
     let other = "--log=file --commands --no-reconnect --quiet --no-time --lang=pt --no-color host ana --bell";
@@ -1375,7 +1399,7 @@ fn options_stand_anywhere() {
 }
 
 #[test]
-fn what_is_wrong_on_the_command_line_is_named() {
+fn usage_errors_name_the_word() {
     for (arguments, text, word) in [
         (&["--lang", "fr"][..], text::NO_SUCH_LANGUAGE, "fr"),
         (&["--lang"], text::NO_SUCH_LANGUAGE, ""),
@@ -1392,7 +1416,7 @@ fn what_is_wrong_on_the_command_line_is_named() {
 }
 
 #[test]
-fn the_first_variable_that_is_set_is_the_locale() {
+fn the_first_variable_that_is_set_decides_the_locale() {
     let locale = |all: &str, messages: &str, lang: &str| {
         let set = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
         locale("LC_MESSAGES", |variable| match variable {
@@ -1407,7 +1431,7 @@ fn the_first_variable_that_is_set_is_the_locale() {
 }
 
 #[test]
-fn a_login_name_is_offered_if_the_room_could_take_it() {
+fn a_login_name_is_offered_if_it_is_a_possible_name() {
     let offered = |name: &str| login_name(|it| Some(name.to_owned()).filter(|_| it == "USER"));
     let longest = "x".repeat(MAX_NAME);
     for name in ["ana", "mãe-2_b.c", "2", &longest] {
@@ -1420,7 +1444,7 @@ fn a_login_name_is_offered_if_the_room_could_take_it() {
 
 #[test]
 #[cfg(unix)]
-fn a_locale_that_is_not_utf_8_is_known() {
+fn locales_without_utf_8_are_recognised() {
     for locale in ["", "C", "POSIX", "C.UTF-8", "pt_BR.utf8", "UTF-8"] {
         assert!(is_utf8(locale), "{locale}");
     }
@@ -1430,8 +1454,8 @@ fn a_locale_that_is_not_utf_8_is_known() {
 }
 
 #[test]
-fn every_address_of_a_name_is_tried() {
-    // localhost is ::1 too, on most machines, and nothing listens there.
+fn every_address_of_a_host_is_tried() {
+    // On most machines localhost is ::1 too, where no server listens.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     assert!(connect("localhost", port).is_ok());

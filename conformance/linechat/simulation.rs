@@ -3,7 +3,7 @@
 //! decides here follows from the seed given to `begin`, so that every run can be repeated.
 //!
 //! The server's side is what server.rs knows of an operating system: `Listener`, `Socket`, `Poller`,
-//! `Signals`, `Reserve` and `now`. The other side, for tests, is `Peer`: one end of one connection.
+//! `Signals` and `now`. The other side, for tests, is `Peer`: one end of one connection.
 //!
 //! - Time passes only in `Poller::wait`, which goes to the next event at once, and by the cost that
 //!   `Conditions` give to system calls.
@@ -18,33 +18,24 @@
 #[path = "chance.rs"]
 pub mod chance;
 
-use super::{Interest, Readiness, Signal};
+use super::{Interest, Readiness};
 use chance::Chance;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What holds for the whole network.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Conditions {
     /// Of a hundred reads, writes and waits, how many take only a part of what they could.
     pub partial: usize,
     /// Time that one system call takes, and each KiB that it moves.
     pub call_cost: Duration,
     pub kib_cost: Duration,
-    /// How many sockets and reserve descriptors the server can have open.
-    pub descriptors: usize,
-}
-
-impl Default for Conditions {
-    fn default() -> Self {
-        let (call_cost, kib_cost) = (Duration::ZERO, Duration::ZERO);
-        Conditions { partial: 0, call_cost, kib_cost, descriptors: usize::MAX }
-    }
 }
 
 /// Sizes of one connection's buffers, in bytes, each at least 1.
@@ -59,18 +50,32 @@ pub struct Buffers {
     pub window: usize,
     /// The window opens in steps of this. At most half the window.
     pub step: usize,
+    /// The peer takes everything at once and forgets it.
+    pub discards: bool,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Buffers { receive: 128 * 1024, unsent: 16 * 1024, window: 64 * 1024, step: 1 }
+        Buffers {
+            receive: 128 * 1024,
+            unsent: 16 * 1024,
+            window: 64 * 1024,
+            step: 1,
+            discards: false,
+        }
     }
 }
 
 impl Buffers {
     /// Every write is taken as a whole, whatever the network's conditions.
-    pub const UNLIMITED: Buffers =
-        Buffers { receive: 128 * 1024, unsent: 1, window: usize::MAX / 2, step: 1 };
+    pub const UNLIMITED: Buffers = Buffers {
+        receive: 128 * 1024,
+        unsent: 1,
+        window: usize::MAX / 2,
+        step: 1,
+        discards: false,
+    };
+    pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
 /// Who acts at the other ends of the connections while the server waits.
@@ -124,10 +129,28 @@ pub fn set_alarm(time: Option<Duration>) {
     with(|network| network.alarm = time);
 }
 
+/// The server's process is suspended; meanwhile the peers go on.
+pub fn suspend(time: Duration) {
+    let until = with(|network| network.time) + time;
+    let peers = PEERS.with_borrow(Option::clone);
+    while let Some(next) = peers.as_ref().and_then(|peers| {
+        peers.borrow_mut().act();
+        peers.borrow().next().filter(|&next| next <= until)
+    }) {
+        with(|network| network.time = network.time.max(next));
+    }
+    with(|network| network.time = until);
+}
+
+/// The next wait that finds no source ready is followed by a suspension, before it returns.
+pub fn suspend_after_wait(time: Duration) {
+    with(|network| network.suspension = Some(time));
+}
+
 /// Sends the server a signal.
-pub fn signal(signal: Signal) {
+pub fn signal() {
     with(|network| {
-        network.signals.push_back(signal);
+        network.is_signalled = true;
         network.has_changed(SIGNALS);
     });
 }
@@ -141,7 +164,7 @@ pub fn calls() -> Calls {
     with(|network| network.calls)
 }
 
-/// How many descriptors the server holds: sockets, and the spare one.
+/// How many sockets the server holds.
 pub fn descriptors() -> usize {
     with(|network| network.descriptors)
 }
@@ -170,7 +193,8 @@ struct Network {
     /// Connections that the server has not accepted yet.
     arriving: VecDeque<(usize, SocketAddr)>,
     failing_accepts: VecDeque<ErrorKind>,
-    signals: VecDeque<Signal>,
+    is_signalled: bool,
+    suspension: Option<Duration>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
     /// Numbers of sources that may be ready.
@@ -203,7 +227,8 @@ impl Network {
             connections: Vec::new(),
             arriving: VecDeque::new(),
             failing_accepts: VecDeque::new(),
-            signals: VecDeque::new(),
+            is_signalled: false,
+            suspension: None,
             sources: vec![Source::default(); FIRST_CONNECTION],
             changed: Vec::new(),
             touched: Vec::new(),
@@ -219,12 +244,6 @@ impl Network {
         self.calls.bytes += bytes;
         let Conditions { call_cost, kib_cost, .. } = self.conditions;
         self.time += call_cost + kib_cost * bytes as u32 / 1024;
-    }
-
-    /// A descriptor is closed.
-    fn close(&mut self) {
-        self.calls.count += 1;
-        self.descriptors -= 1;
     }
 
     /// How much a call takes of what it could take.
@@ -255,7 +274,7 @@ impl Network {
     fn readiness(&self, number: usize) -> (bool, bool, bool) {
         match number {
             LISTENER => (!self.arriving.is_empty(), false, false),
-            SIGNALS => (!self.signals.is_empty(), false, false),
+            SIGNALS => (self.is_signalled, false, false),
             _ => self.connections[number - FIRST_CONNECTION].readiness(),
         }
     }
@@ -383,13 +402,9 @@ impl Connection {
 pub struct Listener(());
 
 impl Listener {
-    /// As accept(2): without a descriptor it fails even when nobody is there to be accepted.
     pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         with(|network| {
             network.charge(0);
-            if network.descriptors >= network.conditions.descriptors {
-                return Err(io::Error::from_raw_os_error(OUT_OF_DESCRIPTORS));
-            }
             if let Some(reason) = network.failing_accepts.pop_front() {
                 return Err(reason.into());
             }
@@ -402,36 +417,15 @@ impl Listener {
     }
 }
 
-/// EMFILE, whatever its number may be elsewhere.
-const OUT_OF_DESCRIPTORS: i32 = 24;
-
-pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(OUT_OF_DESCRIPTORS)
-}
-
-/// A descriptor that is kept in reserve.
-pub struct Reserve(());
-
-pub fn reserve_descriptor() -> Option<Reserve> {
-    with(|network| {
-        network.calls.count += 1;
-        let is_free = network.descriptors < network.conditions.descriptors;
-        network.descriptors += usize::from(is_free);
-        is_free.then(|| Reserve(()))
-    })
-}
-
-impl Drop for Reserve {
-    fn drop(&mut self) {
-        with(|network| network.close());
-    }
-}
-
 pub struct Socket(usize);
 
 pub fn prepare(_: &Socket) {}
 
 impl Socket {
+    pub fn peer(&self) -> Peer {
+        Peer(self.0)
+    }
+
     pub fn set_nonblocking(&self, _: bool) -> io::Result<()> {
         Ok(())
     }
@@ -487,10 +481,6 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, pieces: &[IoSlice]) -> io::Result<usize> {
         with(|network| {
             let connection = &mut network.connections[self.0];
             if let Some(failure) = connection.failure.take() {
@@ -501,7 +491,7 @@ impl Write for Socket {
             }
             let Buffers { window, unsent, .. } = connection.buffers;
             let room = window - connection.used + unsent - connection.unsent;
-            let all = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            let all = bytes.len();
             // A fresh connection takes a short line as a whole, as real ones do.
             let is_first = connection.all_written == 0 && all < 100;
             let length = match is_first || window == Buffers::UNLIMITED.window {
@@ -515,15 +505,13 @@ impl Write for Socket {
             }
             let time = network.time;
             let connection = &mut network.connections[self.0];
-            let mut rest = length;
-            for piece in pieces {
-                connection.written.extend(&piece[..rest.min(piece.len())]);
-                rest -= rest.min(piece.len());
-            }
-            connection.unsent += length;
             connection.all_written += length;
             connection.last_written = time;
-            connection.depart();
+            if !connection.buffers.discards {
+                connection.written.extend(&bytes[..length]);
+                connection.unsent += length;
+                connection.depart();
+            }
             if connection.peer_has_closed {
                 connection.fail(ErrorKind::ConnectionReset);
             }
@@ -547,7 +535,8 @@ impl Drop for Socket {
             if !connection.sent.is_empty() {
                 connection.reset_peer();
             }
-            network.close();
+            network.calls.count += 1;
+            network.descriptors -= 1;
             if network.sources[FIRST_CONNECTION + self.0].watched.take().is_some() {
                 network.misuse.push("a socket is closed that the poller still watches".to_owned());
             }
@@ -558,8 +547,8 @@ impl Drop for Socket {
 
 pub struct Signals(());
 
-pub fn next_signal(_: &mut Signals) -> Option<Signal> {
-    with(|network| network.signals.pop_front())
+pub fn was_signalled(_: &mut Signals) -> bool {
+    with(|network| mem::take(&mut network.is_signalled))
 }
 
 /// What the poller can watch.
@@ -634,7 +623,11 @@ impl Poller {
             with(|network| network.report(ready));
             let (now, alarm) = with(|network| (network.time, network.alarm));
             let is_past = |time: Option<Duration>| time.is_some_and(|time| time <= now);
-            if !ready.is_empty() || is_past(deadline) || is_past(alarm) {
+            if !ready.is_empty() {
+                return Ok(());
+            }
+            if is_past(deadline) || is_past(alarm) {
+                with(|network| network.suspension.take()).into_iter().for_each(suspend);
                 return Ok(());
             }
             let until = [deadline, alarm, next].into_iter().flatten().min();
@@ -822,7 +815,7 @@ mod tests {
         let (listener, _signals) = begin(7, conditions);
         let mut poller = Poller::new().unwrap();
         poller.add(&listener, usize::MAX, Interest { read: true, write: false }).unwrap();
-        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15 };
+        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15, discards: false };
         let peer = Peer::connect(([192, 0, 2, 7], 7).into(), buffers);
         let sent: Vec<u8> = (0..100_000).map(|at| (at / 251 + at % 251) as u8).collect();
         peer.send(&sent);

@@ -5,13 +5,13 @@
 //!     LINECHAT_SIMULATE=60 cargo test --release random   other runs, for 60 seconds
 //!     LINECHAT_SEED=123 cargo test --release random      the run of which a failure says so
 //!
-//! A run (`Simulation`) is a server and a `Crowd`. Each `Person` has a role (what they send), a way of
-//! reading, and an end. One more, the observer p0, reads everything at once and says nothing: what
-//! it receives is the `Log`, the one order of all that happens in the room. The log itself is checked
-//! against what was asked for; everybody else's stream must be the log from their own joining to
-//! their own leaving without their own messages, and between its lines just the replies and private
-//! messages that they are due, in order. At the end everybody goes, and the server's books must be
-//! empty.
+//! A run (`Simulation`) is a server and a `Crowd`. Each `Person` has a kind (what they send), a way
+//! of reading, and an end. One more, the observer p0, reads everything at once and says nothing: what
+//! it receives is the `History`, the one order of all that happens in the room. The history itself is
+//! checked against what was asked for. Everybody else's stream must be the history from their own
+//! joining to their own leaving, without their own messages, and between its lines the replies and
+//! private messages that they are due, in order. At the end everybody leaves, and the server's books
+//! must be empty.
 //!
 //! Situations that are not left to chance are in scenarios.rs.
 
@@ -35,20 +35,20 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-// The log: what happens in the room, in the one order of it
+// The history: what happens in the room, in the one order of it
 
-/// A message as the log has it: where it stands, and its sender's number for it.
+/// A message in the history: where it stands, and its sender's number for it.
 struct Said {
     start: usize,
     end: usize,
     number: usize,
 }
 
-/// One who is or was here, as the log knows them.
+/// Somebody who is or was in the room.
 #[derive(Default)]
-struct Presence {
+struct Membership {
     name: String,
-    /// Where in the log the line of their joining ends, and that of their leaving begins.
+    /// Where the line of their joining ends, and where that of their leaving begins.
     joined: Option<usize>,
     left: Option<usize>,
     left_at: Duration,
@@ -57,17 +57,24 @@ struct Presence {
 }
 
 #[derive(Default)]
-struct Log {
+struct History {
     text: Vec<u8>,
     /// Everybody who has ever connected, by their number.
-    people: Vec<Presence>,
-    /// Who is in the room, in the order of joining.
+    people: Vec<Membership>,
+    /// The people in the room, in the order of joining.
     room: Vec<usize>,
-    /// Who was in the room from which place in the log on.
+    /// The people in the room from one place in the history on.
     rooms: Vec<(usize, Rc<[usize]>)>,
-    /// Lines of the roster that the observer must be told next.
+    /// Where rosters begin.
+    rosters: Vec<usize>,
+    /// Lines of the roster that the observer has not received, and whether the first of them has
+    /// come.
     roster: VecDeque<String>,
-    /// How many bytes have been caused beyond the budget since somebody is behind, and at most.
+    is_in_roster: bool,
+    /// Whether rosters were withheld in the last turn, and in the one before. What the observer
+    /// receives in one turn can be from either.
+    withholds: [bool; 2],
+    /// How many bytes have been caused beyond the budget since it applies, and at most.
     budget: Option<Bucket>,
 }
 
@@ -78,8 +85,8 @@ struct Bucket {
     most: f64,
 }
 
-impl Log {
-    /// Who has this name; names are `p`, a number, and sometimes a tail that makes them long.
+impl History {
+    /// The person with this name; names are `p`, a number, and sometimes a tail that makes them long.
     fn who(&self, name: &str) -> usize {
         let digits = name[1..].split('-').next().unwrap_or_default();
         let id: usize = digits.parse().unwrap_or_else(|_| panic!("{name} is nobody"));
@@ -87,7 +94,7 @@ impl Log {
         id
     }
 
-    /// Who was in the room at a place in the log.
+    /// The people in the room at a place in the history.
     fn room_at(&self, position: usize) -> &[usize] {
         let after = self.rooms.partition_point(|(from, _)| *from <= position);
         &self.rooms[after - 1].1
@@ -111,19 +118,20 @@ impl Log {
 
     fn room_has_changed(&mut self) {
         self.rooms.push((self.text.len(), self.room.as_slice().into()));
-        if (1..=100).contains(&self.room.len()) {
-            self.roster = self.roster_lines(&self.room);
-        }
+        self.roster = match self.room.len() {
+            1..=100 => self.roster_lines(&self.room),
+            _ => VecDeque::new(),
+        };
     }
 
-    /// Appends a line that everybody in the room receives.
-    fn push(&mut self, line: &str) {
+    /// Appends a line that everybody in the room receives, and that costs so much.
+    fn push(&mut self, line: &str, cost: usize) {
         self.text.extend(line.as_bytes());
         self.text.extend(b"\r\n");
         if let Some(bucket) = &mut self.budget {
             let now = os::time();
             let drained = 65536.0 * (now - bucket.since).as_secs_f64();
-            let level = (bucket.level - drained).max(0.0) + line.len() as f64 + 2.0;
+            let level = (bucket.level - drained).max(0.0) + cost as f64;
             *bucket = Bucket { level, since: now, most: bucket.most.max(level) };
         }
     }
@@ -131,11 +139,11 @@ impl Log {
 
 // A person: what they send, and what they must receive
 
-/// What somebody sends.
+/// What a person sends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Role {
+enum Kind {
     Observer,
-    /// Never even says a name.
+    /// Gives no name.
     Silent,
     /// Something of everything, with a pause before each.
     Talker {
@@ -157,7 +165,7 @@ enum Flood {
     Mixed,
 }
 
-/// How somebody takes what comes.
+/// How a person reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reading {
     Eager,
@@ -169,7 +177,7 @@ enum Reading {
     Never,
 }
 
-/// How somebody ends.
+/// How a person's connection ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
     Quit,
@@ -180,36 +188,37 @@ enum Ending {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Character {
-    role: Role,
+struct Behaviour {
+    kind: Kind,
     reading: Reading,
     buffers: Buffers,
     address: IpAddr,
     has_long_name: bool,
-    /// After how much time, and how, they end. Who comes again does so at once, as somebody new.
+    /// After how much time, and how, the connection ends. `comes_again`: another one follows at
+    /// once, with a new name.
     ending: Option<(Duration, Ending)>,
     comes_again: bool,
-    /// Every request is answered, and every line said passed on, within this.
-    patience: Option<Duration>,
+    /// Every request is answered, and every message passed on, within this.
+    max_delay: Option<Duration>,
 }
 
-impl Default for Character {
+impl Default for Behaviour {
     fn default() -> Self {
-        Character {
-            role: Role::Talker { pause: seconds(2) },
+        Behaviour {
+            kind: Kind::Talker { pause: seconds(2) },
             reading: Reading::Eager,
             buffers: Buffers::default(),
             address: IpAddr::from([10, 0, 0, 1]),
             has_long_name: false,
             ending: None,
             comes_again: false,
-            patience: None,
+            max_delay: None,
         }
     }
 }
 
-impl Character {
-    /// Whether PROTOCOL.md promises that this one is never removed.
+impl Behaviour {
+    /// Whether PROTOCOL.md promises that such a client is never removed.
     fn is_promised_to_stay(&self) -> bool {
         match self.reading {
             Reading::Eager => true,
@@ -240,7 +249,7 @@ enum Reply {
 enum Phase {
     #[default]
     Open,
-    /// The server does not want this one: full, or no name was given in time.
+    /// Refused by the server: full, or no name was given in time.
     Refused,
     /// Has sent QUIT, or ended their side of the stream, and waits for the end.
     Leaving { reason: &'static str },
@@ -250,8 +259,8 @@ enum Phase {
     Gone,
 }
 
-/// A message on its way: its number, its length, where it ends in what its sender sends, and since when.
-struct Pending {
+/// A message on its way: where it ends among the bytes that its sender has sent, and since when.
+struct Message {
     number: usize,
     text: String,
     end: usize,
@@ -262,7 +271,7 @@ struct Pending {
 struct Person {
     id: usize,
     peer: Peer,
-    character: Character,
+    behaviour: Behaviour,
     phase: Phase,
     came: Duration,
     welcomed: Duration,
@@ -273,7 +282,7 @@ struct Person {
     received: Vec<u8>,
     expected: VecDeque<Reply>,
     list: VecDeque<String>,
-    pending: VecDeque<Pending>,
+    sending: VecDeque<Message>,
     number: usize,
     sent: usize,
     is_greeted: bool,
@@ -289,24 +298,21 @@ struct Person {
     whispers: BTreeMap<usize, (usize, usize)>,
     /// To whom how many private messages have been confirmed.
     confirmed: BTreeMap<usize, usize>,
-    /// At most so many bytes of private messages and of replies they can be owed in all.
-    whispers_owed: usize,
-    replies_owed: usize,
+    /// Pending output at the server before its last turn, in bytes.
+    pending: usize,
 }
 
 impl Person {
-    fn new(id: usize, peer: Peer, character: Character) -> Self {
+    fn new(id: usize, peer: Peer, behaviour: Behaviour) -> Self {
         let (now, hello) = (os::time(), Reply::Start("HELLO linechat/1 "));
         Person {
             id,
             peer,
-            character,
+            behaviour,
             came: now,
             welcomed: Duration::MAX,
             refilled: now,
             expected: VecDeque::from([hello]),
-            // HELLO, and WELCOME or a refusal.
-            replies_owed: 400,
             ..Person::default()
         }
     }
@@ -321,14 +327,12 @@ impl Person {
     fn ask(&mut self, line: &str, answer: &'static str) {
         self.send(line);
         self.expected.push_back(Reply::Start(answer));
-        self.replies_owed += 200;
     }
 
     fn ping(&mut self) {
         self.number += 1;
         self.send(&format!("PING {}", self.number));
         self.expected.push_back(Reply::Pong { number: self.number, since: os::time() });
-        self.replies_owed += 30;
     }
 
     fn say(&mut self, length: usize) {
@@ -336,59 +340,61 @@ impl Person {
         let text = format!("{} {}", self.number, "x".repeat(length));
         self.send(&format!("MSG {text}"));
         let (number, end, since) = (self.number, self.sent, os::time());
-        self.pending.push_back(Pending { number, text, end, since });
+        self.sending.push_back(Message { number, text, end, since });
     }
 
-    fn list(&mut self, log: &Log) {
+    fn list(&mut self) {
         self.send("LIST");
         self.expected.push_back(Reply::List);
-        self.replies_owed += 60 * (log.room.len() + 300);
     }
 
-    fn whisper(&mut self, to: usize, log: &Log, length: usize) {
+    fn whisper(&mut self, to: usize, history: &History, length: usize) {
         self.number += 1;
         let text = format!("{} {to} {}", self.number, "x".repeat(length));
-        self.send(&format!("PRIV @{} {text}", log.people[to].name));
-        self.replies_owed += text.len() + 120;
+        self.send(&format!("PRIV @{} {text}", history.people[to].name));
         self.expected.push_back(Reply::Sent { to, text });
     }
 
-    /// Checks what has been received, as far as lines are complete.
-    fn check(&mut self, log: &Log) {
+    /// Checks what has been received, as far as lines are complete. Returns false if the observer is
+    /// still to receive some of it: a LEFT that is logged while the server writes is written to some
+    /// clients in that turn, and to the others in the next.
+    fn check(&mut self, history: &History) -> bool {
         let received = mem::take(&mut self.received);
-        let mut rest = received.as_slice();
+        let (mut rest, mut is_early) = (received.as_slice(), false);
         while !rest.is_empty() {
-            self.skip_own(log);
-            let own = log.people[self.id].said.get(self.own);
-            let end = own.map_or(log.text.len(), |own| own.start);
-            let events = if self.position == 0 { &[] } else { &log.text[self.position..end] };
+            self.skip_own(history);
+            let own = history.people[self.id].said.get(self.own);
+            let end = own.map_or(history.text.len(), |own| own.start);
+            let events = if self.position == 0 { &[] } else { &history.text[self.position..end] };
             // Mostly all of it is what the log says.
             let line = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
             let all = rest.len().min(events.len()).max(line);
             let matching = [all, line].into_iter().find(|&it| events.starts_with(&rest[..it]));
+            is_early = self.position == history.text.len() && rest.starts_with(b"LEFT ");
             if let Some(length) = matching {
                 self.position += length;
                 rest = &rest[length..];
-            } else if rest[line - 1] == b'\n' {
+            } else if rest[line - 1] == b'\n' && !is_early {
                 let text = std::str::from_utf8(&rest[..line]).expect("UTF-8");
-                self.reply(text.strip_suffix("\r\n").expect("CRLF"), log);
+                self.reply(text.strip_suffix("\r\n").expect("CRLF"), history);
                 rest = &rest[line..];
             } else {
                 break;
             }
         }
         self.received = rest.to_vec();
+        !is_early
     }
 
-    /// A line that is not in the log: the next reply, or a private message.
-    fn reply(&mut self, line: &str, log: &Log) {
+    /// A line that is not in the history: the next reply, or a private message.
+    fn reply(&mut self, line: &str, history: &History) {
         if let Some(next) = self.list.pop_front() {
             return assert_eq!(line, next);
         }
         if line.starts_with("PRIV ") {
-            return self.receive_whisper(line, log);
+            return self.receive_whisper(line, history);
         }
-        let name = &log.people[self.id].name;
+        let name = &history.people[self.id].name;
         match self.expected.pop_front() {
             Some(Reply::Start("HELLO linechat/1 ")) if line.starts_with("ERR full ") => {
                 self.phase = Phase::Refused;
@@ -398,27 +404,31 @@ impl Person {
                 self.is_greeted = true;
             }
             Some(Reply::Welcome) => {
-                self.position = log.people[self.id].joined.expect("the others are told, too");
-                let count = log.room_at(self.position).len();
+                self.position = history.people[self.id].joined.expect("the others are told, too");
+                let count = history.room_at(self.position).len();
                 assert_eq!(line, format!("WELCOME {name} {count}"));
                 self.welcomed = os::time();
             }
             Some(Reply::Pong { number, since }) => {
                 assert_eq!(line, format!("PONG {number}"));
-                self.check_fence(number, log);
+                self.check_fence(number, history);
                 self.was_in_time(since);
             }
             Some(Reply::Sent { to, text }) => {
-                let to_name = &log.people[to].name;
-                if log.room_at(self.position).contains(&to) {
+                let to_name = &history.people[to].name;
+                if history.room_at(self.position).contains(&to) {
                     assert_eq!(line, format!("SENT {to_name} {text}"));
                     *self.confirmed.entry(to).or_default() += 1;
                 } else {
                     assert!(line.starts_with("ERR no-such-user "), "{to_name} is away: {line}");
                 }
             }
+            Some(Reply::List) if !line.starts_with("USERS ") => {
+                self.take_roster_for_reply(history);
+                self.reply(line, history);
+            }
             Some(Reply::List) => {
-                self.list = log.roster_lines(log.room_at(self.position));
+                self.list = history.roster_lines(history.room_at(self.position));
                 assert_eq!(self.list.pop_front().as_deref(), Some(line));
             }
             None if line.starts_with("ERR timeout ") && !self.has_asked_for_name => {
@@ -429,25 +439,40 @@ impl Person {
         }
     }
 
+    /// The roster in the history that was received last was the same lines in a reply to LIST, and is
+    /// itself still to come. That happens when it was withheld before.
+    fn take_roster_for_reply(&mut self, history: &History) {
+        let after = history.rosters.partition_point(|&start| start < self.position);
+        let start = history.rosters[after.checked_sub(1).expect("a reply to LIST")];
+        let roster = history.roster_lines(history.room_at(start));
+        let position = mem::replace(&mut self.position, start);
+        self.position += roster.iter().map(|line| line.len() + 2).sum::<usize>();
+        self.own = history.people[self.id].said.partition_point(|said| said.start < start);
+        let own = self.own;
+        self.skip_own(history);
+        assert_eq!(self.position, position, "LIST is not answered");
+        (self.position, self.own) = (start, own);
+    }
+
     /// Before the answer to a PING all comes that was caused before it.
-    fn check_fence(&self, number: usize, log: &Log) {
-        let Presence { name, said, .. } = &log.people[self.id];
+    fn check_fence(&self, number: usize, history: &History) {
+        let Membership { name, said, .. } = &history.people[self.id];
         let is_passed = said.get(self.own).is_none_or(|own| own.number > number);
         assert!(is_passed, "{name} has not received all that came before the PING");
-        let is_said = self.pending.front().is_none_or(|own| own.number > number);
+        let is_said = self.sending.front().is_none_or(|own| own.number > number);
         assert!(is_said, "something that {name} said before the PING is not passed on");
     }
 
-    fn receive_whisper(&mut self, line: &str, log: &Log) {
+    fn receive_whisper(&mut self, line: &str, history: &History) {
         let mut words = line.splitn(5, ' ').skip(1);
-        let from = log.who(words.next().expect("a name"));
+        let from = history.who(words.next().expect("a name"));
         let number = words.next().and_then(|number| number.parse().ok()).expect("a number");
         assert_eq!(words.next(), Some(&*self.id.to_string()), "a message for somebody else");
         let (count, last) = self.whispers.get(&from).copied().unwrap_or_default();
         assert!(number > last, "private message {number} of p{from} comes after {last}");
         self.whispers.insert(from, (count + 1, number));
         // It stands at its place among what its sender said to everybody.
-        let said = &log.people[from].said;
+        let said = &history.people[from].said;
         let next = said.partition_point(|said| said.number < number);
         let comes_late = said.get(next).is_some_and(|next| next.start < self.position);
         let comes_early = next > 0 && said[next - 1].start >= self.position;
@@ -455,28 +480,28 @@ impl Person {
     }
 
     fn was_in_time(&self, since: Duration) {
-        if let Some(patience) = self.character.patience {
+        if let Some(max_delay) = self.behaviour.max_delay {
             let delay = os::time().saturating_sub(since.max(self.welcomed));
-            assert!(delay <= patience, "p{} waited {delay:?} for an answer", self.id);
+            assert!(delay <= max_delay, "p{} waited {delay:?} for an answer", self.id);
         }
     }
 
     /// The end of the stream has come.
-    fn check_end(&mut self, log: &Log) {
-        let presence = &log.people[self.id];
+    fn check_end(&mut self, history: &History) {
+        let membership = &history.people[self.id];
         match self.phase {
             Phase::Open => {
-                assert!(!self.character.is_promised_to_stay(), "{} is cut off", presence.name);
+                assert!(!self.behaviour.is_promised_to_stay(), "{} is cut off", membership.name);
                 self.phase = Phase::Removed;
                 return;
             }
             Phase::Refused | Phase::Removed | Phase::Gone => {}
             Phase::Leaving { .. } => {
                 // Who is too slow to take the rest is given up after a while.
-                let is_eager = self.character.reading == Reading::Eager;
-                if is_eager || os::time() - presence.left_at < CLOSE_STALL_TIMEOUT {
-                    assert!(self.received.is_empty(), "{} gets half a line", presence.name);
-                    self.check_all(log, presence.left);
+                let is_eager = self.behaviour.reading == Reading::Eager;
+                if is_eager || os::time() - membership.left_at < CLOSE_STALL_TIMEOUT {
+                    assert!(self.received.is_empty(), "{} gets half a line", membership.name);
+                    self.check_all(history, membership.left);
                     self.has_all = true;
                 }
             }
@@ -485,18 +510,18 @@ impl Person {
     }
 
     /// All requests are answered, and all up to `end` in the log is received.
-    fn check_all(&mut self, log: &Log, end: Option<usize>) {
-        let presence = &log.people[self.id];
-        self.skip_own(log);
+    fn check_all(&mut self, history: &History, end: Option<usize>) {
+        let membership = &history.people[self.id];
+        self.skip_own(history);
         let is_answered = self.expected.is_empty() && self.list.is_empty();
-        assert!(is_answered, "{}: {:?} is not answered", presence.name, self.expected);
-        let is_whole = presence.joined.is_none() || end == Some(self.position);
-        assert!(is_whole, "{} is at {} of {end:?}", presence.name, self.position);
+        assert!(is_answered, "{}: {:?} is not answered", membership.name, self.expected);
+        let is_whole = membership.joined.is_none() || end == Some(self.position);
+        assert!(is_whole, "{} is at {} of {end:?}", membership.name, self.position);
     }
 
     /// Nobody receives their own messages.
-    fn skip_own(&mut self, log: &Log) {
-        let said = &log.people[self.id].said;
+    fn skip_own(&mut self, history: &History) {
+        let said = &history.people[self.id].said;
         while said.get(self.own).is_some_and(|own| own.start == self.position) {
             self.position = said[self.own].end;
             self.own += 1;
@@ -520,15 +545,19 @@ enum Event {
 
 struct Crowd {
     chance: Chance,
-    log: Log,
+    history: History,
     people: Vec<Person>,
-    coming: Vec<Character>,
+    coming: Vec<Behaviour>,
     events: BinaryHeap<Reverse<(Duration, usize, Event)>>,
     scheduled: usize,
     /// What the observer has received of a line.
     observed: Vec<u8>,
-    /// Nobody asks for anything any more.
+    /// People that have received something before the observer.
+    early: Vec<usize>,
+    /// No requests are sent any longer.
     is_over: bool,
+    /// When the budget began to apply; `None` while it does not.
+    budget_since: Option<Duration>,
 }
 
 impl Peers for Crowd {
@@ -555,13 +584,15 @@ impl Crowd {
     fn new(seed: u64) -> Self {
         Crowd {
             chance: Chance(seed.wrapping_mul(0xD134_2543_DE82_EF95) | 1),
-            log: Log::default(),
+            history: History::default(),
             people: Vec::new(),
             coming: Vec::new(),
             events: BinaryHeap::new(),
             scheduled: 0,
             observed: Vec::new(),
+            early: Vec::new(),
             is_over: false,
+            budget_since: None,
         }
     }
 
@@ -571,25 +602,25 @@ impl Crowd {
     }
 
     /// Somebody will connect.
-    fn expect(&mut self, after: Duration, character: Character) {
+    fn expect(&mut self, after: Duration, behaviour: Behaviour) {
         self.schedule(after, Event::Come(self.coming.len()));
-        self.coming.push(character);
+        self.coming.push(behaviour);
     }
 
     /// Somebody connects, and will act.
-    fn add(&mut self, character: Character) -> usize {
+    fn add(&mut self, behaviour: Behaviour) -> usize {
         let id = self.people.len();
-        let name = match character.has_long_name {
+        let name = match behaviour.has_long_name {
             true => format!("{:x<50}", format!("p{id}-")),
             false => format!("p{id}"),
         };
         let port = 1024 + (id % 60_000) as u16;
-        let peer = Peer::connect((character.address, port).into(), character.buffers);
+        let peer = Peer::connect((behaviour.address, port).into(), behaviour.buffers);
         assert_eq!(peer.number(), id);
-        self.log.people.push(Presence { name, ..Presence::default() });
-        self.people.push(Person::new(id, peer, character));
+        self.history.people.push(Membership { name, ..Membership::default() });
+        self.people.push(Person::new(id, peer, behaviour));
         self.schedule(Duration::ZERO, Event::Act(id));
-        if let Reading::Steady { rate, step } = character.reading {
+        if let Reading::Steady { rate, step } = behaviour.reading {
             let period = Duration::from_secs_f64(step as f64 / rate as f64);
             let phase = self.chance.below(1000) as u32;
             self.people[id].is_refilling = true;
@@ -603,24 +634,24 @@ impl Crowd {
         if person.phase != Phase::Open || self.is_over {
             return;
         }
-        if let Some((after, ending)) = person.character.ending {
+        if let Some((after, ending)) = person.behaviour.ending {
             if os::time() >= person.came + after {
                 return self.end(id, ending);
             }
         }
-        if person.character.role == Role::Silent {
+        if person.behaviour.kind == Kind::Silent {
             return;
         }
         if !person.has_asked_for_name {
             self.ask_for_name(id);
         }
-        let pause = match self.people[id].character.role {
-            Role::Observer | Role::Silent => return,
-            Role::Talker { pause } => {
+        let pause = match self.people[id].behaviour.kind {
+            Kind::Observer | Kind::Silent => return,
+            Kind::Talker { pause } => {
                 self.talk(id);
                 pause * (500 + self.chance.below(1000) as u32) / 1000
             }
-            Role::Flooder { request, pause } => {
+            Kind::Flooder { request, pause } => {
                 let peer = self.people[id].peer;
                 while peer.unread() < 8 * 1024 && !peer.is_dropped() {
                     self.flood(id, request);
@@ -628,7 +659,7 @@ impl Crowd {
                 pause
             }
         };
-        let ends = self.people[id].character.ending.map(|(after, _)| self.people[id].came + after);
+        let ends = self.people[id].behaviour.ending.map(|(after, _)| self.people[id].came + after);
         let left = ends.map_or(Duration::MAX, |ends| ends.saturating_sub(os::time()));
         self.schedule(pause.min(left), Event::Act(id));
     }
@@ -636,7 +667,7 @@ impl Crowd {
     fn ask_for_name(&mut self, id: usize) {
         let person = &mut self.people[id];
         person.has_asked_for_name = true;
-        if person.character.role != Role::Observer {
+        if person.behaviour.kind != Kind::Observer {
             match self.chance.below(10) {
                 0 => person.ask("NAME P0", "ERR name-taken "),
                 1 => person.ask("NAME two words", "ERR bad-name "),
@@ -645,7 +676,7 @@ impl Crowd {
                 _ => {}
             }
         }
-        person.send(&format!("NAME {}", self.log.people[id].name));
+        person.send(&format!("NAME {}", self.history.people[id].name));
         person.expected.push_back(Reply::Welcome);
     }
 
@@ -653,7 +684,7 @@ impl Crowd {
         let other = 1 + self.chance.below(self.people.len() - 1);
         let length = match self.chance.below(20) {
             // Who is to be answered soon must not ask for much.
-            0 if self.people[id].character.patience.is_none() => self.chance.below(3900),
+            0 if self.people[id].behaviour.max_delay.is_none() => self.chance.below(3900),
             _ => self.chance.below(60),
         };
         let person = &mut self.people[id];
@@ -661,28 +692,25 @@ impl Crowd {
             0..=8 => person.say(length),
             9..=13 => self.whisper(id, other, length),
             14..=15 => person.ping(),
-            16 => person.list(&self.log),
+            16 => person.list(),
             17 => person.ask("MSG \u{202e}", "ERR bad-text "),
             18 => person.ask("nonsense", "ERR unknown-command "),
             _ => {
                 person.send("HELP");
                 person.expected.extend([(); 7].map(|()| Reply::Start("HELP ")));
-                person.replies_owed += 1000;
             }
         }
     }
 
     fn whisper(&mut self, id: usize, to: usize, length: usize) {
-        let before = self.people[id].sent;
-        self.people[id].whisper(to, &self.log, length);
-        self.people[to].whispers_owed += self.people[id].sent - before + 60;
+        self.people[id].whisper(to, &self.history, length);
     }
 
     fn flood(&mut self, id: usize, request: Flood) {
         match request {
             Flood::Msg { length } => self.people[id].say(length),
             Flood::Priv { to } => self.whisper(id, to.min(self.people.len() - 1), 0),
-            Flood::List => self.people[id].list(&self.log),
+            Flood::List => self.people[id].list(),
             Flood::Ping => self.people[id].ping(),
             Flood::Mixed => self.talk(id),
         }
@@ -715,15 +743,15 @@ impl Crowd {
     }
 
     fn comes_again(&mut self, id: usize) {
-        let character = self.people[id].character;
-        if character.comes_again {
-            self.expect(Duration::from_micros(100), character);
+        let behaviour = self.people[id].behaviour;
+        if behaviour.comes_again {
+            self.expect(Duration::from_micros(100), behaviour);
         }
     }
 
     fn refill(&mut self, id: usize) {
         let person = &mut self.people[id];
-        if let Reading::Steady { step, .. } = person.character.reading {
+        if let Reading::Steady { step, .. } = person.behaviour.reading {
             person.credit = step;
             person.refilled = os::time();
             person.is_refilling = false;
@@ -737,7 +765,7 @@ impl Crowd {
         if matches!(person.phase, Phase::Removed | Phase::Gone) {
             return;
         }
-        match person.character.reading {
+        match person.behaviour.reading {
             Reading::Never => {}
             Reading::Eager => drop(person.peer.take(usize::MAX, &mut person.received)),
             Reading::Steady { rate, step } => {
@@ -750,21 +778,21 @@ impl Crowd {
             }
         }
         let person = &mut self.people[id];
-        if person.received.capacity() > 0 {
-            person.check(&self.log);
+        if !person.check(&self.history) {
+            return self.early.push(id);
         }
         if person.peer.sees_end() {
-            person.check_end(&self.log);
+            person.check_end(&self.history);
             let delay = Duration::from_millis(self.chance.below(20_000) as u64);
             self.schedule(delay, Event::Close(id));
             self.comes_again(id);
         } else if person.peer.was_reset() {
             // Closing has its time-outs, and who is turned away may have sent more than is read.
-            let is_eager = person.character.reading == Reading::Eager;
+            let is_eager = person.behaviour.reading == Reading::Eager;
             person.phase = match person.phase {
                 Phase::Leaving { .. } if !is_eager => Phase::Gone,
                 Phase::Open if !person.is_greeted => Phase::Gone,
-                Phase::Open if !person.character.is_promised_to_stay() => Phase::Removed,
+                Phase::Open if !person.behaviour.is_promised_to_stay() => Phase::Removed,
                 Phase::Refused => Phase::Gone,
                 _ => panic!("p{id} is reset"),
             };
@@ -775,9 +803,9 @@ impl Crowd {
     /// After each turn of the server: everybody looks at what has come.
     fn look(&mut self) {
         self.observe();
-        for peer in os::touched() {
-            self.read(peer.number());
-        }
+        let early = mem::take(&mut self.early).into_iter();
+        let touched = os::touched().into_iter().map(Peer::number);
+        early.chain(touched).for_each(|id| self.read(id));
     }
 
     // What the observer sees
@@ -795,47 +823,58 @@ impl Crowd {
     }
 
     fn observe_line(&mut self, line: &str) {
-        if let Some(next) = self.log.roster.pop_front() {
-            assert_eq!(line, next);
-            return self.log.push(line);
+        let History { text, rosters, roster, is_in_roster, withholds, .. } = &mut self.history;
+        if line.starts_with("USERS ") {
+            assert_eq!(Some(line), roster.pop_front().as_deref());
+            assert!(withholds.contains(&false), "a roster while the budget applies");
+            if !mem::replace(is_in_roster, !roster.is_empty()) {
+                rosters.push(text.len());
+            }
+            return self.history.push(line, 0);
         }
+        let may_come_later = withholds.contains(&true) && !*is_in_roster;
+        assert!(roster.is_empty() || may_come_later, "{line} instead of a roster");
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         match words.as_slice() {
             ["HELLO" | "BYE", ..] => {}
             ["WELCOME", "p0", "1"] => self.joins(0, line),
             ["JOINED", name, count] => {
-                self.joins(self.log.who(name), line);
-                assert_eq!(*count, self.log.room.len().to_string());
+                self.joins(self.history.who(name), line);
+                assert_eq!(*count, self.history.room.len().to_string());
             }
             ["LEFT", name, rest] => {
-                let id = self.log.who(name);
+                let id = self.history.who(name);
                 let (count, reason) = rest.split_once(' ').expect("a reason");
                 self.leaves(id, line, reason);
-                assert_eq!(count, self.log.room.len().to_string());
+                assert_eq!(count, self.history.room.len().to_string());
             }
-            ["MSG", name, text] => self.is_said(self.log.who(name), line, text),
+            ["MSG", name, text] => self.is_said(self.history.who(name), line, text),
             _ => panic!("the observer receives: {line}"),
         }
     }
 
     fn joins(&mut self, id: usize, line: &str) {
-        assert!(self.people[id].has_asked_for_name && self.log.people[id].joined.is_none());
-        self.log.push(line);
-        self.log.people[id].joined = Some(self.log.text.len());
-        self.log.room.push(id);
-        self.log.room_has_changed();
+        assert!(self.people[id].has_asked_for_name && self.history.people[id].joined.is_none());
+        // JOINED, and LEFT later.
+        self.history.push(line, 2 * self.history.people[id].name.len() + 43);
+        self.history.people[id].joined = Some(self.history.text.len());
+        self.history.room.push(id);
+        self.history.room_has_changed();
     }
 
     fn is_said(&mut self, id: usize, line: &str, text: &str) {
-        let presence = &self.log.people[id];
-        assert!(presence.joined.is_some() && presence.left.is_none(), "nobody here says: {line}");
-        let pending = self.people[id].pending.pop_front().expect("something that was said");
-        assert_eq!(text, pending.text, "the next line of p{id}");
-        self.people[id].was_in_time(pending.since);
-        let start = self.log.text.len();
-        self.log.push(line);
-        let end = self.log.text.len();
-        self.log.people[id].said.push(Said { start, end, number: pending.number });
+        let membership = &self.history.people[id];
+        assert!(
+            membership.joined.is_some() && membership.left.is_none(),
+            "nobody here says: {line}"
+        );
+        let message = self.people[id].sending.pop_front().expect("something that was said");
+        assert_eq!(text, message.text, "the next line of p{id}");
+        self.people[id].was_in_time(message.since);
+        let start = self.history.text.len();
+        self.history.push(line, line.len() + 2);
+        let end = self.history.text.len();
+        self.history.people[id].said.push(Said { start, end, number: message.number });
     }
 
     fn leaves(&mut self, id: usize, line: &str, reason: &str) {
@@ -847,17 +886,17 @@ impl Crowd {
             _ => panic!("{:?} is told of as: {line}", person.phase),
         }
         // All that had arrived by then has been carried out.
-        let next = person.pending.front();
+        let next = person.sending.front();
         let is_left_out = next.is_some_and(|next| next.end <= person.peer.all_arrived());
         assert!(reason == "slow" || !is_left_out, "lines that p{id} had sent are left out");
-        let presence = &mut self.log.people[id];
-        assert!(presence.joined.is_some() && presence.left.is_none());
-        presence.left = Some(self.log.text.len());
-        presence.left_at = os::time();
-        presence.was_slow = reason == "slow";
-        self.log.push(line);
-        self.log.room.retain(|&other| other != id);
-        self.log.room_has_changed();
+        let membership = &mut self.history.people[id];
+        assert!(membership.joined.is_some() && membership.left.is_none());
+        membership.left = Some(self.history.text.len());
+        membership.left_at = os::time();
+        membership.was_slow = reason == "slow";
+        self.history.push(line, 0);
+        self.history.room.retain(|&other| other != id);
+        self.history.room_has_changed();
     }
 
     /// What has been confirmed to its sender has arrived, if its recipient did not go before.
@@ -869,39 +908,35 @@ impl Crowd {
         }
     }
 
-    /// At most so much the server can keep for somebody.
-    fn most_owed(&self, id: usize) -> usize {
-        let (person, presence) = (&self.people[id], &self.log.people[id]);
-        let Some(joined) = presence.joined else { return person.replies_owed };
-        let end = presence.left.unwrap_or(self.log.text.len());
-        let own: usize = presence.said.iter().map(|own| own.end - own.start).sum();
-        let all = end - joined - own + person.whispers_owed + person.replies_owed;
-        all.saturating_sub(person.peer.all_written().0)
-    }
-
-    /// Somebody is removed as slow: that must not be against what PROTOCOL.md promises.
+    /// A person is removed as slow: PROTOCOL.md must allow it.
     fn is_slow(&self, id: usize) {
         let person = &self.people[id];
-        let is_promised = person.character.is_promised_to_stay() && person.phase == Phase::Open;
-        assert!(!is_promised, "p{id} is removed: {:?}", person.character.reading);
-        let owed = self.most_owed(id);
-        let stalled = os::time() - person.peer.all_written().1;
-        let is_just = owed > 4 << 20 || (owed > 256 << 10 && stalled >= seconds(60));
-        assert!(is_just, "p{id} is removed with {owed} bytes after {stalled:?}");
+        let is_promised = person.behaviour.is_promised_to_stay() && person.phase == Phase::Open;
+        assert!(!is_promised, "p{id} is removed: {:?}", person.behaviour.reading);
+        let since = |time: Duration| os::time().saturating_sub(time);
+        let stalled =
+            since(person.peer.all_written().1).min(self.budget_since.map_or(Duration::ZERO, since));
+        // The server counts from the beginning of a turn.
+        let turn = Duration::from_millis(50);
+        let is_stalled = person.pending > 0 && stalled + turn >= STALL_TIMEOUT;
+        let most_in_a_turn = 256 * 1024;
+        let is_just = is_stalled || person.pending > HARD_LIMIT - most_in_a_turn;
+        assert!(is_just, "p{id} is removed with {} bytes after {stalled:?}", person.pending);
     }
 }
 
 // The simulation: a server, and a crowd
 
 /// A server in a network of its own, and what its console has shown.
-struct Stage {
+struct Session {
     server: Server,
+    lines: Receiver<String>,
     console: String,
 }
 
 fn options() -> Options {
     Options {
-        address: None,
+        address: Address { host: None, port: DEFAULT_PORT },
         max_clients: usize::MAX,
         max_per_ip: Some(0),
         name_timeout: NAME_TIMEOUT,
@@ -909,16 +944,17 @@ fn options() -> Options {
     }
 }
 
-impl Stage {
+impl Session {
     fn new(seed: u64, conditions: Conditions, options: Options) -> Self {
         let (listener, signals) = os::begin(seed, conditions);
-        let server = Server::new(options, listener, signals, Console::new());
-        Stage { server: server.expect("a server"), console: String::new() }
+        let (console, lines) = Console::new();
+        let server = Server::new(options, listener, signals, console).expect("a server");
+        Session { server, lines, console: String::new() }
     }
 
     fn turn(&mut self) {
         self.server.turn().expect("the poller works");
-        self.console.push_str(&mem::take(&mut self.server.console.pending().text));
+        self.console.extend(self.lines.try_iter());
         assert_eq!(os::misuse(), Vec::<String>::new());
     }
 
@@ -931,12 +967,18 @@ impl Stage {
         os::set_alarm(None);
     }
 
-    /// Somebody connects from `10.0.0.x` or another address, and says `lines`.
+    /// A connection from one address, on which `lines` are sent.
     fn connect(&mut self, address: impl Into<IpAddr>, lines: &str) -> Peer {
         let peer = Peer::connect((address.into(), 1024).into(), Buffers::default());
         peer.send(lines.as_bytes());
         self.run(Duration::from_millis(1));
         peer
+    }
+
+    /// The pending output of the client in this slot.
+    fn pending(&self, id: Id) -> usize {
+        let Room { clients, log, .. } = &self.server.room;
+        clients.get(id).expect("a client").outbox.pending(log)
     }
 
     /// The first line for somebody who connects.
@@ -953,30 +995,45 @@ fn take_lines(peer: Peer) -> Vec<String> {
 }
 
 struct Simulation {
-    stage: Stage,
+    session: Session,
     crowd: Rc<RefCell<Crowd>>,
 }
 
 impl Simulation {
     /// A server with the observer in its room.
     fn new(seed: u64, conditions: Conditions, options: Options) -> Self {
-        let stage = Stage::new(seed, conditions, options);
+        let session = Session::new(seed, conditions, options);
         let crowd = Rc::new(RefCell::new(Crowd::new(seed)));
         os::set_peers(crowd.clone());
-        let mut simulation = Simulation { stage, crowd };
+        let mut simulation = Simulation { session, crowd };
         let buffers = Buffers::UNLIMITED;
-        simulation.add(Character { role: Role::Observer, buffers, ..Character::default() });
+        simulation.add(Behaviour { kind: Kind::Observer, buffers, ..Behaviour::default() });
         simulation.run(Duration::from_millis(1));
         simulation
     }
 
-    fn add(&mut self, character: Character) -> usize {
-        self.crowd.borrow_mut().add(character)
+    fn add(&mut self, behaviour: Behaviour) -> usize {
+        self.crowd.borrow_mut().add(behaviour)
     }
 
     fn turn(&mut self) {
-        self.stage.turn();
+        self.before_turn();
+        self.session.turn();
         self.crowd.borrow_mut().look();
+    }
+
+    /// What the checks of the next turn must know.
+    fn before_turn(&mut self) {
+        let Server { room, budget, .. } = &self.session.server;
+        let crowd = &mut *self.crowd.borrow_mut();
+        let History { withholds, .. } = &mut crowd.history;
+        *withholds = [budget.applies(), withholds[0]];
+        let since = crowd.budget_since.unwrap_or(os::time());
+        crowd.budget_since = budget.applies().then_some(since);
+        for (_, client) in room.clients.iter() {
+            let number = client.socket.peer().number();
+            crowd.people[number].pending = client.outbox.pending(&room.log);
+        }
     }
 
     fn run(&mut self, time: Duration) {
@@ -1002,7 +1059,7 @@ impl Simulation {
         for id in everybody.clone() {
             let mut crowd = self.crowd.borrow_mut();
             let person = &crowd.people[id];
-            if !person.character.is_promised_to_stay() && person.phase != Phase::Gone {
+            if !person.behaviour.is_promised_to_stay() && person.phase != Phase::Gone {
                 crowd.end(id, Ending::Reset);
                 crowd.people[id].phase = Phase::Gone;
             }
@@ -1010,16 +1067,17 @@ impl Simulation {
         self.run(seconds(300));
         for id in everybody.clone() {
             let mut crowd = self.crowd.borrow_mut();
-            let Crowd { people, log, .. } = &mut *crowd;
+            let Crowd { people, history, .. } = &mut *crowd;
             if id > 0 && people[id].phase == Phase::Open {
-                people[id].check_all(log, Some(log.text.len()));
+                people[id].check_all(history, Some(history.text.len()));
                 crowd.end(id, Ending::Quit);
             }
         }
         self.run(seconds(200));
         self.check_books();
         let mut crowd = self.crowd.borrow_mut();
-        assert_eq!(crowd.log.room, [0], "who is still in the room");
+        assert_eq!(crowd.history.room, [0], "still in the room");
+        assert!(crowd.history.roster.is_empty(), "a roster is owed");
         everybody.for_each(|id| crowd.check_whispers(id));
         crowd.end(0, Ending::Close);
         drop(crowd);
@@ -1029,39 +1087,57 @@ impl Simulation {
 
     /// What must be true of the server's books after every turn.
     fn check_books(&self) {
-        let Server { connections, room, flow, hosts, deadlines, options, .. } = &self.stage.server;
-        assert!(connections.count <= options.max_clients);
-        let count = |is: fn(&Connection) -> bool| connections.iter().filter(|it| is(it.1)).count();
-        assert_eq!(hosts.values().sum::<usize>(), connections.count);
-        let sockets = count(|it| it.socket.is_some());
-        assert_eq!(os::descriptors(), sockets + usize::from(self.stage.server.reserve.is_some()));
-        assert_eq!(deadlines.len(), count(|it| it.phase.deadline().is_some()));
-        assert_eq!(flow.queue.waiting.len(), count(|it| it.waiting != Waiting::Nothing));
-        assert!(flow.queue.finishes.len() <= connections.count);
-        assert_eq!(room.by_name.len(), room.count());
-        for (id, connection) in connections.iter() {
-            let backlog = room.delivery.backlog(id);
-            let is_over = connection.is_open() && backlog > SOFT_LIMIT;
-            assert_eq!(flow.over_soft_limit.contains(&id), is_over, "{backlog} bytes");
-            // Replies to one request are at most a roster, or two lines (PRIV to oneself).
-            let replies =
-                room.delivery.outboxes.get(id).map_or(0, |outbox| outbox.replies as usize);
-            let most = REPLY_LIMIT + 2 * MAX_LINE + 60 * room.count();
-            assert!(replies <= most, "{replies} bytes of replies");
-            assert!(backlog <= HARD_LIMIT + 600 * 1024, "{backlog} bytes of backlog");
-            assert!(connection.unread.len() <= 16 * 1024);
-            assert!(connection.decoder.line.capacity() <= 16 * 1024);
+        let Server { room, budget, hosts, to_serve, options, next_deadline, .. } =
+            &self.session.server;
+        let Room { clients, members, by_name, log, .. } = room;
+        let count = |is: fn(&Client) -> bool| clients.iter().filter(|it| is(it.1)).count();
+        let named = count(|it| it.name.is_some());
+        assert!(clients.count() <= options.max_clients);
+        assert_eq!(hosts.values().sum::<usize>(), clients.count());
+        assert_eq!(os::descriptors(), clients.count());
+        assert_eq!((members.len(), by_name.len(), room.names().count()), (named, named, named));
+        assert_eq!(budget.queue.waiting.len(), count(|it| it.waiting.is_some()));
+        assert!(budget.queue.finishes.len() <= clients.count());
+        assert_eq!(room.own_lines, clients.iter().map(|it| it.1.outbox.own.len()).sum::<usize>());
+        let mut slowest = log.end();
+        // Lines that are logged after the writing count from the next turn on.
+        let is_written = self.session.server.written == log.end() && room.writes.is_empty();
+        for (id, client) in clients.iter() {
+            let Client { name, outbox, deadline, unread, decoder, state, .. } = client;
+            let pending = outbox.pending(log);
+            assert!(name.as_ref().is_none_or(|name| by_name[&fold_case(name)] == id));
+            slowest = slowest.min(outbox.cursor(log).unwrap_or(slowest));
+            if is_written {
+                assert_eq!(budget.behind.contains(&id), pending > SOFT_LIMIT, "{pending} bytes");
+            }
+            assert!(pending <= HARD_LIMIT + 256 * 1024, "{pending} bytes are pending");
+            assert!(outbox.until_reply <= outbox.own.len());
+            assert!(
+                outbox.inserts.iter().map(|it| it.own as usize).sum::<usize>() == outbox.own.len()
+            );
+            assert!(deadline.is_none_or(|it| next_deadline.is_some_and(|next| next <= it)));
+            let needs_deadline = match state {
+                State::Open if name.is_some() => is_written && pending > 0,
+                State::Failed => name.is_none(),
+                _ => true,
+            };
+            assert!(deadline.is_some() || !needs_deadline, "{state:?} without a deadline");
+            let is_queued = || to_serve.waiting.keys().any(|key| key.1 == id);
+            assert!(unread.is_empty() || !client.takes_requests() || is_queued(), "forgotten");
+            assert!(unread.len() <= 16 * 1024 && decoder.line.capacity() <= 16 * 1024);
         }
+        assert!(slowest >= log.start, "the log lacks {} bytes", log.start - slowest);
+        let needed = (log.end() - slowest) as usize;
+        let is_trimmed = log.bytes.len() <= 2 * needed + 64 * 1024;
+        assert!(is_trimmed || room.may_trim, "a log of {} bytes for {needed}", log.bytes.len());
     }
 
     fn check_books_are_empty(&self) {
         self.check_books();
-        let Server { connections, room, flow, to_serve, .. } = &self.stage.server;
-        assert_eq!((connections.count, room.count(), flow.over_soft_limit.len()), (0, 0, 0));
-        assert!(to_serve.waiting.is_empty() && flow.queue.finishes.is_empty());
-        assert!(room.people.count == 0, "somebody is still in the room");
-        assert!(room.delivery.outboxes.count == 0, "somebody is still owed");
-        assert!(room.delivery.broadcast.is_empty() && room.delivery.pending_writes.is_empty());
+        let Server { room, budget, to_serve, .. } = &self.session.server;
+        assert_eq!((room.clients.count(), room.own_lines, budget.behind.len()), (0, 0, 0));
+        assert!(to_serve.waiting.is_empty() && budget.queue.finishes.is_empty());
+        assert!(room.log.bytes.is_empty() && room.writes.is_empty());
     }
 }
 
@@ -1106,12 +1182,11 @@ impl Plan {
                 partial: pick(chance, &[0, 0, 10, 50]),
                 call_cost: Duration::from_nanos(pick(chance, &[0, 3500])),
                 kib_cost: Duration::from_nanos(300),
-                descriptors: usize::MAX,
             },
         }
     }
 
-    fn character(&self, chance: &mut Chance, number: usize) -> Character {
+    fn behaviour(&self, chance: &mut Chance, number: usize) -> Behaviour {
         let mut is = |percent: usize| chance.below(100) < percent;
         let (floods, is_slow, is_restless, is_silent) =
             (is(self.flooders), is(self.slow), is(self.restless), is(3));
@@ -1127,11 +1202,11 @@ impl Plan {
             Duration::from_millis(chance.below(2 * self.length.as_millis() as usize) as u64);
         let endings =
             [Ending::Quit, Ending::HalfClose, Ending::Close, Ending::Reset, Ending::Vanish];
-        Character {
-            role: match (is_silent, floods) {
-                (true, _) => Role::Silent,
-                (_, true) => Role::Flooder { request, pause: flood_pause },
-                _ => Role::Talker { pause },
+        Behaviour {
+            kind: match (is_silent, floods) {
+                (true, _) => Kind::Silent,
+                (_, true) => Kind::Flooder { request, pause: flood_pause },
+                _ => Kind::Talker { pause },
             },
             reading: if is_slow { random_reading(chance) } else { Reading::Eager },
             buffers: if is_typist { Buffers::default() } else { random_buffers(chance) },
@@ -1141,7 +1216,7 @@ impl Plan {
             comes_again: is_restless || chance.below(2) == 0,
             // While everybody else gets as much of the budget: twice their number, as those who
             // have gone wait, too.
-            patience: (is_typist && self.conditions.partial == 0).then_some(
+            max_delay: (is_typist && self.conditions.partial == 0).then_some(
                 Duration::from_millis(200) + seconds(2 * 200 * self.people as u64) / 65_536,
             ),
         }
@@ -1161,7 +1236,8 @@ fn random_buffers(chance: &mut Chance) -> Buffers {
     let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
     let window = pick(chance, &sizes);
     let step = (window / pick(chance, &[2, 16, 1000])).max(1);
-    Buffers { receive: pick(chance, &sizes), unsent: pick(chance, &sizes), window, step }
+    let [receive, unsent] = [(); 2].map(|()| pick(chance, &sizes));
+    Buffers { receive, unsent, window, step, discards: false }
 }
 
 fn random_address(chance: &mut Chance, number: usize) -> IpAddr {
@@ -1206,8 +1282,8 @@ fn random_run(seed: u64, totals: &mut Totals) {
     let mut simulation = Simulation::new(seed, plan.conditions, options);
     for number in 0..plan.people {
         let after = plan.length * chance.below(200) as u32 / 1000;
-        let character = plan.character(&mut chance, number);
-        simulation.crowd.borrow_mut().expect(after, character);
+        let behaviour = plan.behaviour(&mut chance, number);
+        simulation.crowd.borrow_mut().expect(after, behaviour);
     }
     let end = os::time() + plan.length;
     os::set_alarm(Some(end));
@@ -1225,8 +1301,8 @@ fn random_run(seed: u64, totals: &mut Totals) {
     totals.runs += 1;
     totals.time += os::time();
     totals.people += crowd.people.len();
-    totals.bytes_said += crowd.log.text.len();
-    totals.removed_as_slow += crowd.log.people.iter().filter(|it| it.was_slow).count();
+    totals.bytes_said += crowd.history.text.len();
+    totals.removed_as_slow += crowd.history.people.iter().filter(|it| it.was_slow).count();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! linechat-client in a real terminal emulator, tmux, typed at and looked at as a person would.
+//! Runs linechat-client in a real terminal emulator, tmux: types keys and reads the screen.
 //!
 //!     cargo test --test tmux -- --ignored        needs tmux
 
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use std::{io, thread};
 
-/// A window of tmux, which has a server of its own for each test.
+/// A tmux window. Each test has a tmux server of its own.
 struct Window {
     socket: String,
 }
@@ -25,7 +25,7 @@ impl Window {
         let client = env!("CARGO_BIN_EXE_linechat-client");
         let size = ["-x", &columns.to_string(), "-y", &rows.to_string()].map(str::to_owned);
         let [x, columns, y, rows] = size;
-        // The shell outlives the client, so that what it leaves behind can be seen.
+        // The shell outlives the client, so the test sees the screen that the client leaves.
         let command = format!(
             "before=$(stty -g); LC_ALL=C.UTF-8 LOGNAME=zoe {client} --no-time {arguments}; echo exit $?; \
              [ \"$(stty -g)\" = \"$before\" ] && echo as before; cat"
@@ -34,7 +34,7 @@ impl Window {
         window
     }
 
-    /// A window with a shell that has job control, and the client started from it.
+    /// Opens a window with a shell that has job control, and starts the client from it.
     fn open_in_shell(test: &str, arguments: &str) -> Window {
         let window = Window { socket: format!("linechat-{test}-{}", std::process::id()) };
         let shell = "PS1='$ ' ENV= LC_ALL=C.UTF-8 exec sh -i";
@@ -51,7 +51,7 @@ impl Window {
 
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
-        // Whatever the locale of the test is, the window's is UTF-8.
+        // The window uses UTF-8, whatever the locale of the test.
         command.args(["-u", "-f", "/dev/null", "-L", &self.socket]).args(arguments);
         let output = command.output().expect("tmux can be run");
         assert!(output.status.success(), "tmux {arguments:?}: {output:?}");
@@ -66,7 +66,7 @@ impl Window {
         self.tmux(&[&["send-keys"], keys].concat());
     }
 
-    /// What the window shows, a line for each row, and the column of the cursor.
+    /// Returns the rows of the window, and the column of the cursor.
     fn look(&self) -> (Vec<String>, usize) {
         let screen = self.tmux(&["capture-pane", "-p"]);
         let column = self.tmux(&["display-message", "-p", "#{cursor_x}"]);
@@ -74,13 +74,13 @@ impl Window {
         (rows.collect(), column.trim().parse().expect("a column"))
     }
 
-    /// Looks until the last rows are these.
+    /// Waits until the last rows are these.
     fn await_rows(&self, expected: &[&str]) {
         let expected: Vec<_> = expected.iter().map(|row| (*row).to_owned()).collect();
         self.await_screen(&format!("{expected:#?}"), |rows| rows.ends_with(&expected));
     }
 
-    /// Looks until the last row is as expected.
+    /// Waits until the last row is as expected.
     fn await_last_row(&self, is_expected: impl Fn(&str) -> bool) {
         self.await_screen("the last row", |rows| rows.last().is_some_and(|row| is_expected(row)));
     }
@@ -103,8 +103,8 @@ impl Drop for Window {
     }
 }
 
-/// A long line with wide characters and accents is typed, key by key, while somebody else says
-/// something between each two keys; then the window changes its size, twice.
+/// Types a long line with wide characters and accents, with a message from bob between any two keys;
+/// then resizes the window twice.
 fn edits_during_a_flood(columns: u32, rows: u32) {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
@@ -124,12 +124,12 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
             count += 1;
             bob.say(&format!("MSG flood {count}"));
         }
-        // The last exclamation mark goes, and a word comes in before the accent.
+        // Removes the last exclamation mark and inserts a word before the accent.
         window.press(&["BSpace", "Left", &format!("<{round}>"), "Home", "Right", "End"]);
     }
     let line: String = (0..6).map(|round| format!("mañana 日本 👍 <{round}>e\u{301}")).collect();
     window.await_rows(&[&format!("bob: flood {count}"), &shown(&line, columns)]);
-    // Every row above is a message, whole, once and in order.
+    // Every row above holds a whole message, once and in order.
     let (seen, column) = window.look();
     let above = seen.len() - 1;
     let expected: Vec<_> =
@@ -151,8 +151,8 @@ fn edits_during_a_flood(columns: u32, rows: u32) {
     window.await_rows(&["exit 0", "as before"]);
 }
 
-/// The client's last row for a line longer than the window, the cursor at its end: it moves by half
-/// a window at a time.
+/// The client's last row for a line with the cursor at its end. A line longer than the window moves
+/// by half a window at a time.
 fn shown(line: &str, columns: u32) -> String {
     let space = columns as usize - "> ".len() - 1;
     let half = space.div_ceil(2);
@@ -179,7 +179,7 @@ fn width_of(text: &str) -> usize {
 
 #[test]
 #[ignore = "needs tmux"]
-fn a_long_line_is_edited_during_a_flood_in_a_usual_window() {
+fn a_long_line_is_edited_during_a_flood_in_a_large_window() {
     edits_during_a_flood(80, 24);
 }
 
@@ -223,7 +223,7 @@ fn a_newcomer_chats() {
 
 #[test]
 #[ignore = "needs tmux"]
-fn only_who_speaks_stands_at_the_left_edge() {
+fn only_speakers_names_are_at_the_left_edge() {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
     let window = Window::open("edge", 40, 10, &format!("{} ana", server.address));
@@ -239,9 +239,9 @@ fn only_who_speaks_stands_at_the_left_edge() {
     ]);
 }
 
-/// Stopped, the client gives the terminal back if it can, and has its keys again when the shell, which
-/// has changed the settings meanwhile, goes on with it.
-fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
+/// Suspends the client with `stop`. It must restore the terminal if `gives_back`, and must have its
+/// keys again after the shell, which has changed the settings, resumes it.
+fn suspends_and_resumes(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
     let server = Server::start(&[]).expect("the server starts");
     let mut bob = Person::join(&server.address, "bob");
     let window = Window::open_in_shell(test, &format!("{} ana", server.address));
@@ -268,15 +268,15 @@ fn is_suspended(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
 
 #[test]
 #[ignore = "needs tmux"]
-fn ctrl_z_suspends_and_fg_goes_on() {
-    is_suspended("ctrl-z", true, |window| window.press(&["C-z"]));
+fn ctrl_z_suspends_and_fg_resumes() {
+    suspends_and_resumes("ctrl-z", true, |window| window.press(&["C-z"]));
 }
 
 #[test]
 #[ignore = "needs tmux"]
 fn a_signal_from_outside_suspends_too() {
     for signal in ["TSTP", "STOP"] {
-        is_suspended(&format!("sig{signal}"), signal == "TSTP", |window| {
+        suspends_and_resumes(&format!("sig{signal}"), signal == "TSTP", |window| {
             let pane = window.tmux(&["display-message", "-p", "#{pane_pid}"]);
             let child = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
             let child = String::from_utf8_lossy(&child.stdout).trim().parse().expect("a child");
@@ -285,8 +285,8 @@ fn a_signal_from_outside_suspends_too() {
     }
 }
 
-/// Passes connections on to a server, which can be exchanged, and can be cut on the client's side
-/// alone.
+/// A proxy between clients and a server. The server can be replaced, and connections can be cut on the
+/// client's side alone.
 struct Relay {
     address: String,
     links: Arc<Mutex<Links>>,

@@ -8,20 +8,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What is done wrong.
+/// What is done wrong. A line is named by what it starts with.
 #[derive(Clone, Copy)]
 enum Rule {
-    /// What becomes of one line on its way to a client: the lines that are sent in its place.
-    ToClient(fn(&mut Crossing, &[u8]) -> Vec<Vec<u8>>),
-    /// What becomes of a piece of what a client sends.
+    Nothing,
+    /// These lines are lost.
+    Lose(&'static str),
+    /// These lines are lost behind a line that contains the second text.
+    LoseBehind(&'static str, &'static str),
+    LoseEvery(usize),
+    /// The second text is written for the first.
+    Write(&'static str, &'static str),
+    /// This is sent for these lines.
+    Change(&'static str, fn(&[u8]) -> Vec<u8>),
+    /// These lines are sent after the next one.
+    Delay(&'static str),
+    /// These lines are sent to others, too.
+    Leak(&'static str, Whom),
+    /// The connection is ended after these lines.
+    CloseBehind(&'static str),
+    /// This is sent for what a client sends in one piece.
     ToServer(fn(&[u8]) -> Vec<u8>),
     /// What a client is owed once it has ended its side of the connection is thrown away.
-    ForgetsHalfClosed,
-    /// The connection is not ended when it should be.
-    NeverCloses,
+    ForgetHalfClosed,
+    NeverClose,
 }
 
-use Rule::{ForgetsHalfClosed, NeverCloses, ToClient, ToServer};
+#[derive(Clone, Copy)]
+enum Whom {
+    /// The client that the line is from.
+    Sender,
+    /// Clients without a name.
+    Nameless,
+    /// Members whom the line neither is from nor for.
+    Others,
+}
+
+use Rule::*;
+use Whom::*;
 
 pub struct Proxy {
     /// What it does wrong, as in "a server that …".
@@ -43,256 +67,92 @@ impl Drop for Standing {
     }
 }
 
-/// Everybody who is connected through one proxy: where lines for them go, and their name.
+/// The clients that are connected through one proxy: where their lines go, and their names, which
+/// are empty before WELCOME.
 type Everybody = Arc<Mutex<BTreeMap<usize, (TcpStream, String)>>>;
 
-/// What a rule can know of the connection that a line is crossing.
+/// One client's connection, as its lines cross the proxy.
 struct Crossing {
     id: usize,
     everybody: Everybody,
-    /// What the client has sent last.
-    request: Arc<Mutex<Vec<u8>>>,
-    /// The line that crossed before this one.
+    /// The line that crossed before.
     previous: Vec<u8>,
-    held: Vec<Vec<u8>>,
+    delayed: Vec<u8>,
     lines: usize,
-}
-
-impl Crossing {
-    fn name(&self) -> String {
-        let everybody = self.everybody.lock().unwrap();
-        everybody.get(&self.id).map(|(_, name)| name.clone()).unwrap_or_default()
-    }
-
-    /// Sends a line to those whom `to` picks by their name; it is empty before WELCOME.
-    fn inject(&self, line: &[u8], to: impl Fn(&str) -> bool) {
-        for (socket, name) in self.everybody.lock().unwrap().values_mut() {
-            if to(name) {
-                let _ = socket.write_all(line);
-            }
-        }
-    }
 }
 
 fn words(line: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(line).trim_end().split(' ').map(str::to_owned).collect()
 }
 
+fn with_words(line: &[u8], change: impl Fn(&mut Vec<String>)) -> Vec<u8> {
+    let mut words = words(line);
+    change(&mut words);
+    (words.join(" ") + "\r\n").into_bytes()
+}
+
 fn starts(line: &[u8], with: &str) -> bool {
     line.starts_with(with.as_bytes())
 }
 
-fn replace(line: &[u8], from: &str, to: &str) -> Vec<Vec<u8>> {
-    vec![String::from_utf8_lossy(line).replacen(from, to, 1).into_bytes()]
+fn replace(line: &[u8], from: &str, to: &str) -> Vec<u8> {
+    String::from_utf8_lossy(line).replacen(from, to, 1).into_bytes()
 }
 
-fn unchanged(line: &[u8]) -> Vec<Vec<u8>> {
-    vec![line.to_vec()]
-}
-
-/// Loses the lines that start so.
-macro_rules! loses {
-    ($start:literal) => {
-        ToClient(|_, line| if starts(line, $start) { Vec::new() } else { unchanged(line) })
-    };
-}
-
-/// Puts one text in the place of another.
-macro_rules! writes {
-    ($to:literal for $from:literal) => {
-        ToClient(|_, line| replace(line, $from, $to))
-    };
+fn text(line: &[u8], change: impl Fn(&str) -> String) -> Vec<u8> {
+    std::str::from_utf8(line).map_or(line.to_vec(), |line| change(line).into_bytes())
 }
 
 #[rustfmt::skip]
 const FAULTS: &[(&str, Rule)] = &[
-    ("forgets to greet", loses!("HELLO ")),
-    ("greets with another version", writes!("linechat/2" for "linechat/1")),
-    ("forgets WELCOME", loses!("WELCOME ")),
-    ("does not announce who joins", loses!("JOINED ")),
-    ("does not announce who leaves", loses!("LEFT ")),
-    ("never sends the roster", loses!("USERS ")),
-    ("drops the confirmation", loses!("SENT ")),
-    ("drops private messages", loses!("PRIV ")),
-    ("says no BYE", loses!("BYE ")),
-    ("answers no telnet command", ToClient(|_, line| match line {
-        [255, ..] => Vec::new(),
-        _ => unchanged(line),
+    ("forgets to greet", Lose("HELLO ")),
+    ("greets only after the first request", Delay("HELLO ")),
+    ("greets with another version", Write("linechat/1", "linechat/2")),
+    ("ends HELLO with a space", Change("HELLO ", |_| b"HELLO linechat/1 \r\n".to_vec())),
+    ("forgets WELCOME", Lose("WELCOME ")),
+    ("forgets the count of WELCOME", Change("WELCOME ", |line| with_words(line, |words| words.truncate(2)))),
+    ("tells a newcomer of himself", Change("WELCOME ", |line| [line, &replace(line, "WELCOME", "JOINED")].concat())),
+    ("does not announce who joins", Lose("JOINED ")),
+    ("shows names in lower case", Change("JOINED ", |line| text(line, |line| format!("JOINED {}", line[7..].to_lowercase())))),
+    ("swaps two lines", Delay("JOINED ")),
+    ("does not announce who leaves", Lose("LEFT ")),
+    ("repeats a line", Change("LEFT ", |line| line.repeat(2))),
+    ("counts one too few", Change("LEFT ", |line| with_words(line, |words| words[2] = "0".to_owned()))),
+    ("gives a lost connection out as a quit", Write("disconnected\r", "quit\r")),
+    ("gives a quit out as a lost connection", Write("quit\r", "disconnected\r")),
+    ("never sends the roster", Lose("USERS ")),
+    ("skips the roster after a join", LoseBehind("USERS ", "JOINED ")),
+    ("skips the roster after a lost connection", LoseBehind("USERS ", " disconnected\r")),
+    ("sorts the roster by name", Change("USERS ", |line| with_words(line, |words| words[2..].sort()))),
+    ("echoes a message to its sender", Leak("MSG ", Sender)),
+    ("delivers messages to people without a name", Leak("MSG ", Nameless)),
+    ("keeps a message back until something else comes", Delay("MSG ")),
+    ("cuts long lines", Change("MSG ", |line| [&line[..line.len().min(4002) - 2], b"\r\n"].concat())),
+    ("takes the spaces before a text away", Write("  ", " ")),
+    ("drops private messages", Lose("PRIV ")),
+    ("drops the confirmation", Lose("SENT ")),
+    ("delivers a private message to a third person", Leak("PRIV ", Others)),
+    ("shows private messages to people without a name", Leak("PRIV ", Nameless)),
+    ("delivers a private message as a public one", Write("PRIV ", "MSG ")),
+    ("forgets the token of PONG", Change("PONG ", |line| {
+        if starts(line, "PONG fence") { line.to_vec() } else { b"PONG\r\n".to_vec() }
     })),
-    ("gives a lost connection out as a quit", writes!("quit\r" for "disconnected\r")),
-    ("gives a quit out as a lost connection", writes!("disconnected\r" for "quit\r")),
-    ("calls a bad name taken", writes!("ERR name-taken" for "ERR bad-name")),
-    ("calls a taken name bad", writes!("ERR bad-name" for "ERR name-taken")),
-    ("mixes up not-named and already-named", writes!("ERR already" for "ERR not")),
-    ("calls misuse an unknown command", writes!("ERR unknown-command" for "ERR usage")),
-    ("echoes a message to its sender", ToClient(|crossing, line| {
-        if starts(line, "MSG ") {
-            let from = words(line).swap_remove(1);
-            crossing.inject(line, |name| name == from);
-        }
-        unchanged(line)
-    })),
-    ("delivers messages to people without a name", ToClient(|crossing, line| {
-        if starts(line, "MSG ") {
-            crossing.inject(line, str::is_empty);
-        }
-        unchanged(line)
-    })),
-    ("delivers a private message to a third person", ToClient(|crossing, line| {
-        if starts(line, "PRIV ") {
-            let (from, to) = (words(line).swap_remove(1), crossing.name());
-            crossing.inject(line, |name| !name.is_empty() && name != from && name != to);
-        }
-        unchanged(line)
-    })),
-    ("delivers a private message as a public one", writes!("MSG " for "PRIV ")),
-    ("skips the roster after a lost connection", ToClient(|crossing, line| {
-        let was_lost =
-            words(&crossing.previous).last().is_some_and(|last| last == "disconnected");
-        if starts(line, "USERS ") && was_lost {
-            return Vec::new();
-        }
-        unchanged(line)
-    })),
-    ("skips the roster after a join", ToClient(|crossing, line| {
-        if starts(line, "USERS ") && starts(&crossing.previous, "JOINED ") {
-            return Vec::new();
-        }
-        unchanged(line)
-    })),
-    ("swaps two lines", ToClient(|crossing, line| {
-        if starts(line, "JOINED ") {
-            crossing.held.push(line.to_vec());
-            return Vec::new();
-        }
-        let mut lines = unchanged(line);
-        lines.append(&mut crossing.held);
-        lines
-    })),
-    ("keeps a message back until something else comes", ToClient(|crossing, line| {
-        let mut lines = std::mem::take(&mut crossing.held);
-        if starts(line, "MSG ") {
-            crossing.held.push(line.to_vec());
-        } else if starts(line, "PONG ") {
-            lines.insert(0, line.to_vec());
-        } else {
-            lines.push(line.to_vec());
-        }
-        lines
-    })),
-    ("lets control characters through", ToClient(|crossing, line| {
-        if !starts(line, "ERR bad-text") {
-            return unchanged(line);
-        }
-        let request = crossing.request.lock().unwrap().clone();
-        let from = crossing.name();
-        let message = [b"MSG ", from.as_bytes(), request.strip_prefix(b"MSG").unwrap_or(b" ?")];
-        crossing.inject(&message.concat(), |name| !name.is_empty() && name != from);
-        Vec::new()
-    })),
-    ("cuts long lines", ToClient(|_, line| match line.get(..4000) {
-        Some(start) => vec![start.to_vec(), b"\r\n".to_vec()],
-        None => unchanged(line),
-    })),
-    ("forgets the CR", ToClient(|_, line| match line.strip_suffix(b"\r\n") {
-        Some(line) => vec![line.to_vec(), b"\n".to_vec()],
-        None => unchanged(line),
-    })),
-    ("repeats a line", ToClient(|_, line| match starts(line, "LEFT ") {
-        true => vec![line.to_vec(), line.to_vec()],
-        false => unchanged(line),
-    })),
-    ("loses every hundredth line", ToClient(|crossing, line| match crossing.lines % 100 {
-        0 => Vec::new(),
-        _ => unchanged(line),
-    })),
-    ("counts one too few", ToClient(|_, line| {
-        let mut words = words(line);
-        match words.as_mut_slice() {
-            [keyword, _, count, ..] if matches!(keyword.as_str(), "JOINED" | "LEFT") => {
-                *count = count
-                    .parse::<usize>()
-                    .map_or(0, |count| count.saturating_sub(1))
-                    .to_string();
-                vec![(words.join(" ") + "\r\n").into_bytes()]
-            }
-            _ => unchanged(line),
-        }
-    })),
-    ("shows names in lower case", ToClient(|_, line| match starts(line, "JOINED ") {
-        true => vec![b"JOINED ".to_vec(), line[7..].to_ascii_lowercase()],
-        false => unchanged(line),
-    })),
-    ("takes the spaces before a text away", ToClient(|_, line| replace(line, "  ", " "))),
-    ("sorts the roster by name", ToClient(|_, line| {
-        let mut words = words(line);
-        if starts(line, "USERS ") {
-            words[2..].sort();
-            return vec![(words.join(" ") + "\r\n").into_bytes()];
-        }
-        unchanged(line)
-    })),
-    ("forgets the token of PONG", ToClient(|_, line| match starts(line, "PONG fence") {
-        true => unchanged(line),
-        false => replace(line, &words(line).concat(), &words(line)[0]),
-    })),
-    ("tells a newcomer of himself", ToClient(|_, line| match starts(line, "WELCOME ") {
-        true => {
-            let joined = String::from_utf8_lossy(line).replacen("WELCOME", "JOINED", 1);
-            vec![line.to_vec(), joined.into_bytes()]
-        }
-        false => unchanged(line),
-    })),
-    ("tells a quitter of himself", ToClient(|crossing, line| match starts(line, "BYE ") {
-        true => {
-            vec![format!("LEFT {} 0 quit\r\n", crossing.name()).into_bytes(), line.to_vec()]
-        }
-        false => unchanged(line),
-    })),
-    ("closes after an error", ToClient(|_, line| match starts(line, "ERR ") {
-        true => vec![line.to_vec(), CLOSE.to_vec()],
-        false => unchanged(line),
-    })),
-    ("shows private messages to people without a name", ToClient(|crossing, line| {
-        if starts(line, "PRIV ") {
-            crossing.inject(line, str::is_empty);
-        }
-        unchanged(line)
-    })),
-    ("shows errors to everybody", ToClient(|crossing, line| {
-        if starts(line, "ERR ") {
-            let name = crossing.name();
-            crossing.inject(line, |other| other != name);
-        }
-        unchanged(line)
-    })),
-    ("greets only after the first request", ToClient(|crossing, line| {
-        if starts(line, "HELLO ") {
-            crossing.held.push(line.to_vec());
-            return Vec::new();
-        }
-        let mut lines = std::mem::take(&mut crossing.held);
-        lines.push(line.to_vec());
-        lines
-    })),
-    ("forgets the count of WELCOME", ToClient(|_, line| match starts(line, "WELCOME ") {
-        true => vec![format!("{} {}\r\n", words(line)[0], words(line)[1]).into_bytes()],
-        false => unchanged(line),
-    })),
-    ("takes a bad name", ToClient(|_, line| match starts(line, "ERR bad-name") {
-        true => vec![b"WELCOME somebody 1\r\n".to_vec()],
-        false => unchanged(line),
-    })),
-    ("explains itself in escape sequences", ToClient(|_, line| match starts(line, "ERR ") {
-        true => vec![line[..line.len() - 2].to_vec(), b" \x1b[7m!\x1b[m\r\n".to_vec()],
-        false => unchanged(line),
-    })),
-    ("ends HELP with an empty line", ToClient(|crossing, line| {
-        let is_behind = starts(&crossing.previous, "HELP ") && !starts(line, "HELP ");
-        let empty = if is_behind { b"HELP\r\n".to_vec() } else { Vec::new() };
-        vec![empty, line.to_vec()]
-    })),
-    ("writes counts with leading zeros", writes!(" 02" for " 2")),
+    ("ends HELP with an empty line", Change("HELP QUIT", |line| [line, b"HELP\r\n"].concat())),
+    ("says no BYE", Lose("BYE ")),
+    ("tells a quitter of himself", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
+    ("shows errors to everybody", Leak("ERR ", Others)),
+    ("explains itself in escape sequences", Change("ERR ", |line| replace(line, "\r", " \x1b[7m!\r"))),
+    ("closes after an error", CloseBehind("ERR ")),
+    ("does not answer bad text", Lose("ERR bad-text")),
+    ("takes a bad name", Change("ERR bad-name", |_| b"WELCOME somebody 1\r\n".to_vec())),
+    ("calls a bad name taken", Write("ERR bad-name", "ERR name-taken")),
+    ("calls a taken name bad", Write("ERR name-taken", "ERR bad-name")),
+    ("mixes up not-named and already-named", Write("ERR not", "ERR already")),
+    ("calls misuse an unknown command", Write("ERR usage", "ERR unknown-command")),
+    ("forgets the CR", Write("\r", "")),
+    ("writes counts with leading zeros", Write(" 2", " 02")),
+    ("loses every hundredth line", LoseEvery(100)),
+    ("answers no telnet command", Change("", |line| if line[0] == 255 { Vec::new() } else { line.to_vec() })),
     ("takes every packet for a line", ToServer(|piece| match piece.last() {
         Some(b'\n') => piece.to_vec(),
         _ => [piece, b"\n"].concat(),
@@ -300,33 +160,26 @@ const FAULTS: &[(&str, Rule)] = &[
     ("carries out one line of each packet", ToServer(|piece| {
         piece.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default().to_vec()
     })),
-    ("does not understand a telnet command that comes in two packets", ToServer(|piece| match piece.ends_with(&[255]) {
-        true => piece[..piece.len() - 1].to_vec(),
-        false => piece.to_vec(),
+    ("does not understand a telnet command that comes in two packets", ToServer(|piece| {
+        piece.strip_suffix(&[255]).unwrap_or(piece).to_vec()
     })),
     ("takes a verb in Unicode's upper case", ToServer(|piece| {
-        String::from_utf8(piece.to_vec()).map_or(piece.to_vec(), |text| {
-            text.replace('\u{17f}', "S").replace('\u{131}', "I").into_bytes()
-        })
+        text(piece, |text| text.replace('\u{17f}', "S").replace('\u{131}', "I"))
     })),
     ("takes a CR anywhere for a line's end", ToServer(|piece| {
         piece.iter().map(|&byte| if byte == b'\r' { b'\n' } else { byte }).collect()
     })),
-    ("does not erase", ToServer(|piece| piece.iter().copied().filter(|byte| !matches!(byte, 8 | 127)).collect())),
-    ("takes spaces at the end away", ToServer(|piece| {
-        String::from_utf8(piece.to_vec())
-            .map_or(piece.to_vec(), |text| text.replace(" \n", "\n").into_bytes())
+    ("does not erase", ToServer(|piece| {
+        piece.iter().copied().filter(|byte| !matches!(byte, 8 | 127)).collect()
     })),
-    ("throws away what a half-closed client is owed", ForgetsHalfClosed),
-    ("does not close after QUIT", NeverCloses),
+    ("takes spaces at the end away", ToServer(|piece| text(piece, |text| text.replace(" \n", "\n")))),
+    ("throws away what a half-closed client is owed", ForgetHalfClosed),
+    ("does not close after QUIT", NeverClose),
 ];
-
-/// A rule returns this to have the connection closed.
-const CLOSE: &[u8] = b"\0close";
 
 impl Proxy {
     pub fn honest() -> Arc<Proxy> {
-        Arc::new(Proxy { fault: "breaks nothing", rule: ToClient(|_, line| unchanged(line)) })
+        Arc::new(Proxy { fault: "breaks nothing", rule: Nothing })
     }
 
     /// One for each fault.
@@ -364,18 +217,16 @@ impl Proxy {
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         everybody.lock().unwrap().insert(id, (client.try_clone()?, String::new()));
-        let request = Arc::new(Mutex::new(Vec::new()));
         let mut crossing = Crossing {
             id,
             everybody: everybody.clone(),
-            request: request.clone(),
             previous: Vec::new(),
-            held: Vec::new(),
+            delayed: Vec::new(),
             lines: 0,
         };
         let (to_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
         let proxy = self.clone();
-        thread::spawn(move || proxy.carry_requests(client, to_server, &request));
+        thread::spawn(move || proxy.carry_requests(client, to_server));
         let proxy = self.clone();
         thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
@@ -388,7 +239,7 @@ impl Proxy {
             }
             crossing.everybody.lock().unwrap().remove(&crossing.id);
             // As long as the other thread reads from it, the connection is not ended by itself.
-            if !matches!(proxy.rule, NeverCloses) {
+            if !matches!(proxy.rule, NeverClose) {
                 let _ = to_client.shutdown(Shutdown::Write);
             }
             let _ = server.shutdown(Shutdown::Both);
@@ -396,14 +247,11 @@ impl Proxy {
         Ok(())
     }
 
-    /// Sends on what a client says, until it ends its side.
-    fn carry_requests(&self, mut client: TcpStream, mut server: TcpStream, last: &Mutex<Vec<u8>>) {
+    /// Passes on what a client sends, until it ends its side.
+    fn carry_requests(&self, mut client: TcpStream, mut server: TcpStream) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = client.read(&mut buffer) {
             let piece = &buffer[..length];
-            if let Some(line) = piece.split_inclusive(|&byte| byte == b'\n').next() {
-                *last.lock().unwrap() = line.to_vec();
-            }
             let carried = match self.rule {
                 ToServer(rule) => server.write_all(&rule(piece)),
                 _ => server.write_all(piece),
@@ -412,7 +260,7 @@ impl Proxy {
                 break;
             }
         }
-        if let ForgetsHalfClosed = self.rule {
+        if let ForgetHalfClosed = self.rule {
             let _ = client.shutdown(Shutdown::Both);
         }
         let _ = server.shutdown(Shutdown::Write);
@@ -441,15 +289,53 @@ impl Proxy {
                     *name = words(&line).swap_remove(1);
                 }
             }
-            let lines = match self.rule {
-                ToClient(rule) => rule(crossing, &line),
-                _ => unchanged(&line),
-            };
-            if lines.iter().any(|line| line == CLOSE) {
+            client.write_all(&self.sent_for(crossing, &line))?;
+            if matches!(self.rule, CloseBehind(start) if starts(&line, start)) {
                 return client.shutdown(Shutdown::Both);
             }
-            client.write_all(&lines.concat())?;
             crossing.previous = line;
+        }
+    }
+
+    /// What is sent to a client for a line from the server.
+    fn sent_for(&self, crossing: &mut Crossing, line: &[u8]) -> Vec<u8> {
+        let sent = match self.rule {
+            Lose(start) if starts(line, start) => Vec::new(),
+            LoseBehind(start, behind)
+                if starts(line, start)
+                    && String::from_utf8_lossy(&crossing.previous).contains(behind) =>
+            {
+                Vec::new()
+            }
+            LoseEvery(number) if crossing.lines % number == 0 => Vec::new(),
+            Write(from, to) => replace(line, from, to),
+            Change(start, change) if starts(line, start) => change(line),
+            Delay(start) if starts(line, start) => {
+                crossing.delayed.extend(line);
+                return Vec::new();
+            }
+            Leak(start, whom) if starts(line, start) => {
+                crossing.leak(line, whom);
+                line.to_vec()
+            }
+            _ => line.to_vec(),
+        };
+        [sent, std::mem::take(&mut crossing.delayed)].concat()
+    }
+}
+
+impl Crossing {
+    fn leak(&self, line: &[u8], whom: Whom) {
+        let from = words(line).swap_remove(1);
+        for (id, (socket, name)) in self.everybody.lock().unwrap().iter_mut() {
+            let is_meant = match whom {
+                Sender => *name == from,
+                Nameless => name.is_empty(),
+                Others => !name.is_empty() && *name != from && *id != self.id,
+            };
+            if is_meant {
+                let _ = socket.write_all(line);
+            }
         }
     }
 }

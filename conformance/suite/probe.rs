@@ -1,63 +1,66 @@
 //! A first look at a server, before any transcript: whether it can be judged at all, and whether it
-//! does what everything else rests on. What is wrong is said in one sentence, and the run ends.
+//! does what every transcript rests on. If not, one sentence says so, and the run ends.
 
-use crate::clients::is_late;
-use crate::patience::Patience;
-use std::fmt;
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use crate::client::{socket, Client, Kind, SLICE};
+use crate::text::show;
+use crate::timeouts::Timeouts;
 use std::time::{Duration, Instant};
 
 /// Nothing is known yet of how fast a server is, so it gets this long for each answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
-/// One who left is gone after so long and so many served requests of others.
+/// A client that left is gone after this time and this many served requests of others.
 const GONE: Duration = Duration::from_secs(1);
 const OTHERS_SERVED: usize = 5;
-/// A server that says more than this before its answer, in bytes, sends garbage.
+/// A server that sends more than this before its answer, in bytes, sends garbage.
 const GARBAGE: usize = 64 * 1024;
 const NAME: &str = "probe";
 
-/// Why there is nothing to be gained from playing transcripts.
+/// Why no transcript can be played.
 pub enum Verdict {
     /// It is not the server that is wrong.
     CannotJudge(String),
     Wrong(String),
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Verdict::CannotJudge(why) | Verdict::Wrong(why) => f.write_str(why),
-        }
-    }
-}
-
 fn wrong<T>(what: impl Into<String>) -> Result<T, Verdict> {
     Err(Verdict::Wrong(format!("the server {}", what.into())))
 }
 
-/// Looks whether somebody can come, ask and go, and is then gone.
-pub fn probe(address: &str, patience: &Patience) -> Result<(), Verdict> {
+/// A client joins, asks and leaves, and is then gone.
+pub fn probe(address: &str, timeouts: &Timeouts) -> Result<(), Verdict> {
     let mut probe = Probe::connect(address)?;
-    probe.ping(patience)?;
-    match probe.join()? {
-        1 => {}
-        count => {
-            let why = format!("the server is not empty: {} in the room; let them leave", count - 1);
-            return Err(Verdict::CannotJudge(why));
+    for number in 1..=3 {
+        let (sent, pong) = (Instant::now(), format!("PONG probe-{number}"));
+        probe.client.send(format!("PING probe-{number}\n").as_bytes());
+        let line = probe.line_with("PONG", "PING")?;
+        if line != pong {
+            return wrong(format!("answers 'PING probe-{number}' with '{line}'"));
+        }
+        timeouts.saw_pong_after(sent.elapsed());
+    }
+    let count = probe.join()?;
+    if count > 1 {
+        let why = format!("the server is not empty: {} in the room; let them leave", count - 1);
+        return Err(Verdict::CannotJudge(why));
+    }
+    probe.client.send(b"QUIT\n");
+    let since = Instant::now();
+    while !probe.client.is_closed {
+        probe.client.read(SLICE);
+        if since.elapsed() > FIRST_ANSWER {
+            return wrong("does not close the connection after QUIT");
         }
     }
-    probe.send("QUIT\n");
-    probe.await_end("does not close the connection after QUIT")?;
-    is_empty_again(address, "has quit")?.hang_up();
-    is_empty_again(address, "has closed the connection")?.send("QUIT\n");
+    drop(is_empty_again(address, "has quit")?);
+    is_empty_again(address, "has closed the connection")?.client.send(b"QUIT\n");
     Ok(())
 }
 
-/// Waits until one who left is gone.
-pub fn wait_until_empty(address: &str) -> Result<(), Verdict> {
-    let mut probe = is_empty_again(address, "closed the connection at the end of a transcript")?;
-    probe.send("QUIT\n");
+/// Waits until the clients of the last transcript are gone.
+pub fn wait_until_empty(address: &str) -> Result<(), String> {
+    let left = is_empty_again(address, "closed the connection at the end of a transcript");
+    let mut probe = left.map_err(|(Verdict::CannotJudge(why) | Verdict::Wrong(why))| why)?;
+    probe.client.send(b"QUIT\n");
     // With BYE its leaving is done; the connection may end later.
     while matches!(probe.line(), Ok(Some(line)) if !line.starts_with("BYE")) {}
     Ok(())
@@ -72,47 +75,28 @@ fn is_empty_again(address: &str, how: &str) -> Result<Probe, Verdict> {
         let mut probe = Probe::connect(address)?;
         match probe.join() {
             Ok(1) => return Ok(probe),
-            Ok(_) if !is_late => probe.quit(),
-            Ok(count) => {
-                return wrong(format!("still counts {} who {how}", count - 1));
-            }
+            Ok(count) if is_late => return wrong(format!("still counts {} who {how}", count - 1)),
             Err(Verdict::Wrong(what)) if what.contains("name-taken") => {
                 if is_late {
                     return wrong(format!("does not free the name of one who {how}"));
                 }
-                probe.quit();
             }
+            Ok(_) => {}
             Err(verdict) => return Err(verdict),
         }
+        probe.client.send(b"QUIT\n");
     }
 }
 
 struct Probe {
-    socket: TcpStream,
-    received: Vec<u8>,
+    client: Client,
 }
 
 impl Probe {
     fn connect(address: &str) -> Result<Probe, Verdict> {
-        let found = address.to_socket_addrs().ok().into_iter().flatten();
-        let connected = found
-            .map(|address| TcpStream::connect_timeout(&address, FIRST_ANSWER))
-            .reduce(|one, other| one.or(other));
-        let socket = match connected {
-            Some(Ok(socket)) => socket,
-            Some(Err(error)) => {
-                let why = format!("nothing listens at {address}: {error}; start the server first");
-                return Err(Verdict::CannotJudge(why));
-            }
-            None => {
-                let why = format!("{address} is no address; give HOST:PORT");
-                return Err(Verdict::CannotJudge(why));
-            }
-        };
-        let _ = socket.set_nodelay(true);
-        let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
-        let _ = socket.set_write_timeout(Some(FIRST_ANSWER));
-        let mut probe = Probe { socket, received: Vec::new() };
+        let start = |why| Verdict::CannotJudge(format!("{why}; is the server running there?"));
+        let socket = socket(address).map_err(start)?;
+        let mut probe = Probe { client: Client::new(NAME, Kind::Bystander, socket, "\n") };
         match probe.line()? {
             Some(line) if line.starts_with("HELLO linechat/1") => Ok(probe),
             Some(line) if line.starts_with("ERR full") => {
@@ -123,41 +107,24 @@ impl Probe {
         }
     }
 
-    fn send(&mut self, text: &str) {
-        // A server that has closed shows in what is received, or is not.
-        let _ = self.socket.write_all(text.as_bytes());
-    }
-
-    /// The next line, as text for people; nothing if none comes.
+    /// The next line, for people; `None` if none comes.
     fn line(&mut self) -> Result<Option<String>, Verdict> {
         let since = Instant::now();
         loop {
-            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                return Ok(Some(line.chars().take(200).collect()));
-            }
-            if self.received.len() > GARBAGE {
+            if let Some(line) = self.client.take_line() {
+                return Ok(Some(show(line.trim_ascii_end())));
+            } else if self.client.is_closed {
+                return wrong("closes the connection at once");
+            } else if self.client.received.len() > GARBAGE {
                 return wrong("sends garbage without end");
-            }
-            if since.elapsed() > FIRST_ANSWER {
+            } else if since.elapsed() > FIRST_ANSWER {
                 return Ok(None);
             }
-            self.read()?;
+            self.client.read(SLICE);
         }
     }
 
-    fn read(&mut self) -> Result<(), Verdict> {
-        let mut buffer = [0; 16 * 1024];
-        match self.socket.read(&mut buffer) {
-            Ok(length @ 1..) => self.received.extend(&buffer[..length]),
-            Err(error) if is_late(&error) => {}
-            Ok(0) | Err(_) => return wrong("closes the connection at once"),
-        }
-        Ok(())
-    }
-
-    /// The next line that begins with this, others skipped.
+    /// The next line that begins like this; others are skipped.
     fn line_with(&mut self, start: &str, asked: &str) -> Result<String, Verdict> {
         let (since, mut skipped) = (Instant::now(), 0);
         loop {
@@ -175,42 +142,13 @@ impl Probe {
         }
     }
 
-    fn ping(&mut self, patience: &Patience) -> Result<(), Verdict> {
-        for number in 1..=3 {
-            let sent = Instant::now();
-            self.send(&format!("PING probe-{number}\n"));
-            let line = self.line_with("PONG", "PING")?;
-            if line != format!("PONG probe-{number}") {
-                return wrong(format!("answers 'PING probe-{number}' with '{line}'"));
-            }
-            patience.saw_pong_after(sent.elapsed());
-        }
-        Ok(())
-    }
-
-    /// Joins, and says how many are in the room.
+    /// Joins, and returns how many are in the room.
     fn join(&mut self) -> Result<usize, Verdict> {
-        self.send(&format!("NAME {NAME}\n"));
+        self.client.send(format!("NAME {NAME}\n").as_bytes());
         let line = self.line_with("WELCOME", "NAME")?;
         match line.strip_prefix(&format!("WELCOME {NAME} ")).map(str::parse) {
             Some(Ok(count @ 1..)) => Ok(count),
             _ => wrong(format!("answers 'NAME {NAME}' with '{line}'")),
         }
-    }
-
-    fn quit(mut self) {
-        self.send("QUIT\n");
-    }
-
-    fn hang_up(self) {}
-
-    fn await_end(&mut self, otherwise: &str) -> Result<(), Verdict> {
-        let since = Instant::now();
-        while self.read().is_ok() {
-            if since.elapsed() > FIRST_ANSWER {
-                return wrong(otherwise);
-            }
-        }
-        Ok(())
     }
 }

@@ -1,26 +1,60 @@
-//! What is told of a run: each failure as soon as it is seen; at the end the requirements, what
-//! could not be checked, and the count.
+//! What is told of a run: each failure as soon as it is seen; at the end each requirement, each
+//! level, and what was not checked.
 
-use crate::script::Script;
-use crate::theatre::Outcome;
+use crate::script::{Level, Script, SECTIONS};
+use crate::target::{Outcome, Target};
 use std::collections::BTreeMap;
 
-/// What conformance/README.md, "Requirements", numbers R1 to R18.
+/// conformance/README.md, "Requirements", numbers R1 to R18.
 const REQUIREMENTS: std::ops::RangeInclusive<u32> = 1..=18;
-/// Why a transcript was not played in all ways.
-const ONLY_AS_WRITTEN: &str = "passed as written; there was no time to cut and join its lines";
+
+/// Transcripts that passed, failed, and were not played.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Count {
+    fn add(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Passed => self.passed += 1,
+            Outcome::Failed(_) => self.failed += 1,
+            Outcome::Skipped(_) => self.skipped += 1,
+        }
+    }
+
+    fn show(self) -> String {
+        let Count { passed, failed, skipped } = self;
+        let skipped = match skipped {
+            0 => String::new(),
+            skipped => format!(" ({skipped} not played)"),
+        };
+        format!("{passed} of {}{skipped}", passed + failed)
+    }
+}
+
+/// What came of a requirement's transcripts.
+#[derive(Default)]
+struct Row {
+    count: Count,
+    /// The sections of PROTOCOL.md that they are about.
+    sections: Vec<&'static str>,
+    failed: Vec<String>,
+    /// Why one of them was not played.
+    skipped: Option<&'static str>,
+}
 
 #[derive(Default)]
 pub struct Report {
-    /// What passes is told too.
+    /// What passes is told, too.
     is_verbose: bool,
-    passed: usize,
-    failed: usize,
-    /// The transcripts that passed and failed, by requirement.
-    judged: BTreeMap<u32, (usize, Vec<String>)>,
-    skipped: usize,
-    /// The transcripts that were not played, or not in all ways, by the reason.
-    unplayed: BTreeMap<&'static str, Vec<String>>,
+    all: Count,
+    requirements: BTreeMap<u32, Row>,
+    levels: BTreeMap<Level, Count>,
+    /// The transcripts that were not played, by the reason.
+    skipped: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl Report {
@@ -29,44 +63,51 @@ impl Report {
     }
 
     pub fn has_failures(&self) -> bool {
-        self.failed > 0
+        self.all.failed > 0
     }
 
     /// Some transcript was not played for this reason.
     pub fn has_skipped(&self, why: &str) -> bool {
-        self.unplayed.contains_key(why)
+        self.skipped.contains_key(why)
+    }
+
+    /// Nothing was played at all.
+    pub fn is_empty(&self) -> bool {
+        self.all.passed + self.all.failed == 0
     }
 
     /// What came of a transcript.
-    pub fn count(&mut self, script: &Script, outcome: Outcome) {
-        let Script { name, requirement, claim, .. } = script;
-        let what = format!("R{requirement} {name}: {claim}");
-        let why = match &outcome {
-            Outcome::PassedAsWritten => Some(ONLY_AS_WRITTEN),
-            Outcome::Skipped(why) => Some(*why),
-            _ => None,
-        };
-        if let Some(why) = why {
-            self.unplayed.entry(why).or_default().push(name.clone());
+    pub fn count(&mut self, script: &Script, outcome: &Outcome) {
+        let Script { name, requirement, level, section, claim, .. } = script;
+        let row = self.requirements.entry(*requirement).or_default();
+        row.count.add(outcome);
+        self.levels.entry(*level).or_default().add(outcome);
+        if let Some(section) = section.filter(|section| !row.sections.contains(section)) {
+            row.sections.push(section);
         }
+        let what = format!("R{requirement} {name}: {claim}");
         match outcome {
-            Outcome::Passed | Outcome::PassedAsWritten => {
-                self.judged.entry(*requirement).or_default().0 += 1;
-                self.check(true, &what);
-            }
+            Outcome::Passed => self.check(true, &what),
             Outcome::Failed(why) => {
-                self.judged.entry(*requirement).or_default().1.push(name.clone());
-                self.check(false, &format!("{what}\n{why}"));
+                row.failed.push(name.clone());
+                let see = section.map_or(String::new(), |section| {
+                    format!("\n        see PROTOCOL.md, {section}")
+                });
+                self.check(false, &format!("{what}{see}\n{why}"));
             }
-            Outcome::Skipped(_) => self.skipped += 1,
+            Outcome::Skipped(why) => {
+                row.skipped = Some(why);
+                self.all.skipped += 1;
+                self.skipped.entry(why).or_default().push(name.clone());
+            }
         }
     }
 
     /// What came of anything else.
     pub fn check(&mut self, passed: bool, what: &str) {
         match passed {
-            true => self.passed += 1,
-            false => self.failed += 1,
+            true => self.all.passed += 1,
+            false => self.all.failed += 1,
         }
         match passed {
             true if self.is_verbose => print_line!("ok      {what}"),
@@ -81,58 +122,55 @@ impl Report {
         for requirement in REQUIREMENTS {
             let row = format!("| R{requirement} |");
             let row = readme.lines().find(|line| line.starts_with(&row)).unwrap_or_default();
-            let mut mine = scripts
-                .iter()
-                .filter(|script| script.requirement == requirement)
-                .filter_map(|script| script.name.strip_suffix(".txt"));
-            let unnamed = mine.find(|name| !row.contains(&format!("`{name}`")));
+            let mine = scripts.iter().filter(|script| script.requirement == requirement);
+            let names: Vec<_> =
+                mine.filter_map(|script| script.name.strip_suffix(".txt")).collect();
+            let unnamed = names.iter().find(|name| !row.contains(&format!("`{name}`")));
             let what = format!("conformance/README.md names each transcript of R{requirement}");
             match unnamed {
-                None => self.check(true, &what),
+                None => self.check(!names.is_empty(), &what),
                 Some(name) => self.check(false, &format!("{what}, but not {name}")),
             }
-            if !scripts.iter().any(|script| script.requirement == requirement) {
-                self.check(false, &format!("R{requirement} has a transcript"));
+        }
+    }
+
+    pub fn print(&self, target: &Target) {
+        print_line!("\nrequirement  passed   PROTOCOL.md");
+        for (requirement, row) in &self.requirements {
+            let played = row.count.passed + row.count.failed;
+            let passed = format!("{} of {played}", row.count.passed);
+            let sections = SECTIONS.into_iter().filter(|it| row.sections.contains(it));
+            let sections = sections.collect::<Vec<_>>().join("; ");
+            let why = row.skipped.filter(|_| played == 0).unwrap_or(&sections);
+            print_line!("R{requirement:<11} {passed:<8} {why}");
+            for name in &row.failed {
+                print_line!("             failed:  {name}");
             }
         }
+        self.print_skipped(target);
+        let levels = self.levels.iter();
+        let levels: Vec<_> =
+            levels.map(|(level, count)| format!("{} {}", level.name(), count.show())).collect();
+        let Count { passed, failed, skipped } = self.all;
+        print_line!("\n{}", levels.join(", "));
+        print_line!("{passed} passed, {failed} failed, {skipped} not played");
     }
 
-    pub fn print(&self, is_foreign: bool) {
-        print_line!("\nrequirement  transcripts");
-        for requirement in REQUIREMENTS {
-            let none = (0, Vec::new());
-            let (passed, failed) = self.judged.get(&requirement).unwrap_or(&none);
-            let failed = match failed.as_slice() {
-                [] => String::new(),
-                failed => format!(", {} failed: {}", failed.len(), failed.join(", ")),
-            };
-            print_line!("R{requirement:<11} {passed} passed{failed}");
+    fn print_skipped(&self, target: &Target) {
+        if target.server.is_none() && !self.is_verbose && !self.is_empty() {
+            return;
         }
-        if is_foreign || self.is_verbose {
-            self.print_unplayed();
-        }
-        if is_foreign {
-            print_line!("  and what no client sees: a peer that vanishes, telnet's urgent byte");
-        }
-        let skipped = match self.skipped {
-            0 => String::new(),
-            skipped => format!(", {skipped} skipped"),
-        };
-        print_line!("\n{} passed, {} failed{skipped}", self.passed, self.failed);
-    }
-
-    fn print_unplayed(&self) {
-        if !self.unplayed.is_empty() {
-            print_line!("\nNot checked:");
-        }
-        for (why, names) in &self.unplayed {
+        print_line!("\nNot checked:");
+        for (why, names) in &self.skipped {
             match names.as_slice() {
-                [name] => print_line!("  {name} {why}"),
-                [first, ..] => {
-                    print_line!("  {} transcripts, {first} the first: {why}", names.len())
-                }
+                [name] => print_line!("  {name}: {why}"),
+                [first, ..] => print_line!("  {} and {} more: {why}", first, names.len() - 1),
                 [] => {}
             }
         }
+        if target.server.is_some() && !target.slow && target.has_level(Level::Core) {
+            print_line!("  NAME time-out: skipped, because it takes a minute: SLOW=1 checks it");
+        }
+        print_line!("  what no client sees: a peer that vanishes, telnet's urgent byte");
     }
 }

@@ -1,26 +1,9 @@
 //! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat
-//! server.
+//! server. `conformance/README.md` says how it is used and how transcripts are written.
 //!
-//!     make conformance                        the server of this repository, one for each transcript
-//!     make conformance SERVER=localhost:9999  any linechat/1 server that is running and empty
-//!     make conformance SERVER=… SLOW=1        its time-outs and limits too, in a few minutes
-//!     make conformance VIA=nc                 every client is a real nc (or telnet) process
-//!     make conformance ONLY=private           only the transcripts with this in their name
-//!
-//! `conformance/README.md` describes the language of transcripts. From here the files are:
-//!
-//! - `script.rs` reads a transcript: its lines by the table in `steps.rs`, their texts by `text.rs`;
-//! - `probe.rs` takes a first look at the server;
-//! - `theatre.rs` says which transcripts can be played to it, and in which ways;
-//! - `stage.rs` plays one. Its methods are those of the steps (`steps.rs`; `pace.rs`, where time
-//!   matters; `terminal.rs` with `screen.rs`, for linechat-client) and of `fences.rs`, which prove
-//!   that something does not come; `patience.rs` says how long to wait where they cannot;
-//! - `clients.rs` has those who talk to the server, `process.rs` the server's process, `grammar.rs`
-//!   what a server may send at all;
-//! - `report.rs` tells what came of it;
-//! - `broken.rs` breaks a server on purpose, to see that the suite notices.
+//! The modules below stand in layers: each uses only those above it, which a whole run checks.
 
-/// Prints a line. Whoever reads it may have gone, as `head` does.
+/// Prints a line. The reader may have gone, as `head` does.
 macro_rules! print_line {
     ($($words:tt)*) => {{
         use std::io::Write as _;
@@ -28,46 +11,58 @@ macro_rules! print_line {
     }};
 }
 
-mod broken;
-mod clients;
-mod fences;
-mod grammar;
-mod pace;
-mod patience;
-mod probe;
-mod process;
-mod report;
-mod screen;
-mod script;
-mod stage;
-mod steps;
-mod terminal;
+// What a transcript's texts stand for.
 mod text;
-mod theatre;
+// What PROTOCOL.md says about every line.
+mod rules;
+// The server's process.
+mod process;
+// What a terminal shows.
+mod screen;
+// How long to wait.
+mod timeouts;
+// One client and what it has received.
+mod client;
+// A first look at a server.
+mod probe;
+// Servers that are wrong on purpose.
+mod broken;
+// The steps of transcripts, as data.
+mod forms;
+// Transcripts.
+mod script;
+// What is tested.
+mod target;
+// One transcript being played: state, looks, fences.
+mod session;
+// Carries out each step.
+mod player;
+// What is told of a run.
+mod report;
 
 use broken::Proxy;
-use patience::Patience;
+use forms::Action;
+use player::play;
 use probe::Verdict;
 use report::Report;
-use script::Script;
-use stage::Stage;
+use script::{Level, Script};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
-use theatre::{Outcome, Theatre, Way, TOO_LATE};
+use target::{Outcome, Target, TOO_LATE};
+use timeouts::Timeouts;
 
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;
-const AS_WRITTEN: &[Way] = &[Way::AsWritten];
 
 #[derive(Default)]
 struct Options {
-    theatre: Theatre,
+    target: Target,
     only: Option<String>,
-    /// What passes is told too.
+    /// What passes is told, too.
     is_verbose: bool,
 }
 
@@ -77,14 +72,15 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, S
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{option} needs a value"));
         match option.as_str() {
-            "--server" => options.theatre.server = Some(value()?),
-            "--via" => options.theatre.via = value()?.parse()?,
+            "--server" => options.target.server = Some(value()?),
+            "--via" => options.target.via = value()?.parse()?,
+            "--level" => options.target.levels = parse_levels(&value()?)?,
             "--only" => options.only = Some(value()?),
-            "--slow" => options.theatre.slow = true,
+            "--slow" => options.target.slow = true,
             "-v" => options.is_verbose = true,
             _ => {
                 return Err(format!(
-                    "there is no option {option}: --server, --via, --only, --slow or -v"
+                    "there is no option {option}: --server, --via, --level, --only, --slow or -v"
                 ))
             }
         }
@@ -92,117 +88,109 @@ fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, S
     Ok(options)
 }
 
-/// Every transcript, by name: the files here and the examples in PROTOCOL.md.
-fn load_scripts(only: Option<&str>) -> Result<Vec<Script>, String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/transcripts");
-    let listing = std::fs::read_dir(&folder).map_err(|error| error.to_string())?;
-    let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<_> = names.filter(|name| name.ends_with(".txt")).collect();
-    names.sort();
-    let mut scripts = Vec::new();
-    for name in names {
-        scripts.push(Script::from_file(&name, &read(&format!("conformance/transcripts/{name}"))?)?);
-    }
-    scripts.extend(Script::from_document("PROTOCOL.md", &read("PROTOCOL.md")?)?);
-    scripts.retain(|script| only.is_none_or(|only| script.name.contains(only)));
-    match scripts.is_empty() {
-        true => Err("no transcript has that in its name".to_owned()),
-        false => Ok(scripts),
-    }
+fn parse_levels(names: &str) -> Result<Vec<Level>, String> {
+    let level = |name: &str| {
+        Level::parse(name)
+            .ok_or(format!("a level is core, telnet, overload or linechat, not {name}"))
+    };
+    names.split(',').map(level).collect()
 }
 
 /// A file of the repository.
-fn read(path: &str) -> Result<String, String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    std::fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> Result<String, String> {
+    std::fs::read_to_string(path(name)).map_err(|error| format!("cannot read {name}: {error}"))
+}
+
+/// The names of the files in a folder of the repository that end like this.
+fn names_in(folder: &str, end: &str) -> Result<Vec<String>, String> {
+    let listing = std::fs::read_dir(path(folder)).map_err(|error| error.to_string())?;
+    let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(end)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Every transcript, by name: the files and the examples in PROTOCOL.md.
+fn load_scripts() -> Result<Vec<Script>, String> {
+    let mut scripts = Vec::new();
+    for name in names_in("conformance/transcripts", ".txt")? {
+        scripts.push(Script::from_file(&name, &read(&format!("conformance/transcripts/{name}"))?)?);
+    }
+    scripts.extend(Script::from_document("PROTOCOL.md", &read("PROTOCOL.md")?)?);
+    Ok(scripts)
 }
 
 /// Looks whether there is a server that can be judged.
-fn probe(theatre: &Theatre) -> Result<(), Verdict> {
-    match &theatre.server {
-        Some(address) => probe::probe(address, &theatre.patience),
+fn probe(target: &Target) -> Result<(), Verdict> {
+    match &target.server {
+        Some(address) => probe::probe(address, &target.timeouts),
         None => {
             let server = process::Server::start(&[]).map_err(Verdict::Wrong)?;
-            probe::probe(&server.address, &theatre.patience)
+            probe::probe(&server.address, &target.timeouts)
         }
     }
 }
 
-/// A script, and the ways in which it is still to be played.
-type Task<'a> = (&'a Script, &'static [Way]);
-
-/// Plays the scripts, several at once, until there is no patience left, telling each outcome.
-fn play(theatre: &Theatre, mut tasks: Vec<Task>, tell: impl Fn(&Script, Outcome) + Sync) {
-    // In a room that everybody shares one plays at a time, what is quick first, and everything in
-    // one way before anything in the next. Otherwise what takes longest begins first.
-    let is_shared = theatre.server.is_some();
-    tasks.sort_by_key(|(script, _)| (script.is_slow || script.is_lengthy()) == is_shared);
-    let shares = |(script, _): &Task| is_shared && !script.is_apart();
-    let (shared, apart): (VecDeque<_>, VecDeque<_>) = tasks.into_iter().partition(shares);
+/// Plays the scripts, several at once, until the time is over, and tells each outcome.
+fn play_all(target: &Target, mut scripts: Vec<&Script>, tell: impl Fn(&Script, &Outcome) + Sync) {
+    // In a room that everybody shares one is played at a time, the quick ones first. Otherwise what
+    // takes longest begins first.
+    let is_shared = target.server.is_some();
+    scripts.sort_by_key(|script| (script.is_slow || script.is_lengthy()) == is_shared);
+    let shares = |script: &&Script| is_shared && !script.is_apart();
+    let (shared, apart): (VecDeque<_>, VecDeque<_>) = scripts.into_iter().partition(shares);
     let queues = [(1, Mutex::new(shared)), (PLAYED_AT_ONCE, Mutex::new(apart))];
     thread::scope(|scope| {
         for (players, queue) in &queues {
             for _ in 0..*players {
                 scope.spawn(|| loop {
-                    let Some((script, ways)) = queue.lock().unwrap().pop_front() else { break };
-                    let (now, later) = ways.split_at(if is_shared { 1 } else { ways.len() });
-                    let outcome = match theatre.is_exhausted() {
+                    let Some(script) = queue.lock().unwrap().pop_front() else { break };
+                    let outcome = match target.is_exhausted() {
                         Some(why) => Outcome::Skipped(why),
-                        None => Stage::play(theatre, script, now),
-                    };
-                    let outcome = match outcome {
-                        Outcome::Passed if !later.is_empty() => {
-                            queue.lock().unwrap().push_back((script, later));
-                            continue;
-                        }
-                        Outcome::Skipped(_) if !now.contains(&Way::AsWritten) => {
-                            Outcome::PassedAsWritten
-                        }
-                        outcome => outcome,
+                        None => play(target, script),
                     };
                     if let Outcome::Failed(_) = outcome {
-                        theatre.patience.failed();
+                        target.timeouts.failed();
                     }
-                    tell(script, outcome);
+                    tell(script, &outcome);
                 });
             }
         }
     });
 }
 
-/// The suite's test of itself: in front of the real server stands a proxy that breaks one rule,
-/// and some transcript must fail; one that breaks nothing must pass them all.
-fn test_the_suite(theatre: &Theatre, scripts: &[Script], report: &Mutex<Report>) {
-    let is_short = |script: &&Script| !script.is_large() && !script.is_about_our_client();
-    let scripts: Vec<_> = scripts.iter().filter(is_short).collect();
-    let faults = Mutex::new(Proxy::broken().collect::<VecDeque<_>>());
-    let behind = |proxy| Theatre {
-        proxy: Some(proxy),
-        patience: Patience::like(theatre.patience.slowest()),
-        ..Theatre::default()
+/// The suite's test of itself: behind a proxy that breaks nothing all transcripts must pass, and
+/// behind each that breaks one rule some transcript must fail.
+fn test_the_suite(target: &Target, scripts: &[Script], report: &Mutex<Report>) {
+    // A proxy takes much of what a client does not read.
+    let is_short = |script: &&Script| {
+        !script.is_large() && script.level != Level::Linechat && !script.does(Action::FallBehind)
     };
-    let tasks = scripts.iter().map(|&script| (script, AS_WRITTEN)).collect();
-    play(&behind(Proxy::honest()), tasks, |script, outcome| {
+    let scripts: Vec<_> = scripts.iter().filter(is_short).collect();
+    let behind = |proxy| Target {
+        proxy: Some(proxy),
+        timeouts: Timeouts::like(target.timeouts.slowest()),
+        ..Target::default()
+    };
+    play_all(&behind(Proxy::honest()), scripts.clone(), |script, outcome| {
         if let Outcome::Failed(why) = outcome {
             let what = format!("a proxy that breaks nothing passes {}\n{why}", script.name);
             report.lock().unwrap().check(false, &what);
         }
     });
+    let faults = Mutex::new(Proxy::broken().collect::<VecDeque<_>>());
     thread::scope(|scope| {
         for _ in 0..PLAYED_AT_ONCE {
             scope.spawn(|| loop {
                 let Some(proxy) = faults.lock().unwrap().pop_front() else { break };
                 let fault = proxy.fault;
-                // First what is quick, and is enough for most.
-                let theatre = behind(proxy);
-                let fails = |script: &&&Script, ways| {
-                    matches!(Stage::play(&theatre, script, ways), Outcome::Failed(_))
-                };
-                let found = scripts.iter().find(|script| fails(script, AS_WRITTEN));
-                let in_others = |script: &&&Script| fails(script, &theatre.ways(script)[1..]);
-                let found = found.or_else(|| scripts.iter().find(in_others));
-                let what = match found {
+                let target = behind(proxy);
+                let fails = |script: &&&Script| matches!(play(&target, script), Outcome::Failed(_));
+                let what = match scripts.iter().find(fails) {
                     Some(script) => (true, format!("a server that {fault} fails {}", script.name)),
                     None => (false, format!("no transcript fails with a server that {fault}")),
                 };
@@ -212,29 +200,64 @@ fn test_the_suite(theatre: &Theatre, scripts: &[Script], report: &Mutex<Report>)
     });
 }
 
+/// Each module of the suite uses only those declared before it, so they import in no circle.
+fn check_the_layers(report: &mut Report) -> Result<(), String> {
+    let runner = read("conformance/suite/runner.rs")?;
+    let layers = runner.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    let layers: Vec<_> = layers.collect();
+    for (at, layer) in layers.iter().enumerate() {
+        let source = read(&format!("conformance/suite/{layer}.rs"))?;
+        let uses = |other: &&&str| source.contains(&format!("crate::{other}"));
+        let what = format!("the suite's {layer} uses only modules above it");
+        match layers[at..].iter().find(uses) {
+            None => report.check(true, &what),
+            Some(other) => report.check(false, &format!("{what}, but not {other}")),
+        }
+    }
+    let files = names_in("conformance/suite", ".rs")?.len();
+    report.check(files == layers.len() + 1, "each file in suite/ is a module of runner.rs");
+    Ok(())
+}
+
+/// What the transcripts say about the documents is true.
+fn check_the_documents(report: &mut Report, scripts: &[Script]) -> Result<(), String> {
+    report.check_the_table(scripts, &read("conformance/README.md")?);
+    let document = read("PROTOCOL.md")?;
+    for section in script::SECTIONS {
+        let is_heading = document.lines().any(|line| line.strip_prefix("## ") == Some(section));
+        report.check(is_heading, &format!("'{section}' is a section of PROTOCOL.md"));
+    }
+    Ok(())
+}
+
 fn run() -> Result<bool, String> {
-    let Options { theatre, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
-    let scripts = load_scripts(only.as_deref())?;
-    match probe(&theatre) {
+    let Options { target, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
+    let all = load_scripts()?;
+    let is_asked = |script: &&Script| {
+        let has_name = only.as_ref().is_none_or(|only| script.name.contains(only.as_str()));
+        has_name && target.has_level(script.level)
+    };
+    let scripts: Vec<_> = all.iter().filter(is_asked).collect();
+    if scripts.is_empty() {
+        return Err("no transcript of these levels has that in its name".to_owned());
+    }
+    match probe(&target) {
         Ok(()) => {}
         Err(Verdict::CannotJudge(why)) => return Err(why),
         Err(Verdict::Wrong(what)) => {
-            print_line!("FAILED  {what}\n\n0 passed, 1 failed");
+            print_line!("FAILED  {what}\n\n0 passed, 1 failed, no transcript was played");
             return Ok(false);
         }
     }
     let report = Mutex::new(Report::new(is_verbose));
-    let tasks = scripts.iter().map(|script| (script, theatre.ways(script))).collect();
-    play(&theatre, tasks, |script, outcome| report.lock().unwrap().count(script, outcome));
-    let is_whole = only.is_none() && theatre.is_plain();
-    if is_whole {
-        report.lock().unwrap().check_the_table(&scripts, &read("conformance/README.md")?);
-        if !report.lock().unwrap().has_failures() {
-            test_the_suite(&theatre, &scripts, &report);
-        }
+    play_all(&target, scripts, |script, outcome| report.lock().unwrap().count(script, outcome));
+    if only.is_none() && target.levels.is_empty() && target.is_plain() {
+        check_the_layers(&mut report.lock().unwrap())?;
+        check_the_documents(&mut report.lock().unwrap(), &all)?;
+        test_the_suite(&target, &all, &report);
     }
     let report = report.into_inner().unwrap();
-    report.print(theatre.server.is_some());
+    report.print(&target);
     match report.has_skipped(TOO_LATE) && !report.has_failures() {
         true => {
             Err("too slow to be judged in half a minute; SLOW=1 takes what it needs".to_owned())

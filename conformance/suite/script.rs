@@ -1,111 +1,202 @@
-//! Reads transcripts. `conformance/README.md` describes their language, `steps.rs` has its steps.
+//! Reads transcripts. `conformance/README.md` describes their language.
 
-use crate::steps::{Needs, Role, Step};
+use crate::forms::{Action, Needs, Step};
+use crate::text::Text;
 use std::iter::Peekable;
 
-/// People in a room.
-const LARGE: usize = 40;
-/// Steps.
+/// People in a room, or steps, that are many.
+const CROWD: usize = 40;
 const LENGTHY: usize = 150;
+
+/// What a transcript asks of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What clients and servers need to talk to each other.
+    Core,
+    /// PROTOCOL.md, "Annex A".
+    Telnet,
+    /// PROTOCOL.md, "Annex B".
+    Overload,
+    /// What this repository's server and client do beside the protocol.
+    Linechat,
+}
+
+/// The sections of PROTOCOL.md that transcripts are about.
+pub const SECTIONS: [&str; 17] = [
+    "An example session",
+    "Writing a client",
+    "Writing a server",
+    "Framing",
+    "Text",
+    "Names",
+    "Grammar",
+    "Requests",
+    "Joining, leaving, roster",
+    "Errors",
+    "Order, pipelining, fences",
+    "Limits",
+    "Closing and half-closing",
+    "Security considerations",
+    "Versioning and history",
+    "Annex A: telnet",
+    "Annex B: many people and slow readers",
+];
+
+impl Level {
+    pub const ALL: [Level; 4] = [Level::Core, Level::Telnet, Level::Overload, Level::Linechat];
+
+    pub fn name(self) -> &'static str {
+        ["core", "telnet", "overload", "linechat"][self as usize]
+    }
+
+    pub fn parse(name: &str) -> Option<Level> {
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
+    /// The annex that is all of this level.
+    fn section(self) -> Option<&'static str> {
+        match self {
+            Level::Core | Level::Linechat => None,
+            Level::Telnet => Some(SECTIONS[15]),
+            Level::Overload => Some(SECTIONS[16]),
+        }
+    }
+}
 
 /// A transcript, ready to be played.
 pub struct Script {
     pub name: String,
     pub requirement: u32,
+    pub level: Level,
+    /// The section of PROTOCOL.md that it is about. `None`: it is about our own programs.
+    pub section: Option<&'static str>,
     pub claim: String,
-    /// With which this repository's server is started.
+    /// This repository's server is started with these.
     pub options: Vec<String>,
-    /// Takes so long that a server is only asked it with SLOW=1.
+    /// It takes so long that it is only played with SLOW=1.
     pub is_slow: bool,
     /// The suite itself is the server that linechat-client talks to.
-    pub plays_server: bool,
+    pub suite_is_server: bool,
     pub steps: Vec<Step>,
 }
 
 impl Script {
-    /// A file of its own, which begins with `R4 what it claims`.
+    /// A file of its own, which begins with `R4 core, Requests: what is claimed`.
     pub fn from_file(name: &str, text: &str) -> Result<Script, String> {
         let mut lines = text.lines().zip(1..).map(|(line, number)| (number, line));
         let title = lines.next().map_or("", |(_, title)| title);
-        let (requirement, claim) = title
-            .split_once(' ')
-            .and_then(|(number, claim)| Some((number.strip_prefix('R')?.parse().ok()?, claim)))
-            .ok_or(format!("{name}:1: the first line must be like 'R4 what is claimed'"))?;
-        Script::parse(name.to_owned(), requirement, claim.to_owned(), lines)
+        let (requirement, level, section, claim) = parse_title(title).ok_or(format!(
+            "{name}:1: the first line must be like 'R4 core, Requests: what is claimed'"
+        ))?;
+        let script = Script {
+            name: name.to_owned(),
+            requirement,
+            level,
+            section,
+            claim: claim.to_owned(),
+            options: Vec::new(),
+            is_slow: false,
+            suite_is_server: false,
+            steps: Vec::new(),
+        };
+        script.parse(lines)
     }
 
-    /// The examples of a document: every block fenced by "```transcript R4". The heading above
-    /// is what it claims.
+    /// The examples of PROTOCOL.md: every block fenced by "```transcript R4". It claims what the
+    /// heading above it says, and has the level of its section.
     pub fn from_document(name: &str, text: &str) -> Result<Vec<Script>, String> {
         let mut scripts = Vec::new();
-        let mut heading = "";
+        let (mut section, mut heading) = ("", "");
         let mut lines = text.lines().zip(1..).map(|(line, number)| (number, line));
         while let Some((number, line)) = lines.next() {
-            if let Some(text) = line.strip_prefix('#') {
-                heading = text.trim_start_matches('#').trim();
+            if line.starts_with('#') {
+                heading = line.trim_start_matches('#').trim();
+                section = if line.starts_with("## ") { heading } else { section };
             }
             let Some(requirement) = line.strip_prefix("```transcript R") else { continue };
             let requirement =
                 requirement.parse().map_err(|_| format!("{name}:{number}: R what?"))?;
+            let section = SECTIONS.iter().find(|known| **known == section).copied();
+            let annex = |level: &Level| level.section().is_some() && level.section() == section;
+            let script = Script {
+                name: format!("{name}:{number}"),
+                requirement,
+                level: Level::ALL.into_iter().find(annex).unwrap_or(Level::Core),
+                section,
+                claim: heading.to_owned(),
+                options: Vec::new(),
+                is_slow: false,
+                suite_is_server: false,
+                steps: Vec::new(),
+            };
             let block: Vec<_> = lines.by_ref().take_while(|(_, line)| *line != "```").collect();
-            let name = format!("{name}:{number}");
-            scripts.push(Script::parse(name, requirement, heading.to_owned(), block.into_iter())?);
+            scripts.push(script.parse(block.into_iter())?);
         }
         Ok(scripts)
     }
 
     fn parse<'a>(
-        name: String,
-        requirement: u32,
-        claim: String,
+        mut self,
         lines: impl Iterator<Item = (usize, &'a str)>,
     ) -> Result<Script, String> {
         let is_step = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
         let mut lines = lines.filter(|(_, line)| is_step(line)).peekable();
-        let mut options = Vec::new();
         while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("server --")) {
-            options.extend(line.split_whitespace().skip(1).map(str::to_owned));
+            self.options.extend(line.split_whitespace().skip(1).map(str::to_owned));
         }
-        let is_slow = lines.next_if(|(_, line)| *line == "slow").is_some();
-        let plays_server = lines.next_if(|(_, line)| *line == "the suite is the server").is_some();
-        let file = name.split(':').next().unwrap_or_default();
-        let steps = parse_steps(&mut lines, 0).map_err(|error| format!("{file}:{error}"))?;
-        if !steps.iter().any(asserts) {
-            return Err(format!("{name}: asserts nothing"));
+        self.is_slow = lines.next_if(|(_, line)| *line == "slow").is_some();
+        self.suite_is_server =
+            lines.next_if(|(_, line)| *line == "the suite is the server").is_some();
+        let file = self.file();
+        self.steps = parse_steps(&mut lines, 0).map_err(|error| format!("{file}:{error}"))?;
+        match self.written().iter().any(|step| step.action.asserts()) {
+            true => Ok(self),
+            false => Err(format!("{}: asserts nothing", self.name)),
         }
-        Ok(Script { name, requirement, claim, options, is_slow, plays_server, steps })
     }
 
-    /// Has so many people or so much text that to play it once is enough.
-    pub fn is_large(&self) -> bool {
-        self.is_crowded() || self.written().iter().any(|step| step.is_long())
+    /// The file that it stands in.
+    pub fn file(&self) -> String {
+        self.name.split(':').next().unwrap_or_default().to_owned()
     }
 
-    /// Has so many people or steps that others are played first.
+    pub fn needs(&self, needs: Needs) -> bool {
+        self.written().iter().any(|step| step.needs == needs)
+    }
+
+    pub fn does(&self, action: Action) -> bool {
+        self.written().iter().any(|step| step.action == action)
+    }
+
+    /// It has so many people or steps that others are played first.
     pub fn is_lengthy(&self) -> bool {
         self.is_crowded() || self.unrolled().len() > LENGTHY
     }
 
+    /// It has very many people or much text.
+    pub fn is_large(&self) -> bool {
+        self.is_crowded() || self.written().iter().any(|step| step.is_long())
+    }
+
     fn is_crowded(&self) -> bool {
-        self.written().iter().any(|step| step.who.len() > LARGE)
+        self.written().iter().any(|step| step.who.len() > CROWD)
     }
 
-    /// Takes long and enters no room, so that it disturbs nothing that is played meanwhile.
+    /// It takes long and enters no room, so it disturbs nothing that is played meanwhile.
     pub fn is_apart(&self) -> bool {
-        self.is_slow && !self.written().iter().any(|step| step.enters())
-    }
-
-    pub fn is_about_our_client(&self) -> bool {
-        let is_ours = |needs| matches!(needs, Needs::OurClient | Needs::Terminal);
-        self.written().iter().any(|step| is_ours(step.form.needs))
+        let enters = |step: &&Step| {
+            let welcome = |text: &Text| text.bytes().take(7).eq(*b"WELCOME");
+            step.action == Action::BeInTheRoom || step.action.asserts() && welcome(&step.text)
+        };
+        self.is_slow && !self.written().iter().any(enters)
     }
 
     /// The steps in the order in which they are played, each with the round that it is played in.
     pub fn unrolled(&self) -> Vec<(usize, &Step)> {
         fn unroll<'a>(round: usize, steps: &'a [Step], into: &mut Vec<(usize, &'a Step)>) {
             for step in steps {
-                match step.form.role {
-                    Role::Repeats => {
+                match step.action {
+                    Action::Repeat => {
                         (1..=step.number).for_each(|round| unroll(round, &step.block, into))
                     }
                     _ => into.push((round, step)),
@@ -131,8 +222,23 @@ impl Script {
     }
 }
 
-fn asserts(step: &Step) -> bool {
-    step.form.role == Role::Asserts || step.block.iter().any(asserts)
+fn parse_title(title: &str) -> Option<(u32, Level, Option<&'static str>, &str)> {
+    let (requirement, rest) = title.strip_prefix('R')?.split_once(' ')?;
+    let end = rest.find([',', ':'])?;
+    let (level, rest) = rest.split_at(end);
+    let level = Level::parse(level)?;
+    let (section, claim) = match rest.strip_prefix(", ") {
+        None => (level.section(), rest.strip_prefix(": ")?),
+        Some(rest) => {
+            let named = |section: &&&str| {
+                rest.strip_prefix(**section).is_some_and(|rest| rest.starts_with(": "))
+            };
+            let section = SECTIONS.iter().find(named)?;
+            (Some(*section), &rest[section.len() + 2..])
+        }
+    };
+    let is_complete = section.is_some() || level == Level::Linechat;
+    is_complete.then_some((requirement.parse().ok()?, level, section, claim))
 }
 
 /// The steps that are indented by `depth`, up to the first that is less.
@@ -148,7 +254,7 @@ fn parse_steps<'a>(
             return Err(wrong("indented, though no block begins before".to_owned()));
         }
         let mut step = Step::parse(number, line.trim_start()).map_err(wrong)?;
-        if step.form.role == Role::Repeats {
+        if step.action == Action::Repeat {
             let inner = lines.peek().map_or(0, |(_, line)| indentation(line));
             if inner <= depth {
                 return Err(wrong("the steps to repeat must be indented".to_owned()));

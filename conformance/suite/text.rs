@@ -197,12 +197,42 @@ fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
     })
 }
 
-/// Bytes as a person reads them, long ones cut.
+/// Bytes as transcripts write them, whole: what is shown can be copied into one.
 pub fn show(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes).escape_debug().to_string();
-    match text.char_indices().nth(120) {
-        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], bytes.len()),
-        None => text,
+    let mut shown = String::new();
+    for chunk in bytes.utf8_chunks() {
+        let mut characters = chunk.valid().chars().peekable();
+        while let Some(character) = characters.next() {
+            let mut count = 1;
+            while characters.next_if_eq(&character).is_some() {
+                count += 1;
+            }
+            let one = show_character(character);
+            match count > MANY {
+                true => shown += &format!("{{{one} {count} times}}"),
+                false => shown += &one.repeat(count),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| shown += &format!("\\x{byte:02X}"));
+    }
+    shown
+}
+
+/// A character that is repeated more often than this is shown once, with its count.
+const MANY: usize = 20;
+
+fn show_character(character: char) -> String {
+    match character {
+        '\r' => "\\r".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\\' | '*' | '{' | '}' => format!("\\{character}"),
+        ' '..='~' => character.to_string(),
+        '\0'..='\x7f' => format!("\\x{:02X}", u32::from(character)),
+        // What `escape_debug` escapes cannot be seen.
+        _ if character.escape_debug().len() == 1 => character.to_string(),
+        '\u{80}'..='\u{ffff}' => format!("\\u{:04X}", u32::from(character)),
+        _ => format!("\\U{:08X}", u32::from(character)),
     }
 }
 

@@ -1,0 +1,560 @@
+//! Carries out the steps of a transcript, one after the other.
+
+use crate::client::{self, Kind, Terminal, Transport, SLICE};
+use crate::forms::{Action, Step};
+use crate::process::{self, signal};
+use crate::rules::{roster, MAX_PUSHED_ROSTER};
+use crate::screen::Screen;
+use crate::script::Script;
+use crate::session::{greeting, Session, Turn};
+use crate::target::{Outcome, Target};
+use crate::text::{show, side_by_side, Pattern};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// More than two kernels and the server take over for a client that does not read, in bytes.
+const FLOOD: usize = 32 * 1024 * 1024;
+/// A slow server is not awaited for that; with SLOW=1 it gets longer.
+const FLOODED: Duration = Duration::from_secs(2);
+const FLOODED_AT_LEISURE: Duration = Duration::from_secs(20);
+/// If senders can send only little in this time, the server makes them wait. Linux may still take
+/// over some more when nothing has been read for 200 ms.
+const MADE_TO_WAIT: Duration = Duration::from_millis(300);
+/// In this time the budget, and what Linux takes over, are little too, but a slow server takes more.
+const MADE_TO_WAIT_AT_LEISURE: Duration = Duration::from_secs(1);
+const LITTLE: usize = 256 * 1024;
+/// A client that does not read its replies counts as made to wait after this time.
+const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
+/// More than kernels take over of requests and of replies together, in bytes.
+const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
+const READS_A_SECOND: u32 = 16;
+/// What a time-out may be late by, beside a tenth of it.
+const GRACE: Duration = Duration::from_secs(2);
+/// Private messages that are sent before it is seen how long their confirmations take: with the
+/// budget 1.2 seconds, without it much less, even if the server is slow.
+const TOLD_AT_ONCE: usize = 20;
+const BEHIND: Duration = Duration::from_secs(1);
+/// More of them than kernels and a right server keep.
+const MOST_TOLD: usize = 8000;
+
+/// Plays a transcript.
+pub fn play(target: &Target, script: &Script) -> Outcome {
+    if let Some(why) = target.misses(script) {
+        return Outcome::Skipped(why);
+    }
+    let mut session = match Session::begin(target, script) {
+        Ok(session) => session,
+        Err(error) => return Outcome::Failed(format!("          {error}")),
+    };
+    match (session.play_all(script), session.stopped) {
+        (Ok(()), _) => Outcome::Passed,
+        (Err(_), Some(why)) => Outcome::Skipped(why),
+        (Err(error), None) => Outcome::Failed(error),
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("          {line}")).collect::<Vec<_>>().join("\n")
+}
+
+impl Session<'_> {
+    fn play_all(&mut self, script: &Script) -> Result<(), String> {
+        for (round, step) in script.unrolled() {
+            self.goes_on()?;
+            if !step.action.asserts() {
+                self.last_act = Instant::now();
+            }
+            self.play(Turn { step, round }).map_err(|what| {
+                let Step { line, source, who, .. } = step;
+                let place = format!("        {}:{line}: {source}", script.file());
+                format!("{place}\n{}{}", indent(&what), self.history(who))
+            })?;
+        }
+        self.end().map_err(|what| {
+            let place = format!("        at the end of {}", script.name);
+            format!("{place}\n{}{}", indent(&what), self.history(&[]))
+        })
+    }
+
+    fn play(&mut self, turn: Turn) -> Result<(), String> {
+        match turn.step.action {
+            Action::Repeat => Ok(()),
+            Action::BeInTheRoom => self.be_in_the_room(turn.step),
+            Action::Console => self.console(turn),
+            Action::SignalServer => self.signal_server(&turn.step.word),
+            Action::ServerExits => self.server_exits(turn.step),
+            Action::Flood => self.flood(turn),
+            Action::AreCutOff => self.are_cut_off(turn.step),
+            Action::PassTime => self.pass_time(seconds(turn)),
+            _ => turn.step.who.iter().try_for_each(|name| self.act(name, turn)),
+        }
+    }
+
+    /// What each of the step's clients does.
+    fn act(&mut self, name: &str, turn: Turn) -> Result<(), String> {
+        match turn.step.action {
+            Action::Connect => {
+                self.fence_all_but(name)?;
+                self.connect(name, Kind::Spoken)
+            }
+            Action::Send | Action::Press => self.send(name, &self.bytes(turn)),
+            Action::Type => self.send(name, &[self.bytes(turn), b"\n".to_vec()].concat()),
+            Action::Receive => self.look_for(name, &self.pattern(turn)),
+            Action::ReceiveSome => self.receive_some(name, &self.pattern(turn)),
+            Action::ReceiveBytes => self.receive_bytes(name, &self.bytes(turn)),
+            Action::ReceiveAfter => self.receive_after(name, turn),
+            Action::ReceiveAllTold => {
+                std::mem::take(&mut self.told).iter().try_for_each(|line| self.look_for(name, line))
+            }
+            Action::IsClosed => self.is_closed(name),
+            Action::Close => {
+                self.prepare_to_leave(name)?;
+                self.forget(name);
+                Ok(())
+            }
+            Action::HalfClose | Action::EndInput => {
+                self.fence_all_but(name)?;
+                self.await_leave();
+                self.find(name)?.end_input();
+                Ok(())
+            }
+            Action::Reset => self.reset(name, &self.bytes(turn)),
+            Action::StopReading => self.stop_reading(name),
+            Action::FallBehind => self.fall_behind(name, &turn.step.word),
+            Action::ReadSlowly => self.read_slowly(name, turn.step.number * 1024),
+            Action::MustWait => self.must_wait(name, &self.bytes(turn)),
+            Action::Run => self.run(name, turn),
+            Action::Show => self.show(name, &self.pattern(turn)),
+            Action::Complain => self.complain(name, &self.pattern(turn)),
+            Action::Resize => self.resize(name, turn.step.number),
+            Action::ReceiveSignal => {
+                let process = self.find(name)?.terminal()?.process.ok_or("there is no process")?;
+                signal(process, &turn.step.word)
+            }
+            Action::Exit => self.exit(name, turn.step.number),
+            other => Err(format!("{other:?} is not done by each client")),
+        }
+    }
+}
+
+fn seconds(turn: Turn) -> Duration {
+    Duration::from_secs(turn.step.number as u64)
+}
+
+/// Coming, sending, receiving, going.
+impl Session<'_> {
+    /// The clients join in turn, and each receives all that it is told of that.
+    fn be_in_the_room(&mut self, step: &Step) -> Result<(), String> {
+        if self.clients.iter().any(|client| client.kind == Kind::Spoken) {
+            return Err("'in the room' stands before everything else".to_owned());
+        }
+        for (count, name) in (1..).zip(&step.who) {
+            let (here, others) = (&step.who[..count], &step.who[..count - 1]);
+            self.goes_on()?;
+            self.fence_all_but(name)?;
+            self.connect(name, Kind::Spoken)?;
+            self.look_for(name, &greeting())?;
+            self.send(name, format!("NAME {name}\n").as_bytes())?;
+            self.expect(name, format!("WELCOME {name} {count}"))?;
+            for other in others {
+                self.expect(other, format!("JOINED {name} {count}"))?;
+            }
+            for line in roster(here).iter().filter(|_| count <= MAX_PUSHED_ROSTER) {
+                here.iter().try_for_each(|name| self.expect(name, line.clone()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, name: &str, line: String) -> Result<(), String> {
+        self.look_for(name, &Pattern(vec![line.into_bytes()]))
+    }
+
+    /// One line like this, and all further ones that follow it.
+    fn receive_some(&mut self, name: &str, pattern: &Pattern) -> Result<(), String> {
+        self.look_for(name, pattern)?;
+        loop {
+            let client = self.find(name)?;
+            let end = client.received.iter().position(|&byte| byte == b'\n');
+            match end {
+                Some(end) if pattern.matches(client.without_ending(&client.received[..=end])) => {
+                    self.look_for(name, pattern)?
+                }
+                None if !client.is_closed && self.read_more(name).is_ok() => {}
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn receive_bytes(&mut self, name: &str, expected: &[u8]) -> Result<(), String> {
+        while self.find(name)?.received.len() < expected.len() {
+            let unread = self.find(name)?.unread();
+            self.read_more(name).map_err(|_| side_by_side(&show(expected), &unread))?;
+        }
+        let client = self.find(name)?;
+        if !client.received.starts_with(expected) {
+            return Err(side_by_side(&show(expected), &client.unread()));
+        }
+        let received = client.received.take(expected.len());
+        client.remember(&received);
+        Ok(())
+    }
+
+    fn is_closed(&mut self, name: &str) -> Result<(), String> {
+        self.fence_all_but(name)?;
+        self.await_end(name)?;
+        self.find(name)?.was_to_close = true;
+        self.nothing_unread(name)?;
+        // A server that stops need not go on reading.
+        match self.find(name)?.is_reset && !self.is_stopping {
+            true => Err(format!("{name}'s connection was reset, so the last lines can get lost")),
+            false => Ok(()),
+        }
+    }
+
+    fn prepare_to_leave(&mut self, name: &str) -> Result<(), String> {
+        self.fence_all_but(name)?;
+        self.fence(name)?;
+        self.nothing_unread(name)?;
+        self.await_leave();
+        Ok(())
+    }
+
+    fn stop_reading(&mut self, name: &str) -> Result<(), String> {
+        self.prepare_to_leave(name)?;
+        self.find(name)?.is_stalled = true;
+        Ok(())
+    }
+
+    /// Linux resets a connection that is closed before all of its input has been read.
+    fn reset(&mut self, name: &str, last_words: &[u8]) -> Result<(), String> {
+        self.prepare_to_leave(name)?;
+        let limit = self.target.timeouts.pong_behind(0);
+        let socket = self.find(name)?.socket()?;
+        let answered = socket
+            .set_read_timeout(Some(limit))
+            .and_then(|()| socket.write_all(b"PING\n"))
+            .and_then(|()| socket.peek(&mut [0]))
+            .and_then(|_| socket.write_all(last_words));
+        answered.map_err(|error| format!("no PONG before the reset: {error}"))?;
+        self.forget(name);
+        Ok(())
+    }
+}
+
+/// The server's process.
+impl Session<'_> {
+    fn console(&mut self, turn: Turn) -> Result<(), String> {
+        let (expected, limit) = (self.pattern(turn), self.target.timeouts.program());
+        let server = self.server.as_mut().ok_or("there is no console")?;
+        let line = server.next_line_within(limit)?.unwrap_or("nothing more".to_owned());
+        match expected.matches(line.as_bytes()) {
+            true => Ok(()),
+            false => Err(side_by_side(&expected.show(), &line)),
+        }
+    }
+
+    fn signal_server(&mut self, name: &str) -> Result<(), String> {
+        self.fence_all()?;
+        (self.is_loose, self.is_stopping) = (true, true);
+        let server = self.server.as_ref().ok_or("there is no server to signal")?;
+        signal(server.child.id(), name)?;
+        if name == "SIGKILL" {
+            self.server = None;
+        }
+        Ok(())
+    }
+
+    fn server_exits(&mut self, step: &Step) -> Result<(), String> {
+        self.no_more_on_the_console()?;
+        let limit = self.target.timeouts.program();
+        let server = self.server.as_mut().ok_or("there is no server")?;
+        let ended = server.wait_within(limit).ok_or("the server does not end")?;
+        let complaints = server.complaints();
+        match ended.code() == Some(step.number as i32) && complaints.is_empty() {
+            true => Ok(()),
+            false => Err(side_by_side(
+                &format!("exit status {}", step.number),
+                &format!("{ended} {complaints}"),
+            )),
+        }
+    }
+}
+
+/// Time-outs, floods, and clients that read slowly or not at all.
+impl Session<'_> {
+    fn pass_time(&mut self, time: Duration) -> Result<(), String> {
+        let since = Instant::now();
+        while since.elapsed() < time {
+            self.goes_on()?;
+            thread::sleep(SLICE);
+        }
+        Ok(())
+    }
+
+    /// The line comes this many seconds after something was last done, give or take a tenth.
+    fn receive_after(&mut self, name: &str, turn: Turn) -> Result<(), String> {
+        let (due, since) = (seconds(turn), self.last_act);
+        let late = due.mul_f64(1.1) + GRACE;
+        while !self.find(name)?.received.contains(&b'\n') {
+            self.goes_on()?;
+            if self.find(name)?.is_closed || since.elapsed() > late {
+                let after = since.elapsed().as_secs_f64();
+                return Err(format!("nothing after {after:.1} s: {}", self.find(name)?.unread()));
+            }
+            self.find(name)?.read(SLICE);
+        }
+        let (took, line) = (since.elapsed(), self.find(name)?.unread());
+        match took < due.mul_f64(0.9) || took > late {
+            true => Err(format!("not in time, but after {:.1} s: {line}", took.as_secs_f64())),
+            false => self.look_for(name, &self.pattern(turn)),
+        }
+    }
+
+    /// They send this again and again from now on, and do nothing else. The transcript goes on once
+    /// the server makes them wait, or has taken enough.
+    fn flood(&mut self, turn: Turn) -> Result<(), String> {
+        let (line, who) = (self.bytes(turn), &turn.step.who);
+        let sent = Arc::new(AtomicUsize::new(0));
+        for name in who {
+            self.fence_all_but(name)?;
+            let (mut to_server, mut from_server) = self.give_away(name)?;
+            let (line, counted) = (line.clone(), sent.clone());
+            // Both end with the connection.
+            thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
+            thread::spawn(move || {
+                while to_server.write_all(&line).is_ok() {
+                    counted.fetch_add(line.len(), Ordering::Relaxed);
+                }
+            });
+        }
+        let (limit, slice) = match self.target.slow {
+            true => (FLOODED_AT_LEISURE, MADE_TO_WAIT_AT_LEISURE),
+            false => (FLOODED, MADE_TO_WAIT),
+        };
+        let (mut seen, begun) = (0, Instant::now());
+        while seen < FLOOD * who.len() && begun.elapsed() < limit {
+            self.pass_time(slice)?;
+            // A server that is only busy has taken more by the time that it has served others.
+            self.serve_others(&who[0])?;
+            let before = std::mem::replace(&mut seen, sent.load(Ordering::Relaxed));
+            if seen - before < LITTLE {
+                break;
+            }
+        }
+        self.last_act = Instant::now();
+        Ok(())
+    }
+
+    /// The client reads nothing, while another one sends it private messages until the budget makes
+    /// that one wait, which shows that the server keeps more than the soft limit. How much kernels
+    /// keep before that is theirs to say.
+    fn fall_behind(&mut self, name: &str, teller: &str) -> Result<(), String> {
+        self.stop_reading(name)?;
+        let text = "x".repeat(3900);
+        let mut took = Duration::ZERO;
+        while took < BEHIND {
+            if self.told.len() > MOST_TOLD {
+                return Err(format!("{teller} can tell {name} whatever there is and never waits"));
+            }
+            let since = Instant::now();
+            let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;
+            for number in numbers.clone() {
+                self.transmit(teller, format!("PRIV @{name} {number} {text}\n").as_bytes())?;
+                let line = format!("PRIV {teller} {number} {text}");
+                self.told.push(Pattern(vec![line.into_bytes()]));
+            }
+            for number in numbers {
+                self.expect(teller, format!("SENT {name} {number} {text}"))?;
+            }
+            took = since.elapsed();
+        }
+        Ok(())
+    }
+
+    /// The client reads this many bytes a second from now on, whatever they are.
+    fn read_slowly(&mut self, name: &str, bytes: usize) -> Result<(), String> {
+        self.prepare_to_leave(name)?;
+        let (_, mut from_server) = self.give_away(name)?;
+        let mut buffer = vec![0; bytes / READS_A_SECOND as usize];
+        thread::spawn(move || {
+            let start = Instant::now();
+            for number in 1.. {
+                if from_server.read_exact(&mut buffer).is_err() {
+                    break;
+                }
+                // A read that comes late makes the next ones no later.
+                let next = Duration::from_secs(1) * number / READS_A_SECOND;
+                thread::sleep(next.saturating_sub(start.elapsed()));
+            }
+        });
+        Ok(())
+    }
+
+    /// A connection on which threads send and receive until it ends.
+    fn give_away(&mut self, name: &str) -> Result<(TcpStream, TcpStream), String> {
+        let client = self.find(name)?;
+        client.is_stalled = true;
+        let socket = client.socket()?;
+        match (socket.try_clone(), socket.try_clone()) {
+            (Ok(one), Ok(other)) => {
+                let _ = one.set_read_timeout(None).and_then(|()| one.set_write_timeout(None));
+                Ok((one, other))
+            }
+            _ => Err("no more descriptors".to_owned()),
+        }
+    }
+
+    /// Sends without reading until the server takes no more; then every reply must come.
+    fn must_wait(&mut self, name: &str, line: &[u8]) -> Result<(), String> {
+        let client = self.find(name)?;
+        let (mut asked, mut since) = (0, Instant::now());
+        while since.elapsed() < TAKES_NO_MORE {
+            if asked > NOBODY_KEEPS {
+                return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
+            }
+            if let Ok(length) = client.socket()?.write(&line[asked % line.len()..]) {
+                (asked, since) = (asked + length, Instant::now());
+            }
+        }
+        client.send(&line[asked % line.len()..]);
+        let answer = [b"PONG", line[b"PING".len()..].trim_ascii_end()].concat();
+        let pattern = Pattern(vec![answer]);
+        (0..asked.div_ceil(line.len())).try_for_each(|_| self.look_for(name, &pattern))
+    }
+
+    /// This long after each client has sent last, the server has dropped its connection, and after
+    /// three quarters of that time it has not.
+    fn are_cut_off(&mut self, step: &Step) -> Result<(), String> {
+        let time = Duration::from_secs(step.number as u64);
+        for (after, is_right) in [(time * 3 / 4, true), (time.mul_f64(1.1) + GRACE, false)] {
+            for name in &step.who {
+                let since = self.find(name)?.last_sent;
+                self.pass_time(after.saturating_sub(since.elapsed()))?;
+                if self.find(name)?.is_heard()? != is_right {
+                    let (after, is) = (since.elapsed().as_secs_f64(), ["is no more", "is there"]);
+                    let is = is[usize::from(!is_right)];
+                    return Err(format!("after {after:.1} s {name}'s connection {is}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// linechat-client, through pipes or at a terminal.
+impl Session<'_> {
+    fn run(&mut self, name: &str, turn: Turn) -> Result<(), String> {
+        self.fence_all_but(name)?;
+        let arguments = String::from_utf8_lossy(&self.bytes(turn)).into_owned();
+        let columns = Some(turn.step.number).filter(|&columns| columns > 0);
+        self.add_ours(name, client::linechat_client(&arguments, columns)?);
+        if let Some(columns) = columns {
+            self.await_terminal(name, columns)?;
+        }
+        // Where the suite is the server, it serves this connection.
+        if let Some(listener) = &self.listener {
+            let (socket, _) = listener.accept().map_err(|error| error.to_string())?;
+            self.add_ours("server", Transport::Socket(socket));
+        }
+        Ok(())
+    }
+
+    fn add_ours(&mut self, name: &str, transport: Transport) {
+        self.clients.push(client::Client::new(name, Kind::Ours, transport, "\n"));
+        self.is_loose = true;
+    }
+
+    /// Waits until linechat-client is about to start at its terminal, even when the run is over:
+    /// only then is it known which process to end.
+    fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
+        let client = self.find(name)?;
+        let screen = Screen::new(columns);
+        let (path, settings) = (String::new(), String::new());
+        client.program()?.terminal = Some(Terminal { screen, path, settings, process: None });
+        let mut lines = Vec::new();
+        while lines.len() < 3 {
+            match client.take_line() {
+                Some(line) => lines.push(String::from_utf8_lossy(&line).trim().to_owned()),
+                None if !client.is_closed && client.read(process::STUCK) => {}
+                None => return Err(format!("there is no terminal: {}", client.unread())),
+            }
+        }
+        if let (terminal, [path, settings, process]) = (client.terminal()?, &lines[..]) {
+            (terminal.path, terminal.settings) = (path.clone(), settings.clone());
+            terminal.process = process.parse().ok();
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, name: &str, expected: &Pattern) -> Result<(), String> {
+        self.fence_all_but(name)?;
+        let (since, limit) = (Instant::now(), self.target.timeouts.program());
+        loop {
+            self.goes_on()?;
+            let client = self.find(name)?;
+            let line = client.terminal()?.screen.line_at_cursor();
+            if expected.matches(line.as_bytes()) {
+                return Ok(());
+            }
+            if client.is_closed || since.elapsed() > limit {
+                return Err(side_by_side(&expected.show(), &line));
+            }
+            client.read(SLICE);
+        }
+    }
+
+    fn resize(&mut self, name: &str, columns: usize) -> Result<(), String> {
+        let terminal = self.find(name)?.terminal()?;
+        terminal.screen.resize(columns);
+        let mut stty = Command::new("stty");
+        stty.args(["-F", &terminal.path, "columns", &columns.to_string()]);
+        match stty.status().is_ok_and(|status| status.success()) {
+            true => Ok(()),
+            false => Err("the terminal cannot be resized".to_owned()),
+        }
+    }
+
+    fn complain(&mut self, name: &str, expected: &Pattern) -> Result<(), String> {
+        let limit = self.target.timeouts.program();
+        let program = self.find(name)?.program()?;
+        while !program.complained.contains(&b'\n') {
+            match program.complaints.read(&mut program.complained, limit) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => return Err("nothing on standard error".to_owned()),
+            }
+        }
+        let end = program.complained.iter().position(|&byte| byte == b'\n');
+        let line: Vec<u8> = program.complained.drain(..end.map_or(0, |end| end + 1)).collect();
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        match expected.matches(line) {
+            true => Ok(()),
+            false => Err(side_by_side(&expected.show(), &show(line))),
+        }
+    }
+
+    fn exit(&mut self, name: &str, status: usize) -> Result<(), String> {
+        while !self.find(name)?.is_closed {
+            self.read_more(name)?;
+        }
+        self.find(name)?.check_settings()?;
+        self.nothing_unread(name)?;
+        let limit = self.target.timeouts.program();
+        let program = self.find(name)?.program()?;
+        let mut more = std::mem::take(&mut program.complained);
+        while let Ok(true) = program.complaints.read(&mut more, limit) {}
+        let ended = program.child.wait().map_err(|error| error.to_string())?;
+        if ended.code() != Some(status as i32) || !more.is_empty() {
+            let received = format!("{ended} and '{}' on standard error", show(&more));
+            return Err(side_by_side(&format!("exit status {status}"), &received));
+        }
+        self.forget(name);
+        Ok(())
+    }
+}
