@@ -21,6 +21,7 @@ help:
 	@echo 'make test                                  every test: units, then the transcripts'
 	@echo 'make soak                                  two thousand people for ten minutes'
 	@echo 'make bench                                 how fast, as multiples of the bare kernel calls'
+	@echo 'make install [PREFIX=/usr/local]           install both programs; DESTDIR is respected'
 	@echo 'make check                                 format and lints too, as CI does'
 
 run-server:
@@ -53,4 +54,17 @@ check:
 	cargo clippy --all-targets -- --deny warnings
 	cargo test
 
-.PHONY: help run-server run-client conformance test soak bench check
+# Where `make install` puts the programs; DESTDIR goes before it.
+PREFIX = /usr/local
+
+# If the programs are newer than their files, no cargo is needed, which root may not have.
+install: target/release/linechat-server target/release/linechat-client
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 $^ '$(DESTDIR)$(PREFIX)/bin'
+	@echo 'README.md has a systemd unit, which goes to /etc/systemd/system/linechat.service'
+
+target/release/linechat-%: %.rs Cargo.toml
+	cargo build --release --target-dir target --bin linechat-$*
+	@touch $@
+
+.PHONY: help run-server run-client install conformance test soak bench check
