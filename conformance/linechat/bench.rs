@@ -20,9 +20,12 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{env, fs, iter, thread};
+use std::{env, fs, iter, mem, thread};
 
-const PARTS: [&str; 6] = ["rooms", "flight", "latency", "flood", "memory", "storm"];
+/// A part of the run, by the word that selects it.
+type Part = (&'static str, fn(&[String]));
+const PARTS: [Part; 5] =
+    [("rooms", rooms), ("flight", flight), ("flood", flood), ("memory", memory), ("storm", storm)];
 const ROUNDS: usize = 7;
 const TEXT: &str = "sixty-four characters, which is about what somebody says at once";
 /// The floor is this program, told in a variable how many connections it gets.
@@ -134,33 +137,32 @@ impl Crowd {
         })
     }
 
-    /// Ten senders send `4 * window + 60` messages each and keep `window` of them in flight: a further
-    /// message follows when the last client, which sends nothing, has received one.
-    fn fly(&mut self, window: usize) -> f64 {
-        let (senders, total) = (10, 4 * window + 60);
-        self.cost(1, senders * total * (self.people.len() - 1), |crowd| {
-            let line = format!("MSG {TEXT}\n");
-            let (mut sent, mut may_send) = (vec![0; senders], vec![window; senders]);
-            let (mut buffer, last) = (vec![0; 1 << 18], crowd.people.len() - 1);
-            let missing = |at| (senders - usize::from(at < senders)) * total;
+    /// Each sender keeps `window` messages in flight: it sends the next one when the last client,
+    /// which sends nothing, has received one.
+    fn fly(&mut self, senders: usize, window: usize) -> f64 {
+        let (messages, last) = (4 * window + 60, self.people.len() - 1);
+        self.cost(1, senders * messages * last, |crowd| {
+            let (mut unsent, mut may_send) = (vec![messages; senders], vec![window; senders]);
+            let missing = |at| (senders - usize::from(at < senders)) * messages;
             let mut missing: Vec<_> = (0..=last).map(missing).collect();
+            let mut buffer = vec![0; 1 << 18];
             while missing.iter().any(|&lines| lines > 0) {
-                for (at, sender) in crowd.people[..senders].iter_mut().enumerate() {
-                    let count = may_send[at].min(total - sent[at]);
-                    sender.socket().write_all(line.repeat(count).as_bytes()).expect("is taken");
-                    sent[at] += count;
-                    may_send[at] = 0;
-                }
                 for (at, person) in crowd.people[..last].iter_mut().enumerate() {
+                    if at < senders {
+                        let count = mem::take(&mut may_send[at]).min(unsent[at]);
+                        let lines = format!("MSG {TEXT}\n").repeat(count);
+                        person.socket().write_all(lines.as_bytes()).expect("a few are taken");
+                        unsent[at] -= count;
+                    }
                     while let Ok(length @ 1..) = person.socket().read(&mut buffer) {
-                        let ends = buffer[..length].iter().filter(|&&byte| byte == b'\n');
-                        missing[at] = missing[at].checked_sub(ends.count()).expect("no more");
+                        let lines = buffer[..length].iter().filter(|&&byte| byte == b'\n').count();
+                        missing[at] = missing[at].checked_sub(lines).expect("each line once");
                     }
                 }
                 while let Ok(line) = crowd.people[last].next() {
-                    let from = line.as_ref().and_then(|line| line.get(4..10)?.strip_prefix('p'));
-                    let from = from.and_then(|digits| digits.parse().ok()).unwrap_or(senders);
-                    *may_send.get_mut(from).expect("a message from a sender") += 1;
+                    let line = line.expect("not the end");
+                    let sender: usize = line["MSG p".len()..][..5].parse().expect("a number");
+                    may_send[sender] += 1;
                     missing[last] -= 1;
                 }
             }
@@ -258,52 +260,45 @@ fn compare(what: &str, of: &str, crowds: &mut [Crowd], below: Measure, above: Me
     print(what, of, &all.into_iter().map(measured).collect::<Vec<_>>());
 }
 
-/// Messages, private messages, joins and leaves in a room of `people`.
-fn room(servers: &[String], people: usize) {
-    let rooms = &mut gather(servers, people);
-    let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
-    for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
-        let what = format!("a delivery in a room of {people}, {what} at a time");
-        let (write, speak): (Measure, Measure) =
-            (&|floor| floor.write(rounds, 1), &|crowd| crowd.speak(rounds, senders));
-        compare(&what, "a floor write", rooms, write, speak);
+/// Messages, private messages, joins and leaves in rooms of several sizes.
+fn rooms(servers: &[String]) {
+    let most = (descriptor_limit() - 2000) / servers.len();
+    for people in [10, 100, 1000, most.min(10_000)] {
+        let rooms = &mut gather(servers, people);
+        let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
+        for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
+            let what = format!("a delivery in a room of {people}, {what} at a time");
+            let (write, speak): (Measure, Measure) =
+                (&|floor| floor.write(rounds, 1), &|crowd| crowd.speak(rounds, senders));
+            compare(&what, "a floor write", rooms, write, speak);
+        }
+        in_flight(rooms, 128);
+        if people >= 40 {
+            let what = format!("private message with confirmation, room of {people}");
+            let write: Measure = &|floor| floor.write(few, 1);
+            compare(&what, "a floor write", rooms, write, &|crowd| crowd.whisper(100));
+            let what = format!("join and leave, room of {people}, and two PINGs from each");
+            let (each, rounds) = (people as f64, (10_000 / people).clamp(1, 20));
+            let join: Measure = &|crowd| crowd.come_and_go(rounds);
+            compare(&what, "a write to each", rooms, &|floor| write(floor) * each, join);
+        }
     }
-    if people < 40 {
-        return flight(rooms, 128);
-    }
-    let what = format!("private message with confirmation, room of {people}");
-    let write: Measure = &|floor| floor.write(few, 1);
-    compare(&what, "a floor write", rooms, write, &|crowd| crowd.whisper(100));
-    let what = format!("join and leave, room of {people}, and two PINGs from each");
-    let (each, rounds) = (people as f64, (10_000 / people).clamp(1, 20));
-    let join: Measure = &|crowd| crowd.come_and_go(rounds);
-    compare(&what, "a write to each", rooms, &|floor| write(floor) * each, join);
-    flight(rooms, 128);
 }
 
-/// Messages of ten senders that keep `window` in flight each. Without a cliff, a delivery costs less
-/// the more there are.
-fn flight(rooms: &mut [Crowd], window: usize) {
+fn in_flight(rooms: &mut [Crowd], window: usize) {
     let people = rooms[1].people.len();
-    let what = format!("a delivery in a room of {people}, 10 × {window} messages in flight");
+    let senders = 10.min(people - 1);
+    let what = format!("a delivery in a room of {people}, {senders} × {window} in flight");
     let (write, fly): (Measure, Measure) =
-        (&|floor| floor.write(4, 10 * window), &|crowd| crowd.fly(window));
+        (&|floor| floor.write(4, senders * window), &|crowd| crowd.fly(senders, window));
     compare(&what, "the floor's batches", rooms, write, fly);
 }
 
-/// Time from sending to what the last has received.
-fn latency(servers: &[String]) {
-    let time = |work: fn(&mut Crowd) -> f64| {
-        move |crowd: &mut Crowd| {
-            thread::sleep(Duration::from_millis(50)); // otherwise it would be a flood
-            let begun = Instant::now();
-            work(crowd);
-            begun.elapsed().as_secs_f64() * 1e6
-        }
-    };
-    let what = "latency to the last of 1000, 10 messages a second";
-    let (write, speak) = (time(|floor| floor.write(1, 1)), time(|crowd| crowd.speak(1, 1)));
-    compare(what, "the floor", &mut gather(servers, 1000), &write, &speak);
+/// The more messages are in flight, the less a delivery costs; a row that costs more than the one
+/// before it is a cliff.
+fn flight(servers: &[String]) {
+    let rooms = &mut gather(servers, 1000);
+    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| in_flight(rooms, window));
 }
 
 /// The first `flooders` clients send these lines without pause, and everybody reads, until `end`.
@@ -321,7 +316,7 @@ fn rush(crowd: &mut Crowd, flooders: usize, readers: usize, lines: &str, end: In
 }
 
 /// How many milliseconds each PING takes beside a flood. Infinitely many if its sender is removed.
-fn flood(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> {
+fn pings(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> {
     let mut crowd = Crowd::gather(server, people);
     let mut bystander = crowd.people.pop().expect("somebody").voice();
     bystander.set_nonblocking(false).expect("blocks");
@@ -343,7 +338,8 @@ fn flood(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> 
     times
 }
 
-fn floods(servers: &[String]) {
+/// PINGs of a bystander while others flood the room.
+fn flood(servers: &[String]) {
     for (people, flooders) in [(100, 20), (1000, 1), (1000, 100), (3000, 20)] {
         // In the largest room they ask for the roster, too.
         let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
@@ -351,7 +347,7 @@ fn floods(servers: &[String]) {
         let mut times = vec![Vec::new(); servers.len()];
         for _ in 0..3 {
             for (server, times) in servers.iter().zip(&mut times) {
-                times.extend(flood(server, people, flooders, lines));
+                times.extend(pings(server, people, flooders, lines));
             }
         }
         let measured = |times| {
@@ -414,36 +410,19 @@ fn main() {
     if let Ok(size) = env::var(FLOOR_SIZE) {
         return floor(size.parse().expect("a number")).expect("a network");
     }
-    let limit = descriptor_limit();
-    assert!(limit > 12_000, "12 300 open files are needed; raise the limit with ulimit -n");
+    assert!(descriptor_limit() > 12_000, "raise the limit on open files to 12 300 (ulimit -n)");
     pin(std::process::id(), "0");
     let words = env::args().skip(1).filter(|word| word != "--bench");
     let (mut servers, only): (Vec<_>, Vec<_>) = words.partition(|word| word.contains('/'));
     if servers.is_empty() {
         servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
-    if let Some(word) = only.iter().find(|word| !PARTS.contains(&word.as_str())) {
-        panic!("there is no part '{word}'; the parts are {}", PARTS.join(", "));
-    }
-    let is_asked = |part| only.is_empty() || only.iter().any(|word| word == part);
     for (at, server) in servers.iter().enumerate() {
         println!("server {}: {server}", at + 1);
     }
     println!("\n| what | ratio | figures |\n|---|---|---|");
-    for people in [10, 100, 1000, 10_000].into_iter().filter(|_| is_asked("rooms")) {
-        room(&servers, people.min((limit - 2000) / servers.len()));
-    }
-    if is_asked("flight") {
-        let rooms = &mut gather(&servers, 1000);
-        [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| flight(rooms, window));
-    }
-    for (part, run) in [
-        ("latency", latency as fn(&[String])),
-        ("flood", floods),
-        ("memory", memory),
-        ("storm", storm),
-    ] {
-        if is_asked(part) {
+    for (part, run) in PARTS {
+        if only.is_empty() || only.iter().any(|word| word == part) {
             run(&servers);
         }
     }
