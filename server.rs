@@ -1347,7 +1347,7 @@ impl Server {
             let _ = socket.shutdown(Shutdown::Write);
             let _ = socket.read(&mut self.input);
         }
-        self.console.log(format_args!("{address} refused ({text})"));
+        self.console.log(format_args!("{address} refused: \"{text}\""));
     }
 
     /// Lets the listener rest, so that a lasting failure does not spin.
@@ -1584,10 +1584,11 @@ impl Server {
         if self.budget.applies() && !is_told {
             self.told_limit = Some(self.now);
             let first = self.budget.behind.first().and_then(|&id| self.room.clients.get(id));
-            let name = first.and_then(|client| client.name.as_deref()).unwrap_or("the clients");
+            let name =
+                first.and_then(|client| client.name.as_deref()).unwrap_or("everybody together");
             let pending = first.map(|client| client.outbox.pending(&self.room.log));
             let pending = pending.unwrap_or(self.room.own_lines) >> 10;
-            self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
+            self.console.log(format_args!("the budget applies: {name} has {pending} KiB unread"));
         }
     }
 

@@ -128,7 +128,7 @@ fn has_form(line: &str, form: &str) -> bool {
             "NAME" | "NAME," => word.ends_with(',') == expected.ends_with(','),
             "NAME:" => word.ends_with(':'),
             "TEXT" => return true,
-            "(TEXT)" => return word.starts_with('(') && line.ends_with(')'),
+            "\"TEXT\"" => return word.starts_with('"') && line.ends_with('"'),
             _ => word == expected,
         };
         if !is_alike {

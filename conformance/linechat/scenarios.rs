@@ -758,7 +758,7 @@ fn a_refusal_tells_why_and_ends_when_somebody_leaves() {
         let [ana, bob] = [(); 2].map(|()| session.connect([10, 0, 0, 1], ""));
         assert_eq!(take_lines(bob), [format!("ERR full {text}")]);
         assert!(bob.sees_end());
-        assert!(session.console.contains(&format!("10.0.0.1:1024 refused ({text})")));
+        assert!(session.console.contains(&format!("10.0.0.1:1024 refused: \"{text}\"")));
         ana.close();
         session.run(MILLISECOND);
         assert!(session.greeting([10, 0, 0, 1]).starts_with("HELLO "));
@@ -771,8 +771,9 @@ fn the_console_tells_every_ten_seconds_that_the_budget_applies() {
     let mut simulation = Simulation::with(people);
     simulation.run_until_limited();
     simulation.run(seconds(35));
-    let told = simulation.session.console.split(" the budget applies: p1 did not take ").skip(1);
-    let pending = told.map(|it| it.split_once(" KiB\n").expect("a size").0.parse().expect("KiB"));
+    let told = simulation.session.console.split(" the budget applies: p1 has ").skip(1);
+    let pending =
+        told.map(|it| it.split_once(" KiB unread\n").expect("a size").0.parse().expect("KiB"));
     let pending: Vec<usize> = pending.collect();
     assert!(matches!(pending[..], [256..400, _, _, ..]) && pending.len() <= 4, "{pending:?} KiB");
 }
