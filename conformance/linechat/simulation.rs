@@ -129,17 +129,14 @@ pub fn set_alarm(time: Option<Duration>) {
     with(|network| network.alarm = time);
 }
 
-/// The server's process is suspended; meanwhile the peers go on.
+/// The server's process is suspended for this long.
 pub fn suspend(time: Duration) {
     with(|network| network.time += time);
-    if let Some(peers) = PEERS.with_borrow(Option::clone) {
-        peers.borrow_mut().act();
-    }
 }
 
-/// The next wait that finds no source ready is followed by a suspension, before it returns.
-pub fn suspend_after_wait(time: Duration) {
-    with(|network| network.suspension = Some(time));
+/// The next wait that finds no source ready does this before it returns.
+pub fn after_wait(action: impl FnOnce() + 'static) {
+    with(|network| network.after_wait = Some(Box::new(action)));
 }
 
 /// Sends the server a signal.
@@ -189,7 +186,7 @@ struct Network {
     arriving: VecDeque<(usize, SocketAddr)>,
     failing_accepts: VecDeque<ErrorKind>,
     is_signalled: bool,
-    suspension: Option<Duration>,
+    after_wait: Option<Box<dyn FnOnce()>>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
     /// Numbers of sources that may be ready.
@@ -223,7 +220,7 @@ impl Network {
             arriving: VecDeque::new(),
             failing_accepts: VecDeque::new(),
             is_signalled: false,
-            suspension: None,
+            after_wait: None,
             sources: vec![Source::default(); FIRST_CONNECTION],
             changed: Vec::new(),
             touched: Vec::new(),
@@ -618,7 +615,7 @@ impl Poller {
                 return Ok(());
             }
             if is_past(deadline) || is_past(alarm) {
-                with(|network| network.suspension.take()).into_iter().for_each(suspend);
+                with(|network| network.after_wait.take()).into_iter().for_each(|action| action());
                 return Ok(());
             }
             let until = [deadline, alarm, next].into_iter().flatten().min();
