@@ -422,7 +422,8 @@ fn one_roster_of_a_big_room_delays_the_next_reply_of_a_flood_by_few_turns() {
     let list = session.delay(bystander, "LIST", "USERS 1000 ");
     let ping = session.delay(bystander, "PING", "PONG");
     assert!(people[..50].iter().any(|peer| peer.unread() > 0));
-    assert!(ping < 100 * MILLISECOND, "{ping:?}");
+    let most = list.max(ping);
+    assert!(most < 100 * MILLISECOND, "{most:?}");
 }
 
 #[test]
@@ -445,12 +446,12 @@ fn requests_that_go_on_together_delay_a_ping_by_few_turns() {
     assert!(session.server.budget.applies());
     people[..199].iter().for_each(|peer| peer.send(line.as_bytes()));
     session.run(100 * MILLISECOND);
-    let waiting = session.server.budget.queue.waiting.len();
-    assert!(waiting > 150, "{waiting} requests wait");
-    slow.take(usize::MAX, &mut Vec::new());
     while session.server.budget.applies() {
+        slow.take(usize::MAX, &mut Vec::new());
         session.turn();
     }
+    let waiting = session.server.budget.queue.waiting.len();
+    assert!(waiting > 150, "{waiting} requests wait");
     let ping = session.delay(bystander, "PING", "PONG");
     assert!(ping < 100 * MILLISECOND, "{ping:?}");
 }

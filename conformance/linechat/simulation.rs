@@ -78,11 +78,11 @@ impl Buffers {
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
-/// Who acts at the other ends of the connections while the server waits.
+/// The users of the connections' other ends, which act while the server waits.
 pub trait Peers {
-    /// When somebody wants to act next, since the beginning of the network.
+    /// The time of the next action, since the beginning of the network.
     fn next(&self) -> Option<Duration>;
-    /// Everybody acts whose time has come.
+    /// Carries out the actions whose time has come.
     fn act(&mut self);
 }
 
@@ -271,7 +271,7 @@ impl Network {
         }
     }
 
-    /// Reports who is ready, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
+    /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
     /// when there are more than it was given room for.
     fn report(&mut self, ready: &mut Vec<Readiness>) {
         let mut changed = mem::take(&mut self.changed);
@@ -619,7 +619,7 @@ impl Poller {
                 return Ok(());
             }
             let until = [deadline, alarm, next].into_iter().flatten().min();
-            let until = until.expect("the server waits for ever, and nobody acts");
+            let until = until.expect("the server waits for ever, and no peer acts");
             with(|network| network.time = network.time.max(until));
         }
     }
