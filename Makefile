@@ -14,14 +14,15 @@ VIA =
 ONLY =
 
 help:
-	@echo 'make run-server [ADDR=host:port]           run the server, by default on port 9999'
-	@echo 'make run-client [SERVER=host:port]         run the client'
-	@echo 'make conformance [SERVER=host:port] [LEVEL=core|telnet|overload] [SLOW=1] [VIA=nc|telnet] [ONLY=name]'
-	@echo '                                           replay the transcripts against a server'
-	@echo 'make test                                  every test: units, then the transcripts'
-	@echo 'make soak                                  two thousand people for ten minutes'
-	@echo 'make bench                                 how fast, as multiples of the bare kernel calls'
-	@echo 'make check                                 format and lints too, as CI does'
+	@echo 'make run-server [ADDR=host:port]  run the server, by default on port 9999'
+	@echo 'make run-client [SERVER=host:port]  run the client'
+	@echo 'make conformance [SERVER=host:port] [LEVEL=core,telnet,overload] [SLOW=1]'
+	@echo '                 [VIA=nc|telnet] [ONLY=name]'
+	@echo '                                replay the transcripts against a server'
+	@echo 'make test                       every test: units, then the transcripts'
+	@echo 'make soak                       two thousand people for ten minutes'
+	@echo 'make bench                      how fast, as multiples of the bare kernel calls'
+	@echo 'make check                      format and lints too, as CI does'
 
 run-server:
 	@cargo run --quiet --release --bin linechat-server -- $(ADDR)

@@ -521,7 +521,7 @@ impl Outbox {
         self.own.extend(lines);
         match self.inserts.back_mut() {
             None if self.next == position => self.lead += length,
-            Some(last) if last.position == position && last.skip == 0 => last.own += length,
+            Some(last) if last.position == position => last.own += length,
             _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
         }
         if is_reply {
@@ -780,29 +780,6 @@ impl Clients {
     }
 }
 
-/// Why a client left: the word in LEFT, and on the console (PROTOCOL.md, "Joining, leaving, roster").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    Quit,
-    Disconnected,
-    Slow,
-    /// The last two happen only without a name, so LEFT never has them.
-    Timeout,
-    OtherProtocol,
-}
-
-impl Reason {
-    fn word(self) -> &'static str {
-        match self {
-            Reason::Quit => "quit",
-            Reason::Disconnected => "disconnected",
-            Reason::Slow => "slow",
-            Reason::Timeout => "timeout",
-            Reason::OtherProtocol => "other protocol",
-        }
-    }
-}
-
 #[derive(Default)]
 struct Room {
     clients: Clients,
@@ -971,11 +948,11 @@ impl Room {
         Some(name)
     }
 
-    /// Removes a member and tells the others.
-    fn leave(&mut self, id: Id, reason: Reason) -> Option<Rc<str>> {
+    /// Removes a member and tells the others why (PROTOCOL.md, "Joining, leaving, roster").
+    fn leave(&mut self, id: Id, reason: &str) -> Option<Rc<str>> {
         let name = self.remove_member(id)?;
         let count = self.members.len().to_string();
-        self.broadcast(id, |log| put_line(log, &["LEFT", &name, &count, reason.word()]));
+        self.broadcast(id, |log| put_line(log, &["LEFT", &name, &count, reason]));
         self.push_roster();
         Some(name)
     }
@@ -1445,7 +1422,7 @@ impl Server {
                     self.process_input(id, &input[..length]);
                 }
             }
-            Err(_) => self.disconnect(id, Reason::Disconnected),
+            Err(_) => self.disconnect(id, "disconnected"),
         }
         self.input = input;
     }
@@ -1484,7 +1461,7 @@ impl Server {
         let is_first = !mem::replace(&mut client.has_spoken, true);
         if is_first && line.is_none_or(is_other_protocol) {
             self.room.refuse(id, OTHER_PROTOCOL);
-            return self.leave(id, Reason::OtherProtocol);
+            return self.leave(id, "other protocol");
         }
         let Some(line) = line else { return self.room.refuse(id, LINE_TOO_LONG) };
         if self.budget.applies() {
@@ -1517,7 +1494,7 @@ impl Server {
                 let name = self.room.name(id).unwrap_or_default();
                 self.console.log(format_args!("{address} {name}: {text}"));
             }
-            Ok(Request::Quit) => self.leave(id, Reason::Quit),
+            Ok(Request::Quit) => self.leave(id, "quit"),
             Ok(_) => {}
         }
     }
@@ -1558,7 +1535,7 @@ impl Server {
         let Some(client) = self.room.clients.get(id) else { return };
         let pending = client.outbox.pending(&self.room.log);
         if pending > HARD_LIMIT {
-            return self.disconnect(id, Reason::Slow);
+            return self.disconnect(id, "slow");
         }
         match pending > SOFT_LIMIT {
             true => self.budget.behind.insert(id),
@@ -1603,12 +1580,10 @@ impl Server {
         let is_told = self.told_limit.is_some_and(|last| self.now < last + Self::LIMIT_NOTICE);
         if self.budget.applies() && !is_told {
             self.told_limit = Some(self.now);
-            let first = self.budget.behind.first().copied();
-            let name = first.and_then(|id| self.room.name(id)).unwrap_or("clients".into());
-            let client = first.and_then(|id| self.room.clients.get(id));
-            let pending =
-                client.map_or(self.room.own_lines, |it| it.outbox.pending(&self.room.log));
-            let pending = pending >> 10;
+            let first = self.budget.behind.first().and_then(|&id| self.room.clients.get(id));
+            let name = first.and_then(|client| client.name.as_deref()).unwrap_or("the clients");
+            let pending = first.map(|client| client.outbox.pending(&self.room.log));
+            let pending = pending.unwrap_or(self.room.own_lines) >> 10;
             self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
         }
     }
@@ -1627,7 +1602,7 @@ impl Server {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.input_ended = true;
         match client.state {
-            State::Open | State::Failed => self.leave(id, Reason::Disconnected),
+            State::Open | State::Failed => self.leave(id, "disconnected"),
             State::Closing { .. } => self.update_interest(id),
             State::Lingering => self.release(id),
         }
@@ -1638,7 +1613,7 @@ impl Server {
     fn fail(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         if client.is_closing() || client.state == State::Failed {
-            return self.disconnect(id, Reason::Disconnected);
+            return self.disconnect(id, "disconnected");
         }
         client.state = State::Failed;
         if client.name.is_some() {
@@ -1654,31 +1629,31 @@ impl Server {
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
     /// has drained.
-    fn leave(&mut self, id: Id, reason: Reason) {
+    fn leave(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.begin_close(id);
     }
 
     /// Removes a client from the room and drops the connection, whatever is pending in either
     /// direction.
-    fn disconnect(&mut self, id: Id, reason: Reason) {
+    fn disconnect(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.release(id);
     }
 
-    /// Tells the room and the console that a client leaves, unless it has left before.
-    fn announce(&mut self, id: Id, reason: Reason) {
-        let Some(client) = self.room.clients.get(id) else { return };
-        let (address, why) = (client.address, reason.word());
-        if client.is_closing() {
+    /// Tells the room and the console why a client leaves, unless it has left before. Only clients
+    /// without a name have other reasons than `quit`, `disconnected` and `slow`.
+    fn announce(&mut self, id: Id, reason: &str) {
+        let Some(client) = self.room.clients.get(id).filter(|client| !client.is_closing()) else {
             return;
-        }
+        };
+        let address = client.address;
         match self.room.leave(id, reason) {
             Some(name) => {
                 let count = self.room.members.len();
-                self.console.log(format_args!("{address} {name} left ({why}), {count} online"));
+                self.console.log(format_args!("{address} {name} left ({reason}), {count} online"));
             }
-            None => self.console.log(format_args!("{address} left ({why})")),
+            None => self.console.log(format_args!("{address} left ({reason})")),
         }
     }
 
@@ -1777,9 +1752,7 @@ impl Server {
         }
         match client.state {
             State::Open if client.name.is_some() => match self.budget.applies_since {
-                Some(since) if since + STALL_TIMEOUT <= self.now => {
-                    self.disconnect(id, Reason::Slow)
-                }
+                Some(since) if since + STALL_TIMEOUT <= self.now => self.disconnect(id, "slow"),
                 since => {
                     let since = since.unwrap_or(self.now);
                     self.set_deadline(id, Some(since + STALL_TIMEOUT));
@@ -1791,7 +1764,7 @@ impl Server {
             }
             State::Open | State::Failed => {
                 self.room.refuse(id, TIMED_OUT);
-                self.leave(id, Reason::Timeout);
+                self.leave(id, "timeout");
             }
             State::Closing { .. } | State::Lingering => self.release(id),
         }
