@@ -78,11 +78,11 @@ impl Buffers {
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
-/// Who acts at the other ends of the connections while the server waits.
+/// The users of the connections' other ends, which act while the server waits.
 pub trait Peers {
-    /// When somebody wants to act next, since the beginning of the network.
+    /// The time of the next action, since the beginning of the network.
     fn next(&self) -> Option<Duration>;
-    /// Everybody acts whose time has come.
+    /// Carries out the actions whose time has come.
     fn act(&mut self);
 }
 
@@ -129,17 +129,14 @@ pub fn set_alarm(time: Option<Duration>) {
     with(|network| network.alarm = time);
 }
 
-/// The server's process is suspended; meanwhile the peers go on.
+/// The server's process is suspended for this long.
 pub fn suspend(time: Duration) {
     with(|network| network.time += time);
-    if let Some(peers) = PEERS.with_borrow(Option::clone) {
-        peers.borrow_mut().act();
-    }
 }
 
-/// The next wait that finds no source ready is followed by a suspension, before it returns.
-pub fn suspend_after_wait(time: Duration) {
-    with(|network| network.suspension = Some(time));
+/// The next wait that finds no source ready does this before it returns.
+pub fn after_wait(action: impl FnOnce() + 'static) {
+    with(|network| network.after_wait = Some(Box::new(action)));
 }
 
 /// Sends the server a signal.
@@ -189,7 +186,7 @@ struct Network {
     arriving: VecDeque<(usize, SocketAddr)>,
     failing_accepts: VecDeque<ErrorKind>,
     is_signalled: bool,
-    suspension: Option<Duration>,
+    after_wait: Option<Box<dyn FnOnce()>>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
     /// Numbers of sources that may be ready.
@@ -223,7 +220,7 @@ impl Network {
             arriving: VecDeque::new(),
             failing_accepts: VecDeque::new(),
             is_signalled: false,
-            suspension: None,
+            after_wait: None,
             sources: vec![Source::default(); FIRST_CONNECTION],
             changed: Vec::new(),
             touched: Vec::new(),
@@ -274,7 +271,7 @@ impl Network {
         }
     }
 
-    /// Reports who is ready, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
+    /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
     /// when there are more than it was given room for.
     fn report(&mut self, ready: &mut Vec<Readiness>) {
         let mut changed = mem::take(&mut self.changed);
@@ -618,11 +615,11 @@ impl Poller {
                 return Ok(());
             }
             if is_past(deadline) || is_past(alarm) {
-                with(|network| network.suspension.take()).into_iter().for_each(suspend);
+                with(|network| network.after_wait.take()).into_iter().for_each(|action| action());
                 return Ok(());
             }
             let until = [deadline, alarm, next].into_iter().flatten().min();
-            let until = until.expect("the server waits for ever, and nobody acts");
+            let until = until.expect("the server waits for ever, and no peer acts");
             with(|network| network.time = network.time.max(until));
         }
     }

@@ -45,7 +45,7 @@ struct Said {
     number: usize,
 }
 
-/// Somebody who is or was in the room.
+/// A person that is or was in the room.
 #[derive(Default)]
 struct Membership {
     name: String,
@@ -81,9 +81,9 @@ struct History {
 
 impl History {
     /// The person with this name; names are `p`, a number, and sometimes a tail that makes them long.
-    fn who(&self, name: &str) -> usize {
+    fn person_named(&self, name: &str) -> usize {
         let digits = name[1..].split('-').next().unwrap_or_default();
-        let id: usize = digits.parse().unwrap_or_else(|_| panic!("{name} is nobody"));
+        let id: usize = digits.parse().unwrap_or_else(|_| panic!("no person is named {name}"));
         assert_eq!(self.people[id].name, name);
         id
     }
@@ -454,7 +454,7 @@ impl Person {
 
     fn receive_whisper(&mut self, line: &str, history: &History) {
         let mut words = line.splitn(5, ' ').skip(1);
-        let from = history.who(words.next().expect("a name"));
+        let from = history.person_named(words.next().expect("a name"));
         let number = words.next().and_then(|number| number.parse().ok()).expect("a number");
         assert_eq!(words.next(), Some(&*self.id.to_string()), "a message for somebody else");
         let (count, last) = self.whispers.get(&from).copied().unwrap_or_default();
@@ -491,7 +491,7 @@ impl Person {
             }
             Phase::Refused | Phase::Removed | Phase::Gone => {}
             Phase::Leaving { .. } => {
-                // Who is too slow to take the rest is given up after a while.
+                // A client that takes the rest too slowly is dropped after a while.
                 let is_eager = self.behaviour.reading == Reading::Eager;
                 if is_eager || os::time() - membership.left_at < CLOSE_STALL_TIMEOUT {
                     assert!(self.received.is_empty(), "{} gets half a line", membership.name);
@@ -530,7 +530,7 @@ enum Event {
     /// One of `Crowd::coming` connects.
     Come(usize),
     Act(usize),
-    /// One who takes only so much a second can take more.
+    /// A steady reader can take more.
     Refill(usize),
     /// A connection that has vanished fails, or one that is finished is closed.
     Vanish(usize),
@@ -677,7 +677,7 @@ impl Crowd {
     fn talk(&mut self, id: usize) {
         let other = 1 + self.chance.below(self.people.len() - 1);
         let length = match self.chance.below(20) {
-            // Who is to be answered soon must not ask for much.
+            // A person that must be answered soon does not ask for much.
             0 if self.people[id].behaviour.max_delay.is_none() => self.chance.below(3900),
             _ => self.chance.below(60),
         };
@@ -781,7 +781,7 @@ impl Crowd {
             self.schedule(delay, Event::Close(id));
             self.comes_again(id);
         } else if person.peer.was_reset() {
-            // Closing has its time-outs, and who is turned away may have sent more than is read.
+            // Closing has its time-outs, and a refused client may have sent more than is read.
             let is_eager = person.behaviour.reading == Reading::Eager;
             person.phase = match person.phase {
                 Phase::Leaving { .. } if !is_eager => Phase::Gone,
@@ -833,16 +833,16 @@ impl Crowd {
             ["HELLO" | "BYE", ..] => {}
             ["WELCOME", "p0", "1"] => self.joins(0, line),
             ["JOINED", name, count] => {
-                self.joins(self.history.who(name), line);
+                self.joins(self.history.person_named(name), line);
                 assert_eq!(*count, self.history.room.len().to_string());
             }
             ["LEFT", name, rest] => {
-                let id = self.history.who(name);
+                let id = self.history.person_named(name);
                 let (count, reason) = rest.split_once(' ').expect("a reason");
                 self.leaves(id, line, reason);
                 assert_eq!(count, self.history.room.len().to_string());
             }
-            ["MSG", name, text] => self.is_said(self.history.who(name), line, text),
+            ["MSG", name, text] => self.is_said(self.history.person_named(name), line, text),
             _ => panic!("the observer receives: {line}"),
         }
     }
@@ -976,7 +976,7 @@ impl Session {
         clients.get(id).expect("a client").outbox.pending(log)
     }
 
-    /// The first line for somebody who connects.
+    /// The first line on a new connection.
     fn greeting(&mut self, address: impl Into<IpAddr>) -> String {
         take_lines(self.connect(address, "")).remove(0)
     }
@@ -1043,8 +1043,8 @@ impl Simulation {
 
     // The end of a run
 
-    /// Nobody asks for anything any more, and who does not read goes; the others must receive all
-    /// that they are due. Then everybody goes, and the books are empty.
+    /// No requests are sent any longer, and people that do not read leave. The others must receive
+    /// all that they are due. Then everybody leaves, and the books are empty.
     fn wind_down(&mut self) {
         let everybody = {
             let mut crowd = self.crowd.borrow_mut();
@@ -1214,8 +1214,8 @@ impl Plan {
             has_long_name: chance.below(4) == 0,
             ending: Some((if is_restless { ending / 50 } else { ending }, pick(chance, &endings))),
             comes_again: is_restless || chance.below(2) == 0,
-            // While everybody else gets as much of the budget: twice their number, as those who
-            // have gone wait, too.
+            // Everybody else gets as much of the budget meanwhile; twice their number, because the
+            // requests of people that have left wait, too.
             max_delay: (is_typist && self.conditions.partial == 0).then_some(
                 Duration::from_millis(200) + seconds(2 * 200 * self.people as u64) / 65_536,
             ),
