@@ -1,4 +1,4 @@
-# What one does with linechat. `make` alone lists it.
+# `make` alone lists what there is.
 
 # Where the server listens: HOST:PORT. Empty: port 9999 on every address.
 ADDR =
@@ -14,14 +14,16 @@ VIA =
 ONLY =
 
 help:
-	@echo 'make run-server [ADDR=host:port]           run the server, by default on port 9999'
-	@echo 'make run-client [SERVER=host:port]         run the client'
-	@echo 'make conformance [SERVER=host:port] [LEVEL=core|telnet|overload] [SLOW=1] [VIA=nc|telnet] [ONLY=name]'
-	@echo '                                           replay the transcripts against a server'
-	@echo 'make test                                  every test: units, then the transcripts'
-	@echo 'make soak                                  two thousand people for ten minutes'
-	@echo 'make bench                                 how fast, as multiples of the bare kernel calls'
-	@echo 'make check                                 format and lints too, as CI does'
+	@echo 'make run-server [ADDR=host:port]    run the server, by default on port 9999'
+	@echo 'make run-client [SERVER=host:port]  run the client'
+	@echo 'make conformance [SERVER=host:port] [LEVEL=core,telnet,overload] [SLOW=1]'
+	@echo '                 [VIA=nc|telnet] [ONLY=name]'
+	@echo '                                    replay the transcripts against a server'
+	@echo 'make test                           every test: units, then the transcripts'
+	@echo 'make soak                           two thousand people for ten minutes'
+	@echo 'make bench                          how fast, as multiples of the bare kernel calls'
+	@echo 'make install [PREFIX=/usr/local]    install both programs; DESTDIR is respected'
+	@echo 'make check                          format and lints too, as CI does'
 
 run-server:
 	@cargo run --quiet --release --bin linechat-server -- $(ADDR)
@@ -53,4 +55,17 @@ check:
 	cargo clippy --all-targets -- --deny warnings
 	cargo test
 
-.PHONY: help run-server run-client conformance test soak bench check
+# Where `make install` puts the programs; DESTDIR goes before it.
+PREFIX = /usr/local
+
+# If the programs are newer than their files, no cargo is needed, which root may not have.
+install: target/release/linechat-server target/release/linechat-client
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 $^ '$(DESTDIR)$(PREFIX)/bin'
+	@echo 'README.md has a systemd unit, which goes to /etc/systemd/system/linechat.service'
+
+target/release/linechat-%: %.rs Cargo.toml
+	cargo build --release --target-dir target --bin linechat-$*
+	@touch $@
+
+.PHONY: help run-server run-client install conformance test soak bench check

@@ -1179,7 +1179,8 @@ struct Server {
     told_limit: Option<Instant>,
     /// The server is stopping, and waits until then for the last lines to drain.
     stop_by: Option<Instant>,
-    /// The time of this turn.
+    /// When the poller was asked in this turn, and when it answered.
+    polled: Instant,
     now: Instant,
     console: Console,
     ready: Vec<Readiness>,
@@ -1225,6 +1226,7 @@ impl Server {
             accept_again: None,
             told_limit: None,
             stop_by: None,
+            polled: now,
             now,
             console,
             ready: Vec::new(),
@@ -1236,6 +1238,7 @@ impl Server {
     /// One turn of the event loop. An error means that the poller has failed.
     fn turn(&mut self) -> io::Result<()> {
         let mut ready = mem::take(&mut self.ready);
+        self.polled = os::now();
         self.poller.wait(&mut ready, self.time_until_next_deadline())?;
         self.now = os::now();
         let (mut listener_ready, mut stops) = (false, false);
@@ -1344,7 +1347,7 @@ impl Server {
             let _ = socket.shutdown(Shutdown::Write);
             let _ = socket.read(&mut self.input);
         }
-        self.console.log(format_args!("{address} refused ({text})"));
+        self.console.log(format_args!("{address} refused: \"{text}\""));
     }
 
     /// Lets the listener rest, so that a lasting failure does not spin.
@@ -1581,10 +1584,11 @@ impl Server {
         if self.budget.applies() && !is_told {
             self.told_limit = Some(self.now);
             let first = self.budget.behind.first().and_then(|&id| self.room.clients.get(id));
-            let name = first.and_then(|client| client.name.as_deref()).unwrap_or("the clients");
+            let name =
+                first.and_then(|client| client.name.as_deref()).unwrap_or("everybody together");
             let pending = first.map(|client| client.outbox.pending(&self.room.log));
             let pending = pending.unwrap_or(self.room.own_lines) >> 10;
-            self.console.log(format_args!("the budget applies: {name} did not take {pending} KiB"));
+            self.console.log(format_args!("the budget applies: {name} has {pending} KiB unread"));
         }
     }
 
@@ -1717,16 +1721,16 @@ impl Server {
         if has_output || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
-        let now = os::now();
-        let budget = self.budget.next_time(now);
+        let budget = self.budget.next_time(self.polled);
         let next = [self.next_deadline, budget, self.accept_again, self.stop_by];
-        Some(next.into_iter().flatten().min()?.saturating_duration_since(now))
+        Some(next.into_iter().flatten().min()?.saturating_duration_since(self.polled))
     }
 
-    /// Acts on the deadlines that have passed.
+    /// Acts on the deadlines that had passed when the poller was asked. So if this process was
+    /// suspended past a deadline, it first looks at what has come meanwhile.
     fn expire(&mut self) {
-        if self.next_deadline.is_some_and(|next| next <= self.now) {
-            let is_due = |client: &Client| client.deadline.is_some_and(|due| due <= self.now);
+        if self.next_deadline.is_some_and(|next| next <= self.polled) {
+            let is_due = |client: &Client| client.deadline.is_some_and(|due| due <= self.polled);
             let clients = self.room.clients.iter();
             let due: Vec<Id> = clients.filter(|(_, it)| is_due(it)).map(|(id, _)| id).collect();
             due.into_iter().for_each(|id| self.time_out(id));
@@ -1739,15 +1743,12 @@ impl Server {
     }
 
     fn time_out(&mut self, id: Id) {
-        // If this process was suspended, a request in time may lie unread, and the socket may take
-        // output, though the poller has not told so yet.
-        let Some(client) = self.room.clients.get_mut(id) else { return };
-        client.is_blocked = false;
+        // A request that has come in time may lie unread because the turn was full.
         self.room.work = 0;
         self.serve(id);
-        self.write(id);
+        self.requeue(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        if client.deadline.is_none_or(|deadline| self.now < deadline) {
+        if client.deadline.is_none_or(|deadline| self.polled < deadline) {
             return;
         }
         match client.state {
@@ -2234,6 +2235,10 @@ mod system {
                     epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), room, timeout)
                 });
                 let count = unless_interrupted(waited)?;
+                if count == self.events.len() {
+                    // There may be more; the next report has space for them.
+                    self.events.resize(2 * count, EpollEvent { events: 0, token: 0 });
+                }
                 ready.extend(self.events.iter().take(count).map(|event| {
                     let EpollEvent { events, token } = *event;
                     let failed = events & (EPOLLERR | EPOLLHUP) != 0;

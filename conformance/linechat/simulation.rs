@@ -78,11 +78,11 @@ impl Buffers {
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
-/// Who acts at the other ends of the connections while the server waits.
+/// The users of the connections' other ends, which act while the server waits.
 pub trait Peers {
-    /// When somebody wants to act next, since the beginning of the network.
+    /// The time of the next action, since the beginning of the network.
     fn next(&self) -> Option<Duration>;
-    /// Everybody acts whose time has come.
+    /// Carries out the actions whose time has come.
     fn act(&mut self);
 }
 
@@ -129,22 +129,14 @@ pub fn set_alarm(time: Option<Duration>) {
     with(|network| network.alarm = time);
 }
 
-/// The server's process is suspended; meanwhile the peers go on.
+/// The server's process is suspended for this long.
 pub fn suspend(time: Duration) {
-    let until = with(|network| network.time) + time;
-    let peers = PEERS.with_borrow(Option::clone);
-    while let Some(next) = peers.as_ref().and_then(|peers| {
-        peers.borrow_mut().act();
-        peers.borrow().next().filter(|&next| next <= until)
-    }) {
-        with(|network| network.time = network.time.max(next));
-    }
-    with(|network| network.time = until);
+    with(|network| network.time += time);
 }
 
-/// The next wait that finds no source ready is followed by a suspension, before it returns.
-pub fn suspend_after_wait(time: Duration) {
-    with(|network| network.suspension = Some(time));
+/// The next wait that finds no source ready does this before it returns.
+pub fn after_wait(action: impl FnOnce() + 'static) {
+    with(|network| network.after_wait = Some(Box::new(action)));
 }
 
 /// Sends the server a signal.
@@ -194,7 +186,7 @@ struct Network {
     arriving: VecDeque<(usize, SocketAddr)>,
     failing_accepts: VecDeque<ErrorKind>,
     is_signalled: bool,
-    suspension: Option<Duration>,
+    after_wait: Option<Box<dyn FnOnce()>>,
     /// The poller's knowledge of the listener, the signals, and then each connection.
     sources: Vec<Source>,
     /// Numbers of sources that may be ready.
@@ -228,7 +220,7 @@ impl Network {
             arriving: VecDeque::new(),
             failing_accepts: VecDeque::new(),
             is_signalled: false,
-            suspension: None,
+            after_wait: None,
             sources: vec![Source::default(); FIRST_CONNECTION],
             changed: Vec::new(),
             touched: Vec::new(),
@@ -279,7 +271,7 @@ impl Network {
         }
     }
 
-    /// Reports who is ready, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
+    /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
     /// when there are more than it was given room for.
     fn report(&mut self, ready: &mut Vec<Readiness>) {
         let mut changed = mem::take(&mut self.changed);
@@ -386,11 +378,7 @@ impl Connection {
 
     fn read(&mut self, buffer: &mut [u8]) -> usize {
         let length = buffer.len().min(self.arrived);
-        let (first, second) = self.sent.as_slices();
-        let from_first = length.min(first.len());
-        buffer[..from_first].copy_from_slice(&first[..from_first]);
-        buffer[from_first..length].copy_from_slice(&second[..length - from_first]);
-        self.sent.drain(..length);
+        self.sent.read_exact(&mut buffer[..length]).expect("bytes that are there");
         self.arrived -= length;
         self.arrive();
         length
@@ -627,11 +615,11 @@ impl Poller {
                 return Ok(());
             }
             if is_past(deadline) || is_past(alarm) {
-                with(|network| network.suspension.take()).into_iter().for_each(suspend);
+                with(|network| network.after_wait.take()).into_iter().for_each(|action| action());
                 return Ok(());
             }
             let until = [deadline, alarm, next].into_iter().flatten().min();
-            let until = until.expect("the server waits for ever, and nobody acts");
+            let until = until.expect("the server waits for ever, and no peer acts");
             with(|network| network.time = network.time.max(until));
         }
     }
@@ -694,11 +682,8 @@ impl Peer {
                 if length == 0 {
                     return most - left;
                 }
-                let (first, second) = connection.written.as_slices();
-                let from_first = length.min(first.len());
-                into.extend_from_slice(&first[..from_first]);
-                into.extend_from_slice(&second[..length - from_first]);
-                connection.written.drain(..length);
+                let written = (&mut connection.written).take(length as u64);
+                { written }.read_to_end(into).expect("bytes that are there");
                 connection.freed += length;
                 if connection.freed >= connection.buffers.step {
                     connection.used -= mem::take(&mut connection.freed);
@@ -770,66 +755,6 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// An echo server's one turn. Returns how many connections it serves afterwards.
-    fn turn(
-        poller: &mut Poller,
-        listener: &Listener,
-        open: &mut Vec<Option<(Socket, Vec<u8>)>>,
-    ) -> usize {
-        let mut ready = Vec::new();
-        poller.wait(&mut ready, Some(Duration::from_secs(1))).unwrap();
-        for Readiness { token, readable, .. } in ready {
-            if token == usize::MAX {
-                while let Ok((socket, _)) = listener.accept() {
-                    let interest = Interest { read: true, write: false };
-                    poller.add(&socket, open.len(), interest).unwrap();
-                    open.push(Some((socket, Vec::new())));
-                }
-                continue;
-            }
-            let Some((socket, owed)) = &mut open[token] else { continue };
-            let mut buffer = [0; 100];
-            let read = match readable && owed.len() < 1000 {
-                true => socket.read(&mut buffer),
-                false => Err(ErrorKind::WouldBlock.into()),
-            };
-            owed.extend(&buffer[..*read.as_ref().unwrap_or(&0)]);
-            let written = socket.write(owed);
-            owed.drain(..*written.as_ref().unwrap_or(&0));
-            let fails = |error: &io::Error| error.kind() != ErrorKind::WouldBlock;
-            if matches!(read, Ok(0)) || read.is_err_and(|it| fails(&it)) {
-                poller.delete(socket, token).unwrap();
-                open[token] = None;
-            } else {
-                let interest = Interest { read: owed.len() < 1000, write: !owed.is_empty() };
-                poller.modify(socket, token, interest).unwrap();
-            }
-        }
-        open.iter().flatten().count()
-    }
-
-    #[test]
-    fn every_byte_arrives_once_and_in_order_however_little_is_taken() {
-        let conditions = Conditions { partial: 50, ..Conditions::default() };
-        let (listener, _signals) = begin(7, conditions);
-        let mut poller = Poller::new().unwrap();
-        poller.add(&listener, usize::MAX, Interest { read: true, write: false }).unwrap();
-        let buffers = Buffers { receive: 50, unsent: 10, window: 30, step: 15, discards: false };
-        let peer = Peer::connect(([192, 0, 2, 7], 7).into(), buffers);
-        let sent: Vec<u8> = (0..100_000).map(|at| (at / 251 + at % 251) as u8).collect();
-        peer.send(&sent);
-        let mut received = Vec::new();
-        let mut open = Vec::new();
-        while received.len() < sent.len() {
-            assert_eq!(turn(&mut poller, &listener, &mut open), 1);
-            peer.take(1 + received.len() % 40, &mut received);
-        }
-        assert!(received == sent);
-        peer.close();
-        while turn(&mut poller, &listener, &mut open) > 0 {}
-        assert_eq!((descriptors(), misuse()), (0, Vec::new()));
-    }
 
     #[test]
     fn a_reset_connection_can_be_read_to_its_end_and_then_fails_once() {

@@ -72,7 +72,7 @@ pub enum Transport {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The transcript says what it sends and receives.
-    Spoken,
+    Scripted,
     /// linechat-client, or the suite where that is the server: neither passes a fence.
     Ours,
     /// Connected without a name; it receives only what it asks for.

@@ -6,7 +6,7 @@ use crate::process::{self, signal};
 use crate::rules::{roster, MAX_PUSHED_ROSTER};
 use crate::screen::Screen;
 use crate::script::Script;
-use crate::session::{greeting, Session, Turn};
+use crate::session::{greeting, Played, Session};
 use crate::target::{Outcome, Target};
 use crate::text::{show, side_by_side, Pattern};
 use std::io::{self, Read, Write};
@@ -69,7 +69,7 @@ impl Session<'_> {
             if !step.action.asserts() {
                 self.last_act = Instant::now();
             }
-            self.play(Turn { step, round }).map_err(|what| {
+            self.play(Played { step, round }).map_err(|what| {
                 let Step { line, source, who, .. } = step;
                 let place = format!("        {}:{line}: {source}", script.file());
                 format!("{place}\n{}{}", indent(&what), self.history(who))
@@ -81,33 +81,33 @@ impl Session<'_> {
         })
     }
 
-    fn play(&mut self, turn: Turn) -> Result<(), String> {
-        match turn.step.action {
+    fn play(&mut self, played: Played) -> Result<(), String> {
+        match played.step.action {
             Action::Repeat => Ok(()),
-            Action::BeInTheRoom => self.be_in_the_room(turn.step),
-            Action::Console => self.console(turn),
-            Action::SignalServer => self.signal_server(&turn.step.word),
-            Action::ServerExits => self.server_exits(turn.step),
-            Action::Flood => self.flood(turn),
-            Action::AreCutOff => self.are_cut_off(turn.step),
-            Action::PassTime => self.pass_time(seconds(turn)),
-            _ => turn.step.who.iter().try_for_each(|name| self.act(name, turn)),
+            Action::BeInTheRoom => self.be_in_the_room(played.step),
+            Action::Console => self.console(played),
+            Action::SignalServer => self.signal_server(&played.step.word),
+            Action::ServerExits => self.server_exits(played.step),
+            Action::Flood => self.flood(played),
+            Action::AreCutOff => self.are_cut_off(played.step),
+            Action::PassTime => self.pass_time(seconds(played)),
+            _ => played.step.who.iter().try_for_each(|name| self.act(name, played)),
         }
     }
 
     /// What each of the step's clients does.
-    fn act(&mut self, name: &str, turn: Turn) -> Result<(), String> {
-        match turn.step.action {
+    fn act(&mut self, name: &str, played: Played) -> Result<(), String> {
+        match played.step.action {
             Action::Connect => {
                 self.fence_all_but(name)?;
-                self.connect(name, Kind::Spoken)
+                self.connect(name, Kind::Scripted)
             }
-            Action::Send | Action::Press => self.send(name, &self.bytes(turn)),
-            Action::Type => self.send(name, &[self.bytes(turn), b"\n".to_vec()].concat()),
-            Action::Receive => self.look_for(name, &self.pattern(turn)),
-            Action::ReceiveSome => self.receive_some(name, &self.pattern(turn)),
-            Action::ReceiveBytes => self.receive_bytes(name, &self.bytes(turn)),
-            Action::ReceiveAfter => self.receive_after(name, turn),
+            Action::Send | Action::Press => self.send(name, &self.bytes(played)),
+            Action::Type => self.send(name, &[self.bytes(played), b"\n".to_vec()].concat()),
+            Action::Receive => self.look_for(name, &self.pattern(played)),
+            Action::ReceiveSome => self.receive_some(name, &self.pattern(played)),
+            Action::ReceiveBytes => self.receive_bytes(name, &self.bytes(played)),
+            Action::ReceiveAfter => self.receive_after(name, played),
             Action::ReceiveAllTold => {
                 std::mem::take(&mut self.told).iter().try_for_each(|line| self.look_for(name, line))
             }
@@ -123,41 +123,41 @@ impl Session<'_> {
                 self.find(name)?.end_input();
                 Ok(())
             }
-            Action::Reset => self.reset(name, &self.bytes(turn)),
+            Action::Reset => self.reset(name, &self.bytes(played)),
             Action::StopReading => self.stop_reading(name),
-            Action::FallBehind => self.fall_behind(name, &turn.step.word),
-            Action::ReadSlowly => self.read_slowly(name, turn.step.number * 1024),
-            Action::MustWait => self.must_wait(name, &self.bytes(turn)),
-            Action::Run => self.run(name, turn),
-            Action::Show => self.show(name, &self.pattern(turn)),
-            Action::Complain => self.complain(name, &self.pattern(turn)),
-            Action::Resize => self.resize(name, turn.step.number),
+            Action::FallBehind => self.fall_behind(name, &played.step.word),
+            Action::ReadSlowly => self.read_slowly(name, played.step.number * 1024),
+            Action::MustWait => self.must_wait(name, &self.bytes(played)),
+            Action::Run => self.run(name, played),
+            Action::Show => self.show(name, &self.pattern(played)),
+            Action::Complain => self.complain(name, &self.pattern(played)),
+            Action::Resize => self.resize(name, played.step.number),
             Action::ReceiveSignal => {
                 let process = self.find(name)?.terminal()?.process.ok_or("there is no process")?;
-                signal(process, &turn.step.word)
+                signal(process, &played.step.word)
             }
-            Action::Exit => self.exit(name, turn.step.number),
+            Action::Exit => self.exit(name, played.step.number),
             other => Err(format!("{other:?} is not done by each client")),
         }
     }
 }
 
-fn seconds(turn: Turn) -> Duration {
-    Duration::from_secs(turn.step.number as u64)
+fn seconds(played: Played) -> Duration {
+    Duration::from_secs(played.step.number as u64)
 }
 
 /// Coming, sending, receiving, going.
 impl Session<'_> {
-    /// The clients join in turn, and each receives all that it is told of that.
+    /// The clients join in played, and each receives all that it is told of that.
     fn be_in_the_room(&mut self, step: &Step) -> Result<(), String> {
-        if self.clients.iter().any(|client| client.kind == Kind::Spoken) {
+        if self.clients.iter().any(|client| client.kind == Kind::Scripted) {
             return Err("'in the room' stands before everything else".to_owned());
         }
         for (count, name) in (1..).zip(&step.who) {
             let (here, others) = (&step.who[..count], &step.who[..count - 1]);
             self.goes_on()?;
             self.fence_all_but(name)?;
-            self.connect(name, Kind::Spoken)?;
+            self.connect(name, Kind::Scripted)?;
             self.look_for(name, &greeting())?;
             self.send(name, format!("NAME {name}\n").as_bytes())?;
             self.expect(name, format!("WELCOME {name} {count}"))?;
@@ -249,8 +249,8 @@ impl Session<'_> {
 
 /// The server's process.
 impl Session<'_> {
-    fn console(&mut self, turn: Turn) -> Result<(), String> {
-        let (expected, limit) = (self.pattern(turn), self.target.timeouts.program());
+    fn console(&mut self, played: Played) -> Result<(), String> {
+        let (expected, limit) = (self.pattern(played), self.target.timeouts.program());
         let server = self.server.as_mut().ok_or("there is no console")?;
         let line = server.next_line_within(limit)?.unwrap_or("nothing more".to_owned());
         match expected.matches(line.as_bytes()) {
@@ -298,8 +298,8 @@ impl Session<'_> {
     }
 
     /// The line comes this many seconds after something was last done, give or take a tenth.
-    fn receive_after(&mut self, name: &str, turn: Turn) -> Result<(), String> {
-        let (due, since) = (seconds(turn), self.last_act);
+    fn receive_after(&mut self, name: &str, played: Played) -> Result<(), String> {
+        let (due, since) = (seconds(played), self.last_act);
         let late = due.mul_f64(1.1) + GRACE;
         while !self.find(name)?.received.contains(&b'\n') {
             self.goes_on()?;
@@ -312,14 +312,14 @@ impl Session<'_> {
         let (took, line) = (since.elapsed(), self.find(name)?.unread());
         match took < due.mul_f64(0.9) || took > late {
             true => Err(format!("not in time, but after {:.1} s: {line}", took.as_secs_f64())),
-            false => self.look_for(name, &self.pattern(turn)),
+            false => self.look_for(name, &self.pattern(played)),
         }
     }
 
     /// They send this again and again from now on, and do nothing else. The transcript goes on once
     /// the server makes them wait, or has taken enough.
-    fn flood(&mut self, turn: Turn) -> Result<(), String> {
-        let (line, who) = (self.bytes(turn), &turn.step.who);
+    fn flood(&mut self, played: Played) -> Result<(), String> {
+        let (line, who) = (self.bytes(played), &played.step.who);
         let sent = Arc::new(AtomicUsize::new(0));
         for name in who {
             self.fence_all_but(name)?;
@@ -449,10 +449,10 @@ impl Session<'_> {
 
 /// linechat-client, through pipes or at a terminal.
 impl Session<'_> {
-    fn run(&mut self, name: &str, turn: Turn) -> Result<(), String> {
+    fn run(&mut self, name: &str, played: Played) -> Result<(), String> {
         self.fence_all_but(name)?;
-        let arguments = String::from_utf8_lossy(&self.bytes(turn)).into_owned();
-        let columns = Some(turn.step.number).filter(|&columns| columns > 0);
+        let arguments = String::from_utf8_lossy(&self.bytes(played)).into_owned();
+        let columns = Some(played.step.number).filter(|&columns| columns > 0);
         self.add_ours(name, client::linechat_client(&arguments, columns)?);
         if let Some(columns) = columns {
             self.await_terminal(name, columns)?;

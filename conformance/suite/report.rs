@@ -24,18 +24,9 @@ impl Count {
             Outcome::Skipped(_) => self.skipped += 1,
         }
     }
-
-    fn show(self) -> String {
-        let Count { passed, failed, skipped } = self;
-        let skipped = match skipped {
-            0 => String::new(),
-            skipped => format!(" ({skipped} not played)"),
-        };
-        format!("{passed} of {}{skipped}", passed + failed)
-    }
 }
 
-/// What came of a requirement's transcripts.
+/// What came of the transcripts of a requirement, or of a level.
 #[derive(Default)]
 struct Row {
     count: Count,
@@ -46,13 +37,26 @@ struct Row {
     skipped: Option<&'static str>,
 }
 
+impl Row {
+    /// As in "3 of 9 (2 not played)"; with the reason if nothing was played.
+    fn show(&self) -> String {
+        let Count { passed, failed, skipped } = self.count;
+        let skipped = match (skipped, self.skipped.filter(|_| passed + failed == 0)) {
+            (0, _) => String::new(),
+            (_, Some(why)) => format!(" ({skipped} not played: {why})"),
+            (_, None) => format!(" ({skipped} not played)"),
+        };
+        format!("{passed} of {}{skipped}", passed + failed)
+    }
+}
+
 #[derive(Default)]
 pub struct Report {
     /// What passes is told, too.
     is_verbose: bool,
     all: Count,
     requirements: BTreeMap<u32, Row>,
-    levels: BTreeMap<Level, Count>,
+    levels: BTreeMap<Level, Row>,
     /// The transcripts that were not played, by the reason.
     skipped: BTreeMap<&'static str, Vec<String>>,
 }
@@ -71,17 +75,13 @@ impl Report {
         self.skipped.contains_key(why)
     }
 
-    /// Nothing was played at all.
-    pub fn is_empty(&self) -> bool {
-        self.all.passed + self.all.failed == 0
-    }
-
     /// What came of a transcript.
     pub fn count(&mut self, script: &Script, outcome: &Outcome) {
         let Script { name, requirement, level, section, claim, .. } = script;
         let row = self.requirements.entry(*requirement).or_default();
         row.count.add(outcome);
-        self.levels.entry(*level).or_default().add(outcome);
+        let of_level = self.levels.entry(*level).or_default();
+        of_level.count.add(outcome);
         if let Some(section) = section.filter(|section| !row.sections.contains(section)) {
             row.sections.push(section);
         }
@@ -96,7 +96,7 @@ impl Report {
                 self.check(false, &format!("{what}{see}\n{why}"));
             }
             Outcome::Skipped(why) => {
-                row.skipped = Some(why);
+                (row.skipped, of_level.skipped) = (Some(*why), Some(*why));
                 self.all.skipped += 1;
                 self.skipped.entry(why).or_default().push(name.clone());
             }
@@ -150,17 +150,16 @@ impl Report {
         self.print_skipped(target);
         let levels = self.levels.iter();
         let levels: Vec<_> =
-            levels.map(|(level, count)| format!("{} {}", level.name(), count.show())).collect();
+            levels.map(|(level, row)| format!("{} {}", level.name(), row.show())).collect();
         let Count { passed, failed, skipped } = self.all;
         print_line!("\n{}", levels.join(", "));
         print_line!("{passed} passed, {failed} failed, {skipped} not played");
     }
 
     fn print_skipped(&self, target: &Target) {
-        if target.server.is_none() && !self.is_verbose && !self.is_empty() {
-            return;
+        if target.server.is_some() || !self.skipped.is_empty() {
+            print_line!("\nNot checked:");
         }
-        print_line!("\nNot checked:");
         for (why, names) in &self.skipped {
             match names.as_slice() {
                 [name] => print_line!("  {name}: {why}"),
@@ -171,6 +170,8 @@ impl Report {
         if target.server.is_some() && !target.slow && target.has_level(Level::Core) {
             print_line!("  NAME time-out: skipped, because it takes a minute: SLOW=1 checks it");
         }
-        print_line!("  what no client sees: a peer that vanishes, telnet's urgent byte");
+        if target.server.is_some() {
+            print_line!("  what no client sees: a peer that vanishes, telnet's urgent byte");
+        }
     }
 }

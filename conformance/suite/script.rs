@@ -88,18 +88,7 @@ impl Script {
         let (requirement, level, section, claim) = parse_title(title).ok_or(format!(
             "{name}:1: the first line must be like 'R4 core, Requests: what is claimed'"
         ))?;
-        let script = Script {
-            name: name.to_owned(),
-            requirement,
-            level,
-            section,
-            claim: claim.to_owned(),
-            options: Vec::new(),
-            is_slow: false,
-            suite_is_server: false,
-            steps: Vec::new(),
-        };
-        script.parse(lines)
+        Script::parse(name.to_owned(), requirement, level, section, claim, lines)
     }
 
     /// The examples of PROTOCOL.md: every block fenced by "```transcript R4". It claims what the
@@ -118,40 +107,49 @@ impl Script {
                 requirement.parse().map_err(|_| format!("{name}:{number}: R what?"))?;
             let section = SECTIONS.iter().find(|known| **known == section).copied();
             let annex = |level: &Level| level.section().is_some() && level.section() == section;
-            let script = Script {
-                name: format!("{name}:{number}"),
-                requirement,
-                level: Level::ALL.into_iter().find(annex).unwrap_or(Level::Core),
-                section,
-                claim: heading.to_owned(),
-                options: Vec::new(),
-                is_slow: false,
-                suite_is_server: false,
-                steps: Vec::new(),
-            };
+            let level = Level::ALL.into_iter().find(annex).unwrap_or(Level::Core);
+            let name = format!("{name}:{number}");
             let block: Vec<_> = lines.by_ref().take_while(|(_, line)| *line != "```").collect();
-            scripts.push(script.parse(block.into_iter())?);
+            let lines = block.into_iter();
+            scripts.push(Script::parse(name, requirement, level, section, heading, lines)?);
         }
         Ok(scripts)
     }
 
     fn parse<'a>(
-        mut self,
+        name: String,
+        requirement: u32,
+        level: Level,
+        section: Option<&'static str>,
+        claim: &str,
         lines: impl Iterator<Item = (usize, &'a str)>,
     ) -> Result<Script, String> {
+        let (claim, options, steps) = (claim.to_owned(), Vec::new(), Vec::new());
+        let (is_slow, suite_is_server) = (false, false);
+        let mut script = Script {
+            name,
+            requirement,
+            level,
+            section,
+            claim,
+            options,
+            is_slow,
+            suite_is_server,
+            steps,
+        };
         let is_step = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
         let mut lines = lines.filter(|(_, line)| is_step(line)).peekable();
         while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("server --")) {
-            self.options.extend(line.split_whitespace().skip(1).map(str::to_owned));
+            script.options.extend(line.split_whitespace().skip(1).map(str::to_owned));
         }
-        self.is_slow = lines.next_if(|(_, line)| *line == "slow").is_some();
-        self.suite_is_server =
+        script.is_slow = lines.next_if(|(_, line)| *line == "slow").is_some();
+        script.suite_is_server =
             lines.next_if(|(_, line)| *line == "the suite is the server").is_some();
-        let file = self.file();
-        self.steps = parse_steps(&mut lines, 0).map_err(|error| format!("{file}:{error}"))?;
-        match self.written().iter().any(|step| step.action.asserts()) {
-            true => Ok(self),
-            false => Err(format!("{}: asserts nothing", self.name)),
+        let file = script.file();
+        script.steps = parse_steps(&mut lines, 0).map_err(|error| format!("{file}:{error}"))?;
+        match script.written().iter().any(|step| step.action.asserts()) {
+            true => Ok(script),
+            false => Err(format!("{}: asserts nothing", script.name)),
         }
     }
 
@@ -168,18 +166,14 @@ impl Script {
         self.written().iter().any(|step| step.action == action)
     }
 
-    /// It has so many people or steps that others are played first.
-    pub fn is_lengthy(&self) -> bool {
-        self.is_crowded() || self.unrolled().len() > LENGTHY
-    }
-
     /// It has very many people or much text.
     pub fn is_large(&self) -> bool {
-        self.is_crowded() || self.written().iter().any(|step| step.is_long())
+        self.written().iter().any(|step| step.who.len() > CROWD || step.is_long())
     }
 
-    fn is_crowded(&self) -> bool {
-        self.written().iter().any(|step| step.who.len() > CROWD)
+    /// It has so many people or steps that others are played first.
+    pub fn is_lengthy(&self) -> bool {
+        self.is_large() || self.unrolled().len() > LENGTHY
     }
 
     /// It takes long and enters no room, so it disturbs nothing that is played meanwhile.

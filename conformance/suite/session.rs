@@ -27,7 +27,7 @@ const CLIENTS_SHOWN: usize = 3;
 
 /// A step, and the round of its block in which it is played.
 #[derive(Clone, Copy)]
-pub struct Turn<'a> {
+pub struct Played<'a> {
     pub step: &'a Step,
     pub round: usize,
 }
@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
 
     pub fn connect(&mut self, name: &str, kind: Kind) -> Result<(), String> {
         let (host, port) = self.address.rsplit_once(':').ok_or("the server is HOST:PORT")?;
-        let via = if kind == Kind::Spoken { self.target.via } else { Via::Sockets };
+        let via = if kind == Kind::Scripted { self.target.via } else { Via::Sockets };
         let transport = match via {
             Via::Sockets => client::socket(&self.address)?,
             Via::Nc => client::nc(host, port)?,
@@ -149,13 +149,13 @@ impl<'a> Session<'a> {
     }
 
     /// A step's text with everything filled in.
-    pub fn pattern(&self, turn: Turn) -> Pattern {
-        self.fill_in(&turn.step.text, turn.round)
+    pub fn pattern(&self, played: Played) -> Pattern {
+        self.fill_in(&played.step.text, played.round)
     }
 
     /// The same where nothing is left open.
-    pub fn bytes(&self, turn: Turn) -> Vec<u8> {
-        self.pattern(turn).0.concat()
+    pub fn bytes(&self, played: Played) -> Vec<u8> {
+        self.pattern(played).0.concat()
     }
 
     fn fill_in(&self, text: &Text, round: usize) -> Pattern {
@@ -241,7 +241,7 @@ impl<'a> Session<'a> {
             client.awaited_leaves = client.awaited_leaves.saturating_sub(1);
         }
         match client.kind {
-            Kind::Spoken => rules::check(&text),
+            Kind::Scripted => rules::check(&text),
             Kind::Ours | Kind::Bystander => Ok(()),
         }
     }
