@@ -22,7 +22,6 @@
 //!
 //!     Poller::wait
 //!     handle_readiness ───── queues clients that can be read or written to
-//!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
 //!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
 //!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
 //!       read                   at most 16 KiB
@@ -31,6 +30,7 @@
 //!         carry_out              parse, Room::carry_out: fills the log and the outboxes
 //!     write_all ──────────── one write for each client with pending output; pending limits
 //!     update_budget ──────── does the budget apply now?
+//!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
 //!     expire ─────────────── time-outs
 //!
 //! What it does not do: passwords, encryption, several rooms, history.
@@ -1250,14 +1250,14 @@ impl Server {
             }
         }
         self.ready = ready;
-        // Only now: a slot freed by one event must not be used again before the last event.
-        if listener_ready {
-            self.accept();
-        }
         self.carry_out_waiting();
         self.serve_queued();
         self.write_all();
         self.update_budget();
+        // Only now, so that clients that have left in this turn make space for new ones.
+        if listener_ready {
+            self.accept();
+        }
         self.expire();
         if stops && self.stop_by.is_none() {
             self.stop();
@@ -1274,11 +1274,7 @@ impl Server {
         }
         let Some(client) = self.room.clients.get(id) else { return };
         if readiness.readable && client.interest.read {
-            match client.is_closing() {
-                // At once, so that a client that has ended its side leaves its slot to the next.
-                true => self.read(id),
-                false => self.to_serve.push(id, Self::QUANTUM),
-            }
+            self.to_serve.push(id, Self::QUANTUM);
         } else if readiness.failed {
             self.fail(id);
         }

@@ -420,7 +420,7 @@ fn one_roster_of_a_big_room_delays_the_next_reply_of_a_flood_by_few_turns() {
     let (mut session, people, bystander) = big_room();
     people[..50].iter().for_each(|peer| peer.send(&b"MSG x\n".repeat(20_000)));
     session.run(100 * MILLISECOND);
-    session.delay(bystander, "LIST", "USERS 1000 ");
+    let list = session.delay(bystander, "LIST", "USERS 1000 ");
     let ping = session.delay(bystander, "PING", "PONG");
     assert!(people[..50].iter().any(|peer| peer.unread() > 0));
     let most = list.max(ping);
