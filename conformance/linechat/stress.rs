@@ -16,7 +16,7 @@ mod process;
 
 use history::{History, Received};
 use person::Person;
-use process::{descriptor_limit, processor_time, signal, Server};
+use process::{descriptor_limit, processor_time, signal, Server, STUCK};
 use std::fs;
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -70,6 +70,14 @@ fn at_once(server: &Server, action: impl FnOnce()) {
     send(server, "CONT");
 }
 
+/// Repeats a step until it returns true.
+fn wait_until(mut step: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !step() {
+        assert!(since.elapsed() < STUCK, "nothing changes any more");
+    }
+}
+
 /// A path of this test's own, where nothing is yet.
 fn scratch(test: &str) -> PathBuf {
     std::env::temp_dir().join(format!("linechat-{test}-{}", std::process::id()))
@@ -100,16 +108,14 @@ fn the_last_line_before_a_reset_is_carried_out_once() {
             talkers.iter_mut().for_each(|talker| talker.say(&flood));
             passing.into_iter().for_each(|mut person| person.say("MSG last words"));
         });
-        loop {
+        wait_until(|| {
             let lines: Vec<_> = talkers.iter_mut().map(Person::fence).collect();
             ana.fence().iter().for_each(|line| history.push(line));
             for (received, lines) in received.iter_mut().zip(lines) {
                 lines.iter().for_each(|line| received.line(line, &history));
             }
-            if history.members.values().filter(|it| it.left.is_none()).count() == talkers.len() {
-                break;
-            }
-        }
+            history.members.values().filter(|it| it.left.is_none()).count() == talkers.len()
+        });
     }
     let passed = history.members.iter().filter(|(name, _)| name.starts_with('p'));
     let said: Vec<_> = passed.map(|(_, it)| (it.said.len(), it.left.is_some())).collect();
@@ -199,7 +205,7 @@ fn a_reset_at_any_moment_ends_only_that_connection() {
         ana.say(&format!("PRIV @victim{round} still there?"));
     }
     // All are gone, and the count is right again.
-    while ana.count().0 != 1 || server.descriptors().len() >= 20 {}
+    wait_until(|| ana.count().0 == 1 && server.descriptors().len() < 20);
 }
 
 /// The next line of the console in which all of these words stand.
