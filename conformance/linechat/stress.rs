@@ -95,6 +95,7 @@ fn the_last_line_before_a_reset_is_carried_out_once() {
     let server = start("");
     let mut ana = Person::join(&server.address, "ana");
     let mut talkers = crowd(&server, 6, "t");
+    let open = server.descriptors().len();
     let flood = format!("MSG {}\n", "x".repeat(3900)).repeat(16);
     let mut history = History::default();
     let mut received: Vec<_> = (0..6).map(|it| Received::new(&format!("t{it}"))).collect();
@@ -120,6 +121,7 @@ fn the_last_line_before_a_reset_is_carried_out_once() {
     let passed = history.members.iter().filter(|(name, _)| name.starts_with('p'));
     let said: Vec<_> = passed.map(|(_, it)| (it.said.len(), it.left.is_some())).collect();
     assert_eq!(said, [(1, true); 200]);
+    assert_eq!(server.descriptors().len(), open);
 }
 
 #[test]
