@@ -81,7 +81,8 @@ enum Event {
     Server(usize, News),
     /// Something was typed; the bytes wait in a channel of their own.
     Typed,
-    /// The window has another size, or shows something else.
+    /// The window has another size, or shows something else. The console of Windows does not tell.
+    #[cfg_attr(windows, expect(dead_code))]
     Redraw,
 }
 
@@ -203,8 +204,6 @@ struct Client {
     requests: usize,
     /// A line was refused; the exit status tells a script so.
     is_troubled: bool,
-    /// The user was told that the terminal does not send UTF-8.
-    is_warned: bool,
     roster: Roster,
     /// The sender of the last private message.
     confidant: Option<String>,
@@ -215,8 +214,6 @@ struct Client {
     due: Option<Instant>,
     /// When Ctrl-C was last pressed on an empty line.
     interrupted: Option<Instant>,
-    /// Input without a line editor that was not handled yet.
-    unread: Vec<u8>,
 }
 
 impl Client {
@@ -235,13 +232,11 @@ impl Client {
             unconfirmed: VecDeque::new(),
             requests: 0,
             is_troubled: false,
-            is_warned: false,
             roster: Roster::default(),
             confidant: None,
             deadline: Instant::now() + TIMEOUT,
             due: None,
             interrupted: None,
-            unread: Vec::new(),
         }
     }
 
@@ -682,13 +677,8 @@ impl Client {
     fn take_input(&mut self, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
         self.send_waiting()?;
         while self.can_take_more() {
-            match self.next_line() {
-                Some(line) => self.take_line(&line)?,
-                None => match typed.try_recv() {
-                    Ok(bytes) => self.typed(bytes)?,
-                    Err(_) => break,
-                },
-            }
+            let Ok(bytes) = typed.try_recv() else { break };
+            self.typed(&bytes)?;
             self.send_waiting()?;
         }
         Ok(())
@@ -701,29 +691,18 @@ impl Client {
         self.screen.input.is_some() || (is_free && self.waiting.is_empty())
     }
 
-    /// Removes the next whole line from `unread`.
-    fn next_line(&mut self) -> Option<Vec<u8>> {
-        let length = self.unread.iter().position(|&byte| byte == b'\n')? + 1;
-        Some(self.unread.drain(..length).collect())
-    }
-
-    /// Handles keys, or stores what a pipe holds. No bytes mean the end of the input.
-    fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
+    /// Handles keys or a line, as `read_input` passes them on.
+    fn typed(&mut self, bytes: &[u8]) -> Result<(), End> {
         let Some(input) = &mut self.screen.input else {
-            self.unread.extend(&bytes);
             if !bytes.is_empty() {
-                return Ok(());
+                self.take_line(bytes)?;
             }
-            let last = mem::take(&mut self.unread);
-            if !last.is_empty() {
-                self.take_line(&last)?;
-            }
-            return self.leave();
+            return if bytes.ends_with(b"\n") { Ok(()) } else { self.leave() };
         };
         if bytes.is_empty() {
             return self.leave();
         }
-        input.keys.add(&bytes);
+        input.keys.add(bytes);
         while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
             self.press(key)?;
         }
@@ -732,28 +711,23 @@ impl Client {
 
     /// Handles a line of a pipe, or of a terminal without the line editor.
     fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let Some(line) = terminal::decode(bytes) else {
+        let Ok(line) = str::from_utf8(bytes) else {
             let line = printable(bytes.trim_ascii_end());
             self.complain(text::LINE_NOT_UTF8, &[&line]);
             return Ok(());
         };
         let line = line.trim_end_matches(['\r', '\n']);
-        match self.options.is_piped && !self.options.has_commands {
-            true if line.is_empty() => {}
-            true => {
-                self.enqueue(Request::Say(line.to_owned()));
-            }
-            false => {
-                self.entered(line)?;
-            }
+        if self.options.has_commands || !self.options.is_piped {
+            self.entered(line)?;
+        } else if !line.is_empty() {
+            self.enqueue(Request::Say(line.to_owned()));
         }
         Ok(())
     }
 
     /// Input was left that nobody will read, for example after `/quit`.
     fn leaves_input(&self, typed: &Receiver<Vec<u8>>) -> bool {
-        let is_more = || typed.try_recv().is_ok_and(|bytes| !bytes.is_empty());
-        self.options.is_piped && (!self.unread.is_empty() || is_more())
+        self.options.is_piped && typed.try_recv().is_ok_and(|bytes| !bytes.is_empty())
     }
 
     fn press(&mut self, key: Key) -> Result<(), End> {
@@ -765,7 +739,6 @@ impl Client {
             Some(Key::Suspend) => terminal::suspend(),
             Some(Key::Tab) => self.complete(1),
             Some(Key::ShiftTab) => self.complete(-1),
-            Some(Key::NotUtf8) => self.warn_of_terminal(),
             Some(Key::Position(column)) => self.screen.resized(column),
             Some(Key::Enter) => match input.editor.paste.take() {
                 Some(lines) => {
@@ -820,12 +793,6 @@ impl Client {
         names.retain(|name| Some(*name) != self.name.as_deref());
         if let Some(input) = &mut self.screen.input {
             input.editor.complete(&names, step);
-        }
-    }
-
-    fn warn_of_terminal(&mut self) {
-        if !mem::replace(&mut self.is_warned, true) {
-            self.screen.show(RED, &say(text::TERMINAL_NOT_UTF8, &[]));
         }
     }
 
@@ -1185,24 +1152,29 @@ fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Passes on what is typed or piped in, as it comes. The end is an empty piece.
+/// Passes on keys as they come, or other input line by line. A line without an ending is the last,
+/// and may be empty; so is a piece without keys.
 fn read_input(
-    mut input: impl Read,
-    is_terminal: bool,
+    mut input: impl BufRead,
+    is_raw: bool,
     typed: &SyncSender<Vec<u8>>,
     events: &SyncSender<Event>,
 ) {
     loop {
-        let mut bytes = vec![0; 4096];
-        match input.read(&mut bytes) {
+        let mut bytes = Vec::new();
+        let result = match is_raw {
+            true => input.fill_buf().map(|keys| bytes.extend(keys)),
+            false => input.read_until(b'\n', &mut bytes).map(drop),
+        };
+        match result {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // At a console of Windows, std takes Ctrl-Z for itself and returns what was before it.
-            Ok(0) if is_terminal && cfg!(windows) => continue,
-            Ok(length) => bytes.truncate(length),
-            // A terminal that is gone gives an error.
-            Err(_) => bytes.clear(),
+            // A terminal that is gone gives an error, too.
+            _ => {}
         }
-        let is_end = bytes.is_empty();
+        let is_end = if is_raw { bytes.is_empty() } else { !bytes.ends_with(b"\n") };
+        if is_raw {
+            input.consume(bytes.len());
+        }
         if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
             return;
         }
@@ -1834,7 +1806,6 @@ enum Key {
     EndOfInput,
     /// The column of the cursor, counted from 1, which the terminal was asked for.
     Position(usize),
-    NotUtf8,
     Unknown,
 }
 
@@ -1947,7 +1918,7 @@ impl Keys {
         }
         // The rest of the character may follow, or this is not UTF-8.
         let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
-        (!is_cut).then_some((Key::NotUtf8, chunk.invalid().len()))
+        (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
     }
 
     /// Returns an escape sequence: `ESC [ … final`, `ESC O final`, or ESC and one more key (ECMA-48;
@@ -2099,8 +2070,8 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let (events, happened) = mpsc::sync_channel(MAX_EVENTS);
     let (keyboard, typed) = mpsc::sync_channel(1);
     let is_at_terminal = !options.is_piped && io::stdout().is_terminal();
-    // A terminal that understands no control sequences says so. Windows has no such variable.
-    let is_dumb = variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb");
+    // A terminal that understands no control sequences says so.
+    let is_dumb = variable("TERM").is_none_or(|kind| kind == "dumb");
     let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -2125,9 +2096,6 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let mut client = Client::new(options, screen, Box::new(connect));
     if is_raw {
         client.offer = login_name(variable);
-        if !is_utf8(&locale("LC_CTYPE", variable)) {
-            client.warn_of_terminal();
-        }
     }
     let end = client.run(&happened, &typed);
     terminal::give_back();
@@ -2145,22 +2113,14 @@ fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
-/// Returns the first of the locale's variables for a category that is set (locale(7)); an empty one
-/// is not set.
-fn locale(category: &str, variable: impl Fn(&str) -> Option<String>) -> String {
-    ["LC_ALL", category, "LANG"].into_iter().find_map(variable).unwrap_or_default()
-}
-
-/// Returns true if text is UTF-8 in this locale. The POSIX locale does not tell what a terminal
-/// sends.
-fn is_utf8(locale: &str) -> bool {
-    let locale = locale.to_lowercase();
-    let is_unknown = matches!(locale.as_str(), "" | "c" | "posix") || cfg!(windows);
-    is_unknown || locale.contains("utf-8") || locale.contains("utf8")
+/// Returns the first of the variables for the language of messages that is set (locale(7)); an empty
+/// one is not set.
+fn locale(variable: impl Fn(&str) -> Option<String>) -> String {
+    ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
 
 fn main() -> ExitCode {
-    let is_portuguese = locale("LC_MESSAGES", variable).starts_with("pt");
+    let is_portuguese = locale(variable).starts_with("pt");
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
     let is_piped = !io::stdin().is_terminal();
     let mut options = Options { language, is_piped, ..Options::default() };
@@ -2279,11 +2239,6 @@ mod terminal {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// Decodes a piped line. Returns `None` if it is not UTF-8.
-    pub fn decode(bytes: &[u8]) -> Option<String> {
-        String::from_utf8(bytes.to_vec()).ok()
-    }
-
     /// Runs stty(1) with these operands. Returns its output.
     fn stty(operands: &[&str]) -> io::Result<String> {
         let mut command = Command::new("stty");
@@ -2346,82 +2301,29 @@ mod terminal {
     }
 }
 
-/// On Windows. A console in the right mode understands the same control sequences, and sends them for
-/// its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
+/// On Windows, where the console edits the line itself and nothing is taken over.
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod terminal {
     use super::Event;
-    use std::io::{self, Write};
-    use std::os::windows::io::{AsRawHandle, RawHandle};
-    use std::sync::{mpsc::SyncSender, OnceLock};
-    use std::{mem, thread, time::Duration};
+    use std::io;
+    use std::sync::mpsc::SyncSender;
 
     #[link(name = "kernel32")]
     extern "system" {
-        fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
-        fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
-        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
-        fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        /// Code page, flags, bytes and their number, units of UTF-16 and their number.
-        fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
 
-    /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
-    const COOKED: u32 = 0x1 | 0x2 | 0x4;
-    /// ENABLE_VIRTUAL_TERMINAL_INPUT: keys come as control sequences.
-    const SENDS_SEQUENCES: u32 = 0x200;
-    /// ENABLE_PROCESSED_OUTPUT and ENABLE_VIRTUAL_TERMINAL_PROCESSING.
-    const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
-    const MB_ERR_INVALID_CHARS: u32 = 0x8;
-
-    /// The modes of input and output that `give_back` restores.
-    static MODES: OnceLock<(u32, u32)> = OnceLock::new();
-
-    /// Takes the console over until `give_back`. Sends an event when the window has another size.
-    pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
-        let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
-        let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
-        let screen = change_mode(output, |mode| mode | OBEYS_SEQUENCES)
-            .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
-        let _ = MODES.set((keys, screen));
-        thread::spawn(move || {
-            let mut last = columns();
-            // Windows has no signal for another width.
-            loop {
-                thread::sleep(Duration::from_millis(250));
-                if mem::replace(&mut last, columns()) != last {
-                    let _ = events.send(Event::Redraw);
-                }
-            }
-        });
-        Ok(())
+    pub fn take_over(_: SyncSender<Event>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Restores the console's modes and erases the input line.
-    pub fn give_back() {
-        if let Some((keys, screen)) = MODES.get() {
-            let mut out = io::stdout();
-            let _ = out.write_all(b"\r\x1b[J\x1b[?7h").and_then(|()| out.flush());
-            let _ = change_mode(io::stdin().as_raw_handle(), |_| *keys);
-            let _ = change_mode(out.as_raw_handle(), |_| *screen);
-        }
-    }
+    pub fn give_back() {}
 
-    /// Windows does not suspend programs.
     pub fn suspend() {}
 
-    /// The columns of the window.
     pub fn columns() -> usize {
-        let output = io::stdout().as_raw_handle();
-        // `CONSOLE_SCREEN_BUFFER_INFO`: the sixth to eighth numbers are the window's left, top, right.
-        let mut info = [0; 11];
-        // SAFETY: `info` is as long as the structure that the call fills, and outlives it.
-        let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
-        let [_, _, _, _, _, left, _, right, ..] = info;
-        let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
-        columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
+        80
     }
 
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
@@ -2432,34 +2334,6 @@ mod terminal {
         unsafe { GetLocalTime(&mut time) };
         let [year, month, _, day, hour, minute, second, _] = time;
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
-    }
-
-    /// Decodes a piped line: UTF-8, or the console's encoding, which cmd.exe writes.
-    pub fn decode(bytes: &[u8]) -> Option<String> {
-        if let Ok(text) = String::from_utf8(bytes.to_vec()) {
-            return Some(text);
-        }
-        let length = i32::try_from(bytes.len()).ok()?;
-        // In every encoding a byte stands for at most one unit of UTF-16.
-        let mut wide = vec![0; bytes.len()];
-        let (from, to) = (bytes.as_ptr(), wide.as_mut_ptr());
-        // SAFETY: both pointers are valid for `length` units, and the call keeps neither.
-        let units = unsafe {
-            let code_page = GetConsoleOutputCP();
-            MultiByteToWideChar(code_page, MB_ERR_INVALID_CHARS, from, length, to, length)
-        };
-        let units = usize::try_from(units).ok().filter(|&units| units > 0)?;
-        String::from_utf16(wide.get(..units)?).ok()
-    }
-
-    /// Changes a console's mode. Returns the old mode.
-    fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
-        let mut mode = 0;
-        // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
-        let is_changed = unsafe {
-            GetConsoleMode(console, &mut mode) != 0 && SetConsoleMode(console, change(mode)) != 0
-        };
-        is_changed.then_some(mode).ok_or_else(io::Error::last_os_error)
     }
 }
 
@@ -2567,9 +2441,6 @@ mod text {
         "essa linha passa do limite em {} bytes e não foi enviada"
     LINE_NOT_UTF8 "a line that is not UTF-8 was not sent: {}"
         "uma linha que não está em UTF-8 não foi enviada: {}"
-    TERMINAL_NOT_UTF8
-        "This terminal does not use UTF-8: accented letters get lost; set it to UTF-8."
-        "Este terminal não usa UTF-8: letras com acento se perdem; mude-o para UTF-8."
     FULL "no more connections can be taken now; try again later"
         "o servidor está lotado; tente mais tarde"
     NO_NAME_IN_TIME "no name was given in time" "você demorou demais para escolher um nome"
