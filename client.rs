@@ -64,6 +64,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SLOW: Duration = Duration::from_secs(1);
 /// A terminal sends the bytes of one key within this time; ESC alone is the key Esc.
 const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
+/// After BYE, the time in which input that follows `/quit` must come to be reported as unread.
+const UNREAD_TIME: Duration = Duration::from_millis(200);
 /// Seconds before each attempt to reconnect; the last one is repeated.
 const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
 /// A connection that holds for this long begins `RETRY_DELAYS` again when it is lost.
@@ -539,11 +541,11 @@ impl Client {
         let count = counted.split(' ').next().unwrap_or_default();
         if let Ok(number) = count.parse::<usize>() {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let names = || self.roster.sorted().join(", ");
-            let roster = is_known.then(|| say(text::ONLINE, &[count, &names()]));
-            let columns = self.screen.columns().saturating_sub(width_of(&line));
-            let roster = roster.filter(|roster| width_of(roster) <= columns);
-            line += &roster.unwrap_or_else(|| say(text::HEADCOUNT, &[count]));
+            let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
+            let width = width_of(&line) + width_of(&roster) + TIME;
+            let fits = self.screen.input.as_ref().is_none_or(|input| width <= input.columns);
+            let headcount = say(text::HEADCOUNT, &[count]);
+            line += if is_known && fits { &roster } else { &headcount };
         }
         self.screen.show_event(DIM, &line);
     }
@@ -727,7 +729,8 @@ impl Client {
 
     /// Input was left that nobody will read, for example after `/quit`.
     fn leaves_input(&self, typed: &Receiver<Vec<u8>>) -> bool {
-        self.options.is_piped && typed.try_recv().is_ok_and(|bytes| !bytes.is_empty())
+        let rest = || typed.recv_timeout(UNREAD_TIME);
+        self.options.is_piped && rest().is_ok_and(|bytes| !bytes.is_empty())
     }
 
     fn press(&mut self, key: Key) -> Result<(), End> {
@@ -1509,8 +1512,8 @@ const DIM: &str = "2";
 const RED: &str = "31";
 /// Spaces before every row of a line but the first.
 const INDENT: usize = 4;
-/// Times are shown in a window with at least this many columns.
-const MIN_WITH_TIMES: usize = 60;
+/// Columns of the time and the space before an event.
+const TIME: usize = 6;
 /// Columns that a prompt must leave to the line that is being typed.
 const MIN_TO_TYPE: usize = 8;
 /// Columns of that line that leave space for the marks `<` and `>`.
@@ -1561,11 +1564,11 @@ impl Screen {
         self.print(&line);
     }
 
-    /// Shows what somebody said or did, with the time if the window is wide enough.
+    /// Shows what somebody said or did, with the time.
     fn show_event(&mut self, style: &str, line: &str) {
         self.record(line);
         let mut line = self.painted(style, line);
-        if self.has_times() {
+        if self.input.is_some() && self.shows_time {
             let now = terminal::local_time();
             let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
             line = format!("{time} {line}");
@@ -1594,25 +1597,14 @@ impl Screen {
     /// Appends lines to the log, after the date and the time and without styles.
     fn record(&mut self, text: &str) {
         let Some(log) = &mut self.log else { return };
-        let (first, styled) = text.split_once('\x1b').unwrap_or((text, ""));
-        let styled = styled.split('\x1b').filter_map(|piece| piece.split_once('m'));
-        let plain: String = [first].into_iter().chain(styled.map(|(_, text)| text)).collect();
+        let plain = with_widths(text).filter_map(|(character, width)| width.map(|_| character));
+        let plain: String = plain.collect();
         let now = terminal::local_time();
         let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
         if let Err(error) = log.write_all(lines.as_bytes()) {
             self.log = None;
             self.complain(&say(text::NO_LOG, &[&explain(&error)]));
         }
-    }
-
-    fn has_times(&self) -> bool {
-        self.shows_time && self.input.as_ref().is_some_and(|it| it.columns >= MIN_WITH_TIMES)
-    }
-
-    /// Columns for an event in one row. A pipe has no end of them.
-    fn columns(&self) -> usize {
-        let columns = self.input.as_ref().map_or(usize::MAX, |input| input.columns);
-        columns - "00:00 ".len() * usize::from(self.has_times())
     }
 
     /// Puts text into a style. Without colours bold and dim remain; without the line editor there
@@ -1717,67 +1709,39 @@ fn fold(text: &str, columns: usize) -> (usize, usize) {
     })
 }
 
-/// Returns a line as rows with this many columns, broken at spaces where there are some.
+/// Returns a line as rows with this many columns. A word that does not fit begins a row, and is broken
+/// if it is wider than a row. A URL is not: the terminal folds it, and so can still open it. All of it
+/// is ASCII without spaces, so it cannot pass for somebody's line.
 fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
-    let (mut rest, mut rows, mut column, mut is_styling) = (line, String::new(), 0, false);
-    // The last space, where the row could be broken, and the column after it.
-    let mut space = None;
-    while let Some(character) = rest.chars().next() {
-        let (url, after) = rest.split_at(wide_url(rest, columns - indent));
-        if !url.is_empty() {
-            // The terminal folds it, and so can still open it.
-            rows.push_str(url);
-            (rest, column, space) = (after, (column + url.len() - 1) % columns + 1, None);
-            continue;
+    let (mut rows, mut column) = (String::new(), 0);
+    for part in line.replace('\t', "    ").split_inclusive(' ') {
+        let (word, width) = (part.trim_end_matches(' '), width_of(part.trim_end_matches(' ')));
+        let is_wide_url = word.contains("://") && word.is_ascii() && width > columns - indent;
+        let begins_row = rows.is_empty() || rows.ends_with(&edge);
+        if column + width > columns && !begins_row && !is_wide_url {
+            rows.truncate(rows.trim_end_matches(' ').len());
+            rows += &edge;
+            column = indent;
         }
-        rest = &rest[character.len_utf8()..];
-        is_styling |= character == '\x1b';
-        let width = match character {
-            _ if is_styling => 0,
-            '\t' => 8 - column % 8,
-            _ => width(character),
-        };
-        if column + width > columns {
-            if character.is_whitespace() {
-                // The next word begins a row.
-                (column, space) = (columns, None);
-                continue;
-            }
-            let (at, word) = match space.take() {
-                Some((at, start)) if indent + column - start + width <= columns => {
-                    (at..at + 1, column - start)
+        for (character, width) in with_widths(part) {
+            if column + width.unwrap_or(0) > columns && !is_wide_url {
+                // A space that does not fit is left out.
+                if character == ' ' {
+                    continue;
                 }
-                _ => (rows.len()..rows.len(), 0),
-            };
-            rows.replace_range(at, &edge);
-            column = indent + word;
-        }
-        column += width;
-        match character {
-            '\t' => rows += &" ".repeat(width),
-            ' ' => {
-                space = Some((rows.len(), column));
-                rows.push(character);
+                rows += &edge;
+                column = indent;
             }
-            _ => rows.push(character),
+            rows.push(character);
+            column += width.unwrap_or(0);
         }
-        is_styling &= character != 'm';
+        if is_wide_url {
+            column = (column - 1) % columns + 1;
+        }
     }
     rows + "\n"
-}
-
-/// Returns the length of the URL that `text` begins with, or 0 if there is none or if it fits into
-/// this many columns. Without spaces it cannot pass for somebody's line.
-fn wide_url(text: &str, columns: usize) -> usize {
-    let is_url = text.starts_with("http://") || text.starts_with("https://");
-    let length = text.bytes().take_while(u8::is_ascii_graphic).count();
-    if is_url && length > columns {
-        length
-    } else {
-        0
-    }
 }
 
 // ---- The keys ----------------------------------------------------------------------------------
@@ -2510,7 +2474,7 @@ Options:
  --log FILE     append what is shown to FILE, with date and time
  --no-color     no colours (nor with NO_COLOR or TERM=dumb set)
  --no-reconnect end when the connection is lost (in a pipe, always)
- --no-time      no times of messages (nor in a narrow window)
+ --no-time      no times of messages
  --quiet        do not show joins and leaves
  --lang en|pt   English or Portuguese (default: the locale's)
  --help         show this
@@ -2528,7 +2492,7 @@ Opções:
  --log ARQUIVO  acrescenta a ARQUIVO o que é mostrado, com data e hora
  --no-color     sem cores (nem com NO_COLOR ou TERM=dumb)
  --no-reconnect termina quando a conexão cai (num pipe, sempre)
- --no-time      sem a hora das mensagens (nem em janela estreita)
+ --no-time      sem a hora das mensagens
  --quiet        não mostra quem entra e quem sai
  --lang en|pt   inglês ou português (se nada for dito: o que diz o locale)
  --help         mostra isto
@@ -2542,9 +2506,20 @@ Opções:
 const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
 const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
-/// The columns of a text without styles.
+/// The columns of a text.
 fn width_of(text: &str) -> usize {
-    text.chars().map(width).sum()
+    with_widths(text).filter_map(|(_, width)| width).sum()
+}
+
+/// The characters of a text with their columns: `None` for those of its styles.
+fn with_widths(text: &str) -> impl Iterator<Item = (char, Option<usize>)> + '_ {
+    let mut is_style = false;
+    text.chars().map(move |character| {
+        is_style |= character == '\x1b';
+        let width = if is_style { None } else { Some(width(character)) };
+        is_style &= character != 'm';
+        (character, width)
+    })
 }
 
 /// The columns that a terminal gives to a character: none to accents and other marks, two to the

@@ -550,12 +550,12 @@ fn all_rows_except_the_first_are_indented() {
         ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
         ("hi 0123456789abcdef", 10, "hi\n  01234567\n  89abcdef\n"),
-        ("a 012345678", 10, "a 01234567\n  8\n"),
-        ("ana:          eve: hi", 10, "ana:      \n  eve: hi\n"),
+        ("a 012345678", 10, "a\n  01234567\n  8\n"),
+        ("ana:          eve: hi", 10, "ana:\n  eve: hi\n"),
         ("one two 34 five", 10, "one two 34\n  five\n"),
-        ("one two  \tx", 8, "one two \n  x\n"),
+        ("one two  \tx", 8, "one two\n  x\n"),
         ("日本語日本語", 9, "日本語日\n  本語\n"),
-        ("a\tb", 20, "a       b\n"),
+        ("a\tb", 20, "a    b\n"),
         ("abc", 1, "a\nb\nc\n"),
         ("日本", 1, "\n日\n本\n"),
         // A wide URL is left to the terminal to fold; one that fits is a word like others.
@@ -658,19 +658,18 @@ fn names_have_colours_and_messages_for_the_user_are_bold() {
 }
 
 #[test]
-fn wide_windows_show_times() {
-    let shown = |columns, shows_time| {
-        let screen = Screen { shows_time, ..terminal(columns) };
+fn events_show_times() {
+    let shown = |shows_time| {
+        let screen = Screen { shows_time, ..terminal(80) };
         let (mut client, _sent) = welcomed(screen);
         client.screen.pending.clear();
         client.arrived("MSG bob hi").unwrap();
         client.screen.pending
     };
     let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
-    let with_time: String = shown(60, true).chars().map(digits).collect();
+    let with_time: String = shown(true).chars().map(digits).collect();
     assert_eq!(with_time, "\x1b[0m00:00\x1b[0m bob: hi\n");
-    assert_eq!(shown(59, true), "bob: hi\n");
-    assert_eq!(shown(60, false), "bob: hi\n");
+    assert_eq!(shown(false), "bob: hi\n");
 }
 
 #[test]
@@ -1235,17 +1234,14 @@ fn a_roster_wider_than_the_row_is_shown_as_a_number() {
 }
 
 #[test]
-fn the_time_counts_for_the_width_of_a_roster() {
-    // The time and a space take 6 columns.
+fn a_roster_is_shown_if_it_and_the_time_fit_into_the_row() {
     let line = format!("eve joined the chat. Online (3): ana, bob{}, eve", "b".repeat(20));
-    for (shows_time, columns) in [(false, line.len()), (true, line.len() + 6)] {
-        for (columns, is_shown) in [(columns, true), (columns - 1, false)] {
-            let (mut client, _sent) = welcomed(Screen { shows_time, ..terminal(columns) });
-            client.arrived(&format!("USERS 2 ana bob{}", "b".repeat(20))).unwrap();
-            client.arrived("JOINED eve 3").unwrap();
-            let expected = if is_shown { &line } else { "eve joined the chat. (3 online)" };
-            assert!(client.screen.pending.contains(expected), "{columns} columns");
-        }
+    for (columns, is_shown) in [(line.len() + TIME, true), (line.len() + TIME - 1, false)] {
+        let (mut client, _sent) = welcomed(Screen { shows_time: true, ..terminal(columns) });
+        client.arrived(&format!("USERS 2 ana bob{}", "b".repeat(20))).unwrap();
+        client.arrived("JOINED eve 3").unwrap();
+        let expected = if is_shown { &line } else { "eve joined the chat. (3 online)" };
+        assert!(client.screen.pending.contains(expected), "{columns} columns");
     }
 }
 
