@@ -53,14 +53,13 @@ const MAX_QUEUED: usize = 2 * MAX_UNCONFIRMED;
 const MAX_EVENTS: usize = 256;
 /// If the server is silent for this long, the client sends a PING.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for the server to accept the connection at one of its addresses, to say HELLO, to say BYE,
-/// or to say anything at all after that PING.
+/// Time for the server to accept the connection at one of its addresses, to say HELLO, or to say BYE.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the server to answer NAME, or to confirm the next request, whatever else it sends.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A line that is unconfirmed for this long is counted in the prompt.
+/// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
 /// A terminal sends the bytes of one key within this time; ESC alone is the key Esc.
 const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -209,8 +208,8 @@ struct Client {
     roster: Roster,
     /// The sender of the last private message.
     confidant: Option<String>,
-    /// When the server has been silent for too long.
-    deadline: Instant,
+    /// When a PING is sent, if nothing is unconfirmed.
+    heartbeat: Instant,
     /// When the server must have done the next thing that it was asked for, whatever else it sends;
     /// in `Stage::Waiting`, the time of the next attempt. `None` if nothing was asked.
     due: Option<Instant>,
@@ -236,7 +235,7 @@ impl Client {
             is_troubled: false,
             roster: Roster::default(),
             confidant: None,
-            deadline: Instant::now() + TIMEOUT,
+            heartbeat: Instant::now() + SILENCE,
             due: None,
             interrupted: None,
         }
@@ -281,7 +280,7 @@ impl Client {
             Event::Server(attempt, _) if attempt != self.attempt => {}
             Event::Server(_, News::Connected) => self.enter(Stage::Greeting),
             Event::Server(_, News::Line(line)) => {
-                self.renew_deadline();
+                self.heartbeat = Instant::now() + SILENCE;
                 self.arrived(&line)?;
             }
             Event::Server(_, News::Lost(reason)) => self.connection_failed(&reason)?,
@@ -295,20 +294,14 @@ impl Client {
 
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
-        self.renew_deadline();
         self.renew_due();
-    }
-
-    fn renew_deadline(&mut self) {
-        let is_short = matches!(self.stage, Stage::Greeting | Stage::Leaving);
-        self.deadline = Instant::now() + if is_short { TIMEOUT } else { SILENCE };
     }
 
     /// Gives the server time for the next thing that it was asked for.
     fn renew_due(&mut self) {
         let time = match self.stage {
             _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
-            Stage::Leaving => Some(TIMEOUT),
+            Stage::Greeting | Stage::Leaving => Some(TIMEOUT),
             Stage::Naming => Some(REPLY_TIMEOUT),
             _ => None,
         };
@@ -384,7 +377,7 @@ impl Client {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
         let screen = self.screen.input.as_ref().and_then(Input::deadline);
-        [slow, screen, self.due].into_iter().flatten().fold(self.deadline, Instant::min)
+        [slow, screen, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
     }
 
     /// Handles what is due now: a key, an attempt to reconnect, a PING, or a server that is too late.
@@ -392,30 +385,25 @@ impl Client {
         if let Some(key) = self.screen.input.as_mut().and_then(|input| input.time_out(now)) {
             self.press(key)?;
         }
-        let late = |at: Instant| now.checked_duration_since(at);
-        match (self.stage, self.due.and_then(late)) {
-            (Stage::Waiting, Some(_)) => {
+        match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
+            (_, None) => {}
+            (Stage::Waiting, _) => {
                 self.out = (self.connect)(self.attempt);
                 self.enter(Stage::Connecting);
             }
             (_, Some(late)) if late < PAUSE => {
                 return self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
             }
-            (_, Some(_)) => self.due = Some(now + TIMEOUT),
-            _ => {}
+            _ => self.due = Some(now + TIMEOUT),
         }
-        let Some(late) = late(self.deadline) else { return Ok(()) };
-        self.deadline = now + TIMEOUT;
-        let is_heartbeat = |sent: &Sent| sent.request == Request::Heartbeat;
-        let is_asked = matches!(self.stage, Stage::Greeting | Stage::Leaving)
-            || self.unconfirmed.iter().any(is_heartbeat);
-        match self.stage {
-            // The thread that connects has time-outs of its own.
-            Stage::Waiting | Stage::Connecting => Ok(()),
-            _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => self.connection_failed(&say(text::STOPPED_ANSWERING, &[])),
-            _ => Ok(()),
+        let is_idle = matches!(self.stage, Stage::Asking | Stage::Talking);
+        if self.heartbeat <= now {
+            self.heartbeat = now + SILENCE;
+            if is_idle && self.unconfirmed.is_empty() {
+                return self.send(Request::Heartbeat);
+            }
         }
+        Ok(())
     }
 
     /// The prompt before the line that is being typed.
@@ -428,15 +416,14 @@ impl Client {
             return say(text::SEARCH, &[&search.pattern]);
         }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
-        let requests = self.unconfirmed.iter().map(|sent| &sent.request).chain(&self.waiting);
         match (self.stage, &self.offer, &self.membership) {
             (Stage::Asking, Some(offer), _) => say(text::YOUR_NAME_OR, &[offer]),
             (Stage::Asking, None, _) => say(text::YOUR_NAME, &[]) + " ",
             (Stage::Leaving, ..) => say(text::LEAVING, &[]),
-            (Stage::Talking, ..) if is_slow => match requests.filter_map(Request::text).count() {
-                0 => say(text::NO_ANSWER_YET, &[]),
-                count => say(text::UNCONFIRMED, &[&count.to_string()]),
-            },
+            (Stage::Talking, ..) if is_slow => {
+                let count = self.unconfirmed.len() + self.waiting.len();
+                say(text::UNCONFIRMED, &[&count.to_string()])
+            }
             (_, _, Some(membership)) if self.is_returning() => {
                 say(text::NOT_CONNECTED_NOW, &[&membership.attempts.to_string()])
             }
@@ -1196,27 +1183,15 @@ struct Editor {
     history: Vec<String>,
     /// How far back in the history the arrow keys have gone.
     steps_back: usize,
-    /// The new line, while an older one is shown.
-    draft: String,
     /// The text that was last erased by more than a character.
     killed: String,
-    /// The kind of the last key that changed the line: keys of one kind are undone, and put in again,
-    /// together.
-    last_change: Change,
+    last_key: Option<Key>,
     /// The line and the cursor before each change.
     undo: Vec<(String, usize)>,
     completion: Option<Completion>,
     search: Option<Search>,
     /// Pasted lines, until the user says whether to send them.
     paste: Option<Vec<String>>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Change {
-    #[default]
-    Other,
-    Typing,
-    Killing,
 }
 
 /// A line in which Tab completes a word, as it was before, so that another Tab tries the next.
@@ -1255,38 +1230,36 @@ impl Editor {
             self.completion = None;
         }
         let before = (self.line.clone(), self.cursor);
-        let last = mem::take(&mut self.last_change);
-        match key {
-            Key::Undo => (self.line, self.cursor) = self.undo.pop().unwrap_or(before),
-            key => {
-                let is_typing = matches!(key, Key::Character(c) if c != ' ');
-                let key = self.edit(key, last);
-                if is_typing {
-                    self.last_change = Change::Typing;
-                }
-                if self.line != before.0 && !(is_typing && last == Change::Typing) {
-                    self.undo.push(before);
-                }
-                return key;
-            }
+        if key == Key::Undo {
+            (self.line, self.cursor) = self.undo.pop().unwrap_or(before);
+            return None;
         }
-        None
+        let last = self.last_key.replace(key.clone());
+        // The characters of a word are undone together.
+        let is_in_word = |key: &Key| matches!(key, Key::Character(c) if *c != ' ');
+        let is_more = is_in_word(&key) && last.as_ref().is_some_and(is_in_word);
+        let unhandled = self.edit(key, last);
+        if self.line != before.0 && !is_more {
+            self.undo.push(before);
+        }
+        unhandled
     }
 
-    fn edit(&mut self, key: Key, last: Change) -> Option<Key> {
+    fn edit(&mut self, key: Key, last: Option<Key>) -> Option<Key> {
         match key {
             Key::Character(character) => self.insert(character.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
-                if self.steps_back == 0 {
-                    self.draft = self.line.clone();
-                }
                 let (line, end) = (self.line.clone(), self.history.len());
+                self.keep_line();
                 self.search = Some(Search { pattern: String::new(), end, line });
             }
-            Key::Up => self.go_back(self.steps_back + 1),
-            Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
+            Key::Up => {
+                self.keep_line();
+                self.go_back(self.steps_back + 1);
+            }
+            Key::Down if self.steps_back > 0 => self.go_back(self.steps_back - 1),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
             Key::Interrupt => self.killed = self.enter(),
             Key::EndOfInput => self.erase(Place::Right, last),
@@ -1362,18 +1335,19 @@ impl Editor {
 
     /// Erases from the cursor to a place. Ctrl-Y inserts what was erased by more than a character;
     /// keys in a row add to it.
-    fn erase(&mut self, to: Place, last: Change) {
+    fn erase(&mut self, to: Place, last: Option<Key>) {
         let at = self.find(to);
         let (start, end) = (at.min(self.cursor), at.max(self.cursor));
         let erased: String = self.line.drain(start..end).collect();
         self.cursor = start;
-        if matches!(to, Place::Left | Place::Right) {
+        let is_kept = |to| !matches!(to, Place::Left | Place::Right);
+        if !is_kept(to) {
             return;
         }
-        let kept =
-            if last == Change::Killing { mem::take(&mut self.killed) } else { String::new() };
-        self.killed = if at == start { erased + &kept } else { kept + &erased };
-        self.last_change = Change::Killing;
+        if !matches!(last, Some(Key::Erase(to)) if is_kept(to)) {
+            self.killed.clear();
+        }
+        self.killed.insert_str(if at == start { 0 } else { self.killed.len() }, &erased);
     }
 
     /// Inserts one line, to be edited; for several lines the user is asked.
@@ -1401,14 +1375,19 @@ impl Editor {
         }
     }
 
-    /// Shows the line that was entered this many lines ago; 0 is the new one.
+    /// Makes a line that is being typed the last of the history, so that Down brings it back.
+    fn keep_line(&mut self) {
+        if self.steps_back == 0 && !self.line.is_empty() {
+            self.remember(&self.line.clone());
+            self.steps_back = 1;
+        }
+    }
+
+    /// Shows the line that was entered this many lines ago; 0 is a new one.
     fn go_back(&mut self, steps: usize) {
         let Some(at) = self.history.len().checked_sub(steps) else { return };
-        if self.steps_back == 0 {
-            self.draft = self.line.clone();
-        }
         self.steps_back = steps;
-        self.replace(self.history.get(at).unwrap_or(&self.draft).clone());
+        self.replace(self.history.get(at).cloned().unwrap_or_default());
     }
 
     /// Completes the command or name at the cursor; again, with the next candidate, or with the one
@@ -1425,11 +1404,6 @@ impl Editor {
         let from = shown.unwrap_or(if step > 0 { -1 } else { 0 });
         let shown = (from + step).rem_euclid(candidates.len().max(1) as isize);
         let Some(name) = candidates.get(shown as usize) else { return };
-        // The text after the cursor may be the end of this very name.
-        let (word, other) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
-        let end = plain_letters(name);
-        let is_its_end = end.strip_prefix(&plain_letters(stem)) == Some(&plain_letters(word));
-        let rest = if is_its_end { other } else { rest };
         let (gap, rest) = match head {
             "" => (": ", rest.trim_start()),
             "@" | "/" => (" ", rest.trim_start()),
@@ -2364,7 +2338,6 @@ mod text {
     CONNECTING "connecting to {} … " "conectando a {} … "
     LEAVING "leaving … " "saindo … "
     UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
-    NO_ANSWER_YET "(no answer yet) > " "(ainda sem resposta) > "
     NOT_CONNECTED_NOW "(not connected, attempt {}) > " "(sem conexão, tentativa {}) > "
     SEARCH "(search '{}') " "(busca '{}') "
     PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "

@@ -340,7 +340,8 @@ fn arrow_keys_bring_back_sent_lines() {
         ("!\x1b[B", "two|"),
         ("\x0e", "draft|"),
         ("\x1b[A\x1b[A\r\x1b[A", "one|"),
-        ("\x1b[A", "two|"),
+        // A line that was not sent stays too.
+        ("\x1b[A", "draft|"),
     ] {
         press(&mut editor, keys, &[]);
         assert_eq!(line_of(&editor), expected, "{keys:?}");
@@ -349,7 +350,7 @@ fn arrow_keys_bring_back_sent_lines() {
 
 #[test]
 fn ctrl_r_searches_sent_lines() {
-    let mut editor = typed("one\rtwo\rthree\rdraft");
+    let mut editor = typed("one\rtwo\rthree\rhalf");
     for (keys, expected) in [
         ("\x12o", "two|"),
         ("\x12", "one|"),
@@ -360,8 +361,8 @@ fn ctrl_r_searches_sent_lines() {
         // Another key accepts the line; the arrows go on from there.
         ("\x01!", "!|three"),
         ("\x1b[A", "two|"),
-        ("\x1b[B\x1b[B", "draft|"),
-        ("\x12one\x03", "draft|"),
+        ("\x1b[B\x1b[B", "half|"),
+        ("\x12one\x03", "half|"),
         ("\x12one\x1b[Z", "one|"),
     ] {
         press(&mut editor, keys, &[]);
@@ -406,9 +407,6 @@ fn names_are_completed_in_turn() {
         ("hi @e\t, you", "hi @Érica, you|"),
         ("E\u{301}r\t", "Érica: |"),
         ("hi\x01@b\t", "@bob |hi"),
-        // The text after the cursor may be the rest of the name.
-        ("@bob\x02\x02\t", "@bob |"),
-        ("@bob x\x02\x02\x02\x02\t", "@bob |x"),
         ("@b\t \t", "@bob  bob|"),
         ("@bob\x01\t", "bob: |@bob"),
         ("\t", "@bob |"),
@@ -824,13 +822,13 @@ fn common_system_errors_are_translated() {
 #[test]
 fn a_silent_server_gets_a_ping_and_then_times_out() {
     let (mut client, sent) = welcomed(plain());
-    client.time_passed(client.deadline).unwrap();
+    client.time_passed(client.heartbeat).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
     client.handle(Event::Server(1, News::Line("PONG 1".to_owned()))).unwrap();
-    client.time_passed(client.deadline).unwrap();
+    client.time_passed(client.heartbeat).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 2\n");
     let lost = "lost the server at host:9999: it stopped answering".to_owned();
-    assert_eq!(client.time_passed(client.deadline), Err(End::Failed(lost)));
+    assert_eq!(client.time_passed(client.due.unwrap()), Err(End::Failed(lost)));
 }
 
 #[test]
@@ -838,7 +836,7 @@ fn no_ping_is_sent_while_connecting() {
     let (mut client, sent) = connected(None, plain());
     client.stage = Stage::Connecting;
     for _ in 0..3 {
-        client.time_passed(client.deadline).unwrap();
+        client.time_passed(client.heartbeat).unwrap();
     }
     assert_eq!(sent.try_iter().count(), 0);
 }
@@ -846,25 +844,23 @@ fn no_ping_is_sent_while_connecting() {
 #[test]
 fn a_suspended_client_does_not_time_out_its_server() {
     let (mut client, sent) = welcomed(plain());
-    let long_after = client.deadline + 2 * TIMEOUT;
+    let long_after = client.heartbeat + 2 * REPLY_TIMEOUT;
     client.time_passed(long_after).unwrap();
     assert_eq!(sent.try_recv().unwrap(), "PING 1\n");
-    assert_eq!(client.deadline, long_after + TIMEOUT);
-    // Asked already, then suspended: the server gets the whole time again.
-    client.due = None;
-    client.time_passed(client.deadline + PAUSE).unwrap();
-    assert!(client.time_passed(client.deadline).is_err());
+    // Asked already, then suspended: the server gets time again.
+    let long_after = client.due.unwrap() + PAUSE;
+    client.time_passed(long_after).unwrap();
+    assert_eq!(client.due, Some(long_after + TIMEOUT));
+    assert!(client.time_passed(client.due.unwrap()).is_err());
 }
 
 #[test]
 fn a_missing_bye_times_out() {
     let (mut client, sent) = greeted(None, plain());
-    client.deadline -= 2 * SILENCE;
     client.typed(&[]).unwrap();
     client.send_waiting().unwrap();
     assert_eq!(sent.try_recv().unwrap(), "QUIT\n");
-    assert!(client.deadline > Instant::now());
-    assert!(client.time_passed(client.deadline).is_err());
+    assert!(client.time_passed(client.due.unwrap()).is_err());
 }
 
 #[test]
@@ -886,9 +882,9 @@ fn the_prompt_shows_the_stage_and_unconfirmed_lines() {
     assert_eq!(client.prompt(), "(2 unconfirmed) > ");
     client.arrived("PONG 2").unwrap();
     assert_eq!(client.prompt(), "> ");
-    client.time_passed(client.deadline).unwrap();
+    client.time_passed(client.heartbeat).unwrap();
     client.unconfirmed[0].since -= SLOW;
-    assert_eq!(client.prompt(), "(no answer yet) > ");
+    assert_eq!(client.prompt(), "(1 unconfirmed) > ");
     type_in(&mut client, "\x04");
     client.send_waiting().unwrap();
     assert_eq!(client.prompt(), "leaving … ");
