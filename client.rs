@@ -146,7 +146,6 @@ enum Request {
     /// LIST for the completion of names; the answer is not shown.
     Roster,
     Heartbeat,
-    Quit,
 }
 
 /// A request that the server has not confirmed. A PING follows each request, and its PONG confirms
@@ -162,7 +161,7 @@ struct Sent {
 struct Roster {
     /// Names by their lower case, with which the server compares them.
     names: HashMap<String, String>,
-    /// Lower-case names of the latest speakers; the last one spoke last.
+    /// Lower-case names of the latest speakers; the first one spoke last.
     speakers: Vec<String>,
     /// Names that have come of a list which goes on in further lines; 0 between lists.
     arriving: usize,
@@ -198,8 +197,10 @@ struct Client {
     name: Option<String>,
     /// The name that Enter alone gives.
     offer: Option<String>,
-    /// Requests that were typed and not sent yet. A Quit is always the last.
+    /// Requests that were typed and not sent yet.
     waiting: VecDeque<Request>,
+    /// QUIT is sent after these.
+    is_leaving: bool,
     unconfirmed: VecDeque<Sent>,
     /// The number of requests that were sent, which is the token of the last PING.
     requests: usize,
@@ -230,6 +231,7 @@ impl Client {
             membership: None,
             offer: None,
             waiting: VecDeque::new(),
+            is_leaving: false,
             unconfirmed: VecDeque::new(),
             requests: 0,
             is_troubled: false,
@@ -318,7 +320,7 @@ impl Client {
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
         let is_at_terminal = self.screen.input.is_some();
-        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving();
+        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving;
         let is_new = self.stage == Stage::Talking;
         let now = Instant::now();
         let delay = match &mut self.membership {
@@ -477,11 +479,7 @@ impl Client {
                 self.ring();
             }
             "SENT" => {
-                let line = say(text::PRIVATE_TO, &[name, text]);
-                match self.options.is_piped {
-                    true => self.screen.record(&line),
-                    false => self.screen.show_event(BOLD, &line),
-                }
+                self.screen.show_own(BOLD, &say(text::PRIVATE_TO, &[name, text]));
             }
             "JOINED" => {
                 self.roster.add(name);
@@ -496,13 +494,13 @@ impl Client {
     }
 
     fn said(&mut self, name: &str, text: &str) {
-        let ours = plain_letters(self.name.as_deref().unwrap_or_default());
-        let mut words = text.split(|c: char| !is_part_of_name(c)).map(plain_letters);
         // A full stop, a dash or a quotation mark can be part of a name, but is mostly not.
-        let bare = |word: &str| word.trim_matches(|c| !is_part_of_word(c)) == ours;
-        let names_us = words.any(|word| word == ours || bare(&word));
+        let bare = |word| plain_letters(word).trim_matches(|c| !is_part_of_word(c)).to_owned();
+        let ours = bare(self.name.as_deref().unwrap_or_default());
+        let names_us = text.split(|c| !is_part_of_name(c)).any(|word| bare(word) == ours);
         self.roster.spoke(name);
-        self.show_message(name, text, if names_us { BOLD } else { PLAIN });
+        let text = self.screen.painted(if names_us { BOLD } else { PLAIN }, text);
+        self.screen.show_event(PLAIN, &format!("{}: {text}", self.screen.name(name)));
         if names_us {
             self.ring();
         }
@@ -512,11 +510,6 @@ impl Client {
         if self.options.rings {
             self.screen.pending.push('\x07');
         }
-    }
-
-    fn show_message(&mut self, name: &str, text: &str, style: &str) {
-        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
     }
 
     /// Shows a join or a leave, with the roster if it is known and fits into the row.
@@ -595,10 +588,9 @@ impl Client {
             self.renew_due();
             match (sent.request, self.name.clone()) {
                 (Request::List, _) => self.show_roster(),
-                (Request::Say(text), Some(name)) if self.screen.input.is_some() => {
-                    self.show_message(&name, &text, PLAIN);
+                (Request::Say(text), Some(name)) => {
+                    self.screen.show_own(PLAIN, &format!("{}: {text}", self.screen.name(&name)));
                 }
-                (Request::Say(text), Some(name)) => self.screen.record(&format!("{name}: {text}")),
                 _ => {}
             }
         }
@@ -763,7 +755,7 @@ impl Client {
     fn interrupt(&mut self) -> Result<(), End> {
         let last = self.interrupted.replace(Instant::now());
         let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
-        if is_confirmed || self.membership.is_none() || self.is_leaving() {
+        if is_confirmed || self.membership.is_none() || self.is_leaving {
             return self.leave();
         }
         self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[]));
@@ -835,25 +827,20 @@ impl Client {
             self.complain(text::TOO_LONG, &[&excess.to_string()]);
             return false;
         }
-        let is_last = self.waiting.back() == Some(&Request::Quit);
-        self.waiting.insert(self.waiting.len() - usize::from(is_last), request);
+        self.waiting.push_back(request);
         true
-    }
-
-    fn is_leaving(&self) -> bool {
-        self.stage == Stage::Leaving || self.waiting.back() == Some(&Request::Quit)
     }
 
     /// Leaves after what was typed before has been sent; the second time, at once.
     fn leave(&mut self) -> Result<(), End> {
         let is_apart = matches!(self.stage, Stage::Waiting | Stage::Connecting | Stage::Greeting);
-        if self.is_leaving() {
+        if self.is_leaving {
             return Err(failed(text::LEFT_AT_ONCE, &[]));
         }
         if is_apart && self.waiting.is_empty() {
             return Err(End::Left);
         }
-        self.waiting.push_back(Request::Quit);
+        self.is_leaving = true;
         Ok(())
     }
 
@@ -865,17 +852,15 @@ impl Client {
             let Some(request) = self.waiting.pop_front() else { break };
             self.send(request)?;
         }
-        if self.stage == Stage::Asking && self.is_leaving() {
-            self.send(Request::Quit)?;
+        let is_done = self.stage == Stage::Talking && self.waiting.is_empty();
+        if self.is_leaving && (is_done || self.stage == Stage::Asking) {
+            self.enter(Stage::Leaving);
+            self.queue("QUIT\n".to_owned())?;
         }
         Ok(())
     }
 
     fn send(&mut self, request: Request) -> Result<(), End> {
-        if request == Request::Quit {
-            self.enter(Stage::Leaving);
-            return self.queue(request.wire());
-        }
         self.requests += 1;
         self.queue(format!("{}PING {}\n", request.wire(), self.requests))?;
         self.unconfirmed.push_back(Sent { request, since: Instant::now() });
@@ -948,10 +933,8 @@ impl Roster {
     fn spoke(&mut self, name: &str) {
         let name = name.to_lowercase();
         self.speakers.retain(|speaker| *speaker != name);
-        self.speakers.push(name);
-        if self.speakers.len() > MAX_SPEAKERS {
-            self.speakers.remove(0);
-        }
+        self.speakers.insert(0, name);
+        self.speakers.truncate(MAX_SPEAKERS);
     }
 
     /// The names in the order of the alphabet.
@@ -966,8 +949,7 @@ impl Roster {
         let mut names = self.sorted();
         names.sort_by_cached_key(|name| {
             let name = name.to_lowercase();
-            let age = self.speakers.iter().rev().position(|speaker| *speaker == name);
-            age.unwrap_or(MAX_SPEAKERS)
+            self.speakers.iter().position(|it| *it == name).unwrap_or(MAX_SPEAKERS)
         });
         names
     }
@@ -1026,7 +1008,6 @@ impl Request {
             Request::Whisper { to, text, .. } => format!("PRIV @{to} {text}\n"),
             Request::List | Request::Roster => "LIST\n".to_owned(),
             Request::Heartbeat => String::new(),
-            Request::Quit => "QUIT\n".to_owned(),
         }
     }
 
@@ -1035,7 +1016,7 @@ impl Request {
         match self {
             Request::Say(text) => Some(text.clone()),
             Request::Whisper { mark, to, text } => Some(format!("{mark}{to} {text}")),
-            Request::List | Request::Roster | Request::Heartbeat | Request::Quit => None,
+            Request::List | Request::Roster | Request::Heartbeat => None,
         }
     }
 }
@@ -1550,6 +1531,14 @@ impl Screen {
         self.print(&line);
     }
 
+    /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
+    fn show_own(&mut self, style: &str, line: &str) {
+        match self.input {
+            Some(_) => self.show_event(style, line),
+            None => self.record(line),
+        }
+    }
+
     fn print(&mut self, line: &str) {
         match &self.input {
             Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
@@ -1738,9 +1727,7 @@ enum Key {
     Search,
     ClearScreen,
     Suspend,
-    /// Ctrl-C.
     Interrupt,
-    /// Ctrl-D.
     EndOfInput,
     /// The column of the cursor, counted from 1, which the terminal was asked for.
     Position(usize),
@@ -1759,6 +1746,37 @@ enum Place {
     Start,
     End,
 }
+
+/// The bytes of each key, with `ESC [` for `ESC O` too (the "Special Keys" part of xterm's control
+/// sequences, rxvt(7), and "The Keyboard panel" of PuTTY's manual).
+static KEYS: [(&[&str], Key); 25] = [
+    (&["\r", "\n"], Key::Enter),
+    (&["\t"], Key::Tab),
+    (&["\x1b[Z"], Key::ShiftTab),
+    (&["\x10", "\x1b[A"], Key::Up),
+    (&["\x0e", "\x1b[B"], Key::Down),
+    (&["\x06", "\x1b[C"], Key::Move(Place::Right)),
+    (&["\x02", "\x1b[D"], Key::Move(Place::Left)),
+    (&["\x01", "\x1b[H", "\x1b[1~", "\x1b[7~"], Key::Move(Place::Start)),
+    (&["\x05", "\x1b[F", "\x1b[4~", "\x1b[8~", "\x1b[Ow"], Key::Move(Place::End)),
+    // The arrows with Ctrl, with Alt, and with Ctrl in rxvt.
+    (&["\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1b[c"], Key::Move(Place::WordRight)),
+    (&["\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1b[d"], Key::Move(Place::WordLeft)),
+    (&["\x08", "\x7f"], Key::Erase(Place::Left)),
+    (&["\x1b[3~"], Key::Erase(Place::Right)),
+    (&["\x1b\x08", "\x1b\x7f"], Key::Erase(Place::WordLeft)),
+    (&["\x1bd"], Key::Erase(Place::WordRight)),
+    (&["\x17"], Key::Erase(Place::SpaceLeft)),
+    (&["\x15"], Key::Erase(Place::Start)),
+    (&["\x0b"], Key::Erase(Place::End)),
+    (&["\x19"], Key::Yank),
+    (&["\x1f"], Key::Undo),
+    (&["\x12"], Key::Search),
+    (&["\x0c"], Key::ClearScreen),
+    (&["\x1a"], Key::Suspend),
+    (&["\x03"], Key::Interrupt),
+    (&["\x04"], Key::EndOfInput),
+];
 
 /// Splits the bytes of a terminal into keys, however the bytes are cut into pieces.
 #[derive(Default)]
@@ -1819,89 +1837,50 @@ impl Keys {
 
     /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
     fn first(bytes: &[u8]) -> Option<(Key, usize)> {
-        let key = match bytes.first()? {
-            0x1b => return Self::escape_sequence(bytes),
-            b'\r' | b'\n' => Key::Enter,
-            b'\t' => Key::Tab,
-            0x08 | 0x7f => Key::Erase(Place::Left),
-            0x01 => Key::Move(Place::Start),
-            0x02 => Key::Move(Place::Left),
-            0x03 => Key::Interrupt,
-            0x04 => Key::EndOfInput,
-            0x05 => Key::Move(Place::End),
-            0x06 => Key::Move(Place::Right),
-            0x0b => Key::Erase(Place::End),
-            0x0c => Key::ClearScreen,
-            0x0e => Key::Down,
-            0x10 => Key::Up,
-            0x12 => Key::Search,
-            0x15 => Key::Erase(Place::Start),
-            0x17 => Key::Erase(Place::SpaceLeft),
-            0x19 => Key::Yank,
-            0x1a => Key::Suspend,
-            0x1f => Key::Undo,
-            0x00..=0x1f => Key::Unknown,
-            0x20..=0x7e => Key::Character(char::from(*bytes.first()?)),
-            0x80.. => return Self::wide_character(bytes),
+        let length = match bytes {
+            [] => return None,
+            [0x20..=0x7e | 0x80.., ..] => return Self::character(bytes),
+            [0x1b, b'[' | b'O', ..] => Self::sequence(bytes)?,
+            // ESC before another sequence is the key Esc.
+            [0x1b, 0x1b, ..] => return Some((Key::Escape, 1)),
+            [0x1b, rest @ ..] => 1 + Self::first(rest)?.1,
+            _ => 1,
         };
-        Some((key, 1))
+        let mut bytes = bytes.get(..length)?.to_vec();
+        if let [0x1b, kind @ b'O', ..] = bytes.as_mut_slice() {
+            *kind = b'[';
+        }
+        let is_it = |(forms, _): &&(&[&str], Key)| forms.iter().any(|it| it.as_bytes() == bytes);
+        let key = KEYS.iter().find(is_it).map(|(_, key)| key.clone());
+        Some((key.or_else(|| Self::position(&bytes)).unwrap_or(Key::Unknown), length))
     }
 
-    /// Returns a character of several bytes.
-    fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
+    fn character(bytes: &[u8]) -> Option<(Key, usize)> {
         let start = bytes.get(..4).unwrap_or(bytes);
         let chunk = start.utf8_chunks().next()?;
         if let Some(character) = chunk.valid().chars().next() {
             return Some((Key::Character(character), character.len_utf8()));
         }
         // The rest of the character may follow, or this is not UTF-8.
-        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
+        let is_cut = str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
         (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
     }
 
-    /// Returns an escape sequence: `ESC [ … final`, `ESC O final`, or ESC and one more key (ECMA-48;
-    /// the sequences of the keys are in the "Special Keys" part of xterm's control sequences, in
-    /// rxvt(7), and in "The Keyboard panel" of PuTTY's manual).
-    fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
-        let kind = *bytes.get(1)?;
-        let rest = bytes.get(2..)?;
-        match kind {
-            b'[' | b'O' => {}
-            // ESC before another sequence is the key Esc.
-            0x1b => return Some((Key::Escape, 1)),
-            b'b' => return Some((Key::Move(Place::WordLeft), 2)),
-            b'f' => return Some((Key::Move(Place::WordRight), 2)),
-            b'd' => return Some((Key::Erase(Place::WordRight), 2)),
-            0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
-            _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
-        }
+    /// Returns the length of a sequence, `ESC [ … final` or `ESC O final` (ECMA-48).
+    fn sequence(bytes: &[u8]) -> Option<usize> {
         // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode; with Shift,
         // sequences of rxvt end with `$`.
-        let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
+        let start = if matches!(bytes, [_, b'[', b'[' | b'O', ..]) { 3 } else { 2 };
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
-        let Some(end) = rest.iter().skip(begun).position(is_final) else {
-            return (rest.len() > MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
-        };
-        let key = match rest.get(..=begun + end)? {
-            b"A" => Key::Up,
-            b"B" => Key::Down,
-            b"C" => Key::Move(Place::Right),
-            b"D" => Key::Move(Place::Left),
-            // With Ctrl, with Alt, and with Ctrl in rxvt.
-            b"1;5C" | b"1;3C" | b"5C" | b"c" => Key::Move(Place::WordRight),
-            b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
-            b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
-            b"F" | b"4~" | b"8~" | b"Ow" => Key::Move(Place::End),
-            b"Z" => Key::ShiftTab,
-            b"3~" => Key::Erase(Place::Right),
-            position => Self::position(position).unwrap_or(Key::Unknown),
-        };
-        Some((key, 2 + begun + end + 1))
+        match bytes.iter().skip(start).position(is_final) {
+            Some(end) => Some(start + end + 1),
+            None => (bytes.len() > 2 + MAX_SEQUENCE).then_some(bytes.len()),
+        }
     }
 
-    /// The cursor's position, `row ; column R` (ECMA-48, CPR).
+    /// The cursor's position, `ESC [ row ; column R` (ECMA-48, CPR).
     fn position(sequence: &[u8]) -> Option<Key> {
-        let numbers = std::str::from_utf8(sequence.strip_suffix(b"R")?).ok()?;
+        let numbers = str::from_utf8(sequence).ok()?.strip_suffix('R')?;
         numbers.split_once(';')?.1.parse().ok().map(Key::Position)
     }
 }
