@@ -319,8 +319,7 @@ impl Client {
     /// terminal a client that has been in the room schedules the next attempt; otherwise the loss
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
-        let is_at_terminal = self.screen.input.is_some();
-        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving;
+        let can_return = self.screen.has_editor && !self.options.no_reconnect && !self.is_leaving;
         let is_new = self.stage == Stage::Talking;
         let now = Instant::now();
         let delay = match &mut self.membership {
@@ -358,9 +357,8 @@ impl Client {
         }
         let sent = mem::take(&mut self.unconfirmed).into_iter().map(|sent| sent.request);
         let requests = sent.chain(mem::take(&mut self.waiting));
-        let lines: Vec<_> = requests.filter_map(|request| request.text()).collect();
-        if let Some(input) = &mut self.screen.input {
-            lines.iter().for_each(|line| input.editor.remember(line));
+        for line in requests.filter_map(|request| request.text()) {
+            self.screen.input.editor.remember(&line);
         }
     }
 
@@ -378,13 +376,13 @@ impl Client {
     fn wake_up(&self) -> Instant {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        let screen = self.screen.input.as_ref().and_then(Input::deadline);
+        let screen = self.screen.input.deadline();
         [slow, screen, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
     }
 
     /// Handles what is due now: a key, an attempt to reconnect, a PING, or a server that is too late.
     fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        if let Some(key) = self.screen.input.as_mut().and_then(|input| input.time_out(now)) {
+        if let Some(key) = self.screen.input.time_out(now) {
             self.press(key)?;
         }
         match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
@@ -410,11 +408,10 @@ impl Client {
 
     /// The prompt before the line that is being typed.
     fn prompt(&self) -> String {
-        let editor = self.screen.input.as_ref().map(|input| &input.editor);
-        if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
+        if let Some(lines) = &self.screen.input.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
-        if let Some(search) = editor.and_then(|editor| editor.search.as_ref()) {
+        if let Some(search) = &self.screen.input.editor.search {
             return say(text::SEARCH, &[&search.pattern]);
         }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
@@ -523,7 +520,7 @@ impl Client {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
             let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
             let width = width_of(&line) + width_of(&roster) + TIME;
-            let fits = self.screen.input.as_ref().is_none_or(|input| width <= input.columns);
+            let fits = !self.screen.has_editor || width <= self.screen.input.columns;
             let headcount = say(text::HEADCOUNT, &[count]);
             line += if is_known && fits { &roster } else { &headcount };
         }
@@ -558,7 +555,7 @@ impl Client {
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
         // The requirements give the words for an unknown recipient.
-        let is_bare = self.screen.input.is_none() || text == text::NO_SUCH_USER;
+        let is_bare = !self.screen.has_editor || text == text::NO_SUCH_USER;
         let sentence = say(text, words);
         self.screen.complain(&if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
     }
@@ -601,7 +598,7 @@ impl Client {
     /// Asks in the prompt, or without a line editor on a line of its own.
     fn ask_for_name(&mut self) {
         self.enter(Stage::Asking);
-        if self.screen.input.is_none() {
+        if !self.screen.has_editor {
             self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
@@ -621,11 +618,10 @@ impl Client {
         if ghost.is_some_and(|membership| membership.lost.elapsed() < GHOST) {
             return self.lost(say(text::NAME_REFUSED, &[&name, reason]));
         }
-        match &mut self.screen.input {
-            Some(input) => input.editor.remember(&name),
-            None if self.options.name.is_none() => {}
-            None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
+        if self.options.name.is_some() && !self.screen.has_editor {
+            return Err(failed(text::NAME_REFUSED, &[&name, reason]));
         }
+        self.screen.input.editor.remember(&name);
         self.name = None;
         self.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
@@ -641,7 +637,7 @@ impl Client {
         let text = if self.membership.is_some() { text::WELCOME_BACK } else { text::WELCOME };
         let attempts = self.membership.as_ref().map_or(0, |membership| membership.attempts);
         self.membership = Some(Membership { since: now, lost: now, attempts });
-        if self.screen.input.is_some() {
+        if self.screen.has_editor {
             self.screen.show(DIM, &say(text, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
@@ -669,22 +665,22 @@ impl Client {
     /// decide what the next one means.
     fn can_take_more(&self) -> bool {
         let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
-        self.screen.input.is_some() || (is_free && self.waiting.is_empty())
+        self.screen.has_editor || (is_free && self.waiting.is_empty())
     }
 
     /// Handles keys or a line, as `read_input` passes them on.
     fn typed(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let Some(input) = &mut self.screen.input else {
+        if !self.screen.has_editor {
             if !bytes.is_empty() {
                 self.take_line(bytes)?;
             }
             return if bytes.ends_with(b"\n") { Ok(()) } else { self.leave() };
-        };
+        }
         if bytes.is_empty() {
             return self.leave();
         }
-        input.keys.add(bytes);
-        while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
+        self.screen.input.keys.add(bytes);
+        while let Some(key) = self.screen.input.keys.next() {
             self.press(key)?;
         }
         Ok(())
@@ -713,8 +709,8 @@ impl Client {
     }
 
     fn press(&mut self, key: Key) -> Result<(), End> {
-        let Some(input) = &mut self.screen.input else { return Ok(()) };
-        match input.editor.press(key) {
+        let editor = &mut self.screen.input.editor;
+        match editor.press(key) {
             Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
             Some(Key::Interrupt) => self.interrupt()?,
             Some(Key::EndOfInput) => self.leave()?,
@@ -722,7 +718,7 @@ impl Client {
             Some(Key::Tab) => self.complete(1),
             Some(Key::ShiftTab) => self.complete(-1),
             Some(Key::Position(column)) => self.screen.resized(column),
-            Some(Key::Enter) => match input.editor.paste.take() {
+            Some(Key::Enter) => match editor.paste.take() {
                 Some(lines) => {
                     for line in lines {
                         self.enqueue(Request::Say(line));
@@ -737,15 +733,12 @@ impl Client {
 
     /// Handles the line in the editor. A line that cannot be sent stays there.
     fn enter_line(&mut self) -> Result<(), End> {
-        let Some(input) = &self.screen.input else { return Ok(()) };
-        let line = input.editor.line.clone();
+        let line = self.screen.input.editor.line.clone();
         let is_name = self.name.is_none();
         if self.entered(&line)? {
-            if let Some(input) = &mut self.screen.input {
-                input.editor.enter();
-                if !line.is_empty() && !is_name {
-                    input.editor.remember(&line);
-                }
+            self.screen.input.editor.enter();
+            if !line.is_empty() && !is_name {
+                self.screen.input.editor.remember(&line);
             }
         }
         Ok(())
@@ -765,7 +758,7 @@ impl Client {
     /// Completes a command or a name, the latest speaker's first; on an empty line, answers the last
     /// private message.
     fn complete(&mut self, step: isize) {
-        let is_empty = self.screen.input.as_ref().is_none_or(|input| input.editor.line.is_empty());
+        let is_empty = self.screen.input.editor.line.is_empty();
         let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
         let mut names = match confidant {
             Some(name) if is_empty => vec![name],
@@ -773,9 +766,7 @@ impl Client {
             _ => self.roster.by_speech(),
         };
         names.retain(|name| Some(*name) != self.name.as_deref());
-        if let Some(input) = &mut self.screen.input {
-            input.editor.complete(&names, step);
-        }
+        self.screen.input.editor.complete(&names, step);
     }
 
     /// Handles a typed line. Returns false if it should stay in the editor.
@@ -897,13 +888,13 @@ impl Client {
         let mut sentences = match &end {
             End::Unread => return Err(Vec::new()),
             End::Failed(reason) => vec![reason.clone()],
-            End::Left if self.is_troubled && self.screen.input.is_none() => {
+            End::Left if self.is_troubled && !self.screen.has_editor => {
                 vec![say(text::SOME_NOT_TAKEN, &[])]
             }
             End::Left => Vec::new(),
         };
         sentences.extend(self.unsent(end != End::Left));
-        let line = self.screen.input.as_ref().map_or("", |input| &input.editor.line);
+        let line = &self.screen.input.editor.line;
         if !line.is_empty() {
             sentences.push(say(text::NOT_SENT, &[line]));
         }
@@ -1485,8 +1476,9 @@ const POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where the conversation is shown.
 #[derive(Default)]
 struct Screen {
-    /// The line that is being typed, below everything else. `None` without the line editor.
-    input: Option<Input>,
+    /// The line that is being typed is shown below everything else, and edited with keys.
+    has_editor: bool,
+    input: Input,
     has_colours: bool,
     shows_time: bool,
     /// Lines that are shown are appended here too.
@@ -1523,7 +1515,7 @@ impl Screen {
     fn show_event(&mut self, style: &str, line: &str) {
         self.record(line);
         let mut line = self.painted(style, line);
-        if self.input.is_some() && self.shows_time {
+        if self.has_editor && self.shows_time {
             let now = terminal::local_time();
             let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
             line = format!("{time} {line}");
@@ -1533,28 +1525,28 @@ impl Screen {
 
     /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
     fn show_own(&mut self, style: &str, line: &str) {
-        match self.input {
-            Some(_) => self.show_event(style, line),
-            None => self.record(line),
+        match self.has_editor {
+            true => self.show_event(style, line),
+            false => self.record(line),
         }
     }
 
     fn print(&mut self, line: &str) {
-        match &self.input {
-            Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
-            None => self.pending += &format!("{line}\n"),
+        for line in line.lines() {
+            self.pending += &match self.has_editor {
+                true => wrap(line, self.input.columns),
+                false => format!("{line}\n"),
+            };
         }
     }
 
     /// Shows an error. Without the line editor it goes to standard error.
     fn complain(&mut self, sentence: &str) {
-        match self.input {
-            Some(_) => self.show(RED, sentence),
-            None => {
-                self.record(sentence);
-                self.errors += &complaint(sentence);
-            }
+        if self.has_editor {
+            return self.show(RED, sentence);
         }
+        self.record(sentence);
+        self.errors += &complaint(sentence);
     }
 
     /// Appends lines to the log, after the date and the time and without styles.
@@ -1574,7 +1566,7 @@ impl Screen {
     /// are no styles.
     fn painted(&self, style: &str, text: &str) -> String {
         let is_colour = style.len() > 1;
-        match self.input.is_some() && style != PLAIN && (self.has_colours || !is_colour) {
+        match self.has_editor && style != PLAIN && (self.has_colours || !is_colour) {
             true => format!("\x1b[{style}m{text}\x1b[0m"),
             false => text.to_owned(),
         }
@@ -1591,20 +1583,18 @@ impl Screen {
     /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
     /// rows above. The cursor's position shows which.
     fn resize(&mut self, columns: usize) {
-        let Some(input) = &mut self.input else { return };
-        input.columns = columns;
-        if width_of(&input.drawn) >= columns {
-            input.asked = Some(Instant::now() + POSITION_TIMEOUT);
+        self.input.columns = columns;
+        if width_of(&self.input.drawn) >= columns {
+            self.input.asked = Some(Instant::now() + POSITION_TIMEOUT);
             self.control = ASK_POSITION.to_owned();
         }
     }
 
     /// Handles the answer of the terminal: erases the rows into which it has folded the line.
     fn resized(&mut self, column: usize) {
-        let Some(input) = &mut self.input else { return };
-        if input.asked.take().is_some() {
-            let (rows, folded) = fold(&input.drawn, input.columns);
-            if rows > 0 && folded + 1 == column && column < input.columns {
+        if self.input.asked.take().is_some() {
+            let (rows, folded) = fold(&self.input.drawn, self.input.columns);
+            if rows > 0 && folded + 1 == column && column < self.input.columns {
                 self.control = format!("\x1b[{rows}A");
             }
         }
@@ -1614,14 +1604,12 @@ impl Screen {
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let _ = io::stderr().write_all(mem::take(&mut self.errors).as_bytes());
         let mut shown = mem::take(&mut self.control);
-        match &mut self.input {
-            Some(input) if input.asked.is_some() => {}
-            Some(input) => {
-                shown += ERASE;
-                shown += &mem::take(&mut self.pending);
-                shown += &input.draw(prompt);
-            }
-            None => shown = mem::take(&mut self.pending),
+        if !self.has_editor {
+            shown = mem::take(&mut self.pending);
+        } else if self.input.asked.is_none() {
+            shown += ERASE;
+            shown += &mem::take(&mut self.pending);
+            shown += &self.input.draw(prompt);
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
@@ -1989,19 +1977,19 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let is_at_terminal = !options.is_piped && io::stdout().is_terminal();
     // A terminal that understands no control sequences says so.
     let is_dumb = variable("TERM").is_none_or(|kind| kind == "dumb");
-    let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
+    let has_editor = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
         report(panic);
     }));
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
-    let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let shows_time = !options.no_times;
-    let screen = Screen { input, has_colours, shows_time, log, ..Screen::default() };
+    let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
+    screen.shows_time = !options.no_times;
+    screen.input.columns = if has_editor { terminal::columns() } else { 0 };
 
     let arrived = events.clone();
-    thread::spawn(move || read_input(io::stdin().lock(), is_raw, &keyboard, &events));
+    thread::spawn(move || read_input(io::stdin().lock(), has_editor, &keyboard, &events));
     let (host, port) = (options.host.clone(), options.port);
     let connect = move |attempt| {
         let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
@@ -2011,9 +1999,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         out
     };
     let mut client = Client::new(options, screen, Box::new(connect));
-    if is_raw {
-        client.offer = login_name(variable);
-    }
+    client.offer = if has_editor { login_name(variable) } else { None };
     let end = client.run(&happened, &typed);
     terminal::give_back();
     client.outcome(end)

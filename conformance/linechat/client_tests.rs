@@ -52,7 +52,8 @@ fn plain() -> Screen {
 
 /// A terminal with this many columns.
 fn terminal(columns: usize) -> Screen {
-    Screen { input: Some(Input { columns, ..Input::default() }), ..Screen::default() }
+    let input = Input { columns, ..Input::default() };
+    Screen { has_editor: true, input, ..Screen::default() }
 }
 
 fn type_in(client: &mut Client, keys: &str) {
@@ -60,7 +61,7 @@ fn type_in(client: &mut Client, keys: &str) {
 }
 
 fn line_being_typed(client: &Client) -> &str {
-    &client.screen.input.as_ref().unwrap().editor.line
+    &client.screen.input.editor.line
 }
 
 // Typed lines
@@ -582,18 +583,18 @@ fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
         let (mut client, _sent) = welcomed(terminal(80));
         type_in(&mut client, &"x".repeat(typed));
         let prompt = client.prompt();
-        client.screen.input.as_mut().unwrap().draw(&prompt);
+        client.screen.input.draw(&prompt);
         client.screen.resize(columns);
         assert_eq!(client.screen.control, ASK_POSITION);
         client.screen.control.clear();
         type_in(&mut client, &format!("\x1b[7;{answer}R"));
         let up = rows.map(|rows| format!("\x1b[{rows}A"));
         assert_eq!(client.screen.control, up.unwrap_or_default(), "{columns}, {answer}");
-        assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
+        assert_eq!(client.screen.input.asked, None);
     }
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, "half a line");
-    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.input.draw("> ");
     client.screen.resize(60);
     // The key F3 with Shift looks like an answer.
     type_in(&mut client, "\x1b[1;2R");
@@ -604,11 +605,11 @@ fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
 fn a_terminal_that_does_not_report_the_position_times_out() {
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, &"x".repeat(70));
-    client.screen.input.as_mut().unwrap().draw("> ");
+    client.screen.input.draw("> ");
     client.screen.resize(30);
     assert!(client.wake_up() <= Instant::now() + POSITION_TIMEOUT);
     client.time_passed(client.wake_up()).unwrap();
-    assert_eq!(client.screen.input.as_ref().unwrap().asked, None);
+    assert_eq!(client.screen.input.asked, None);
 }
 
 #[test]
@@ -622,7 +623,7 @@ fn clearing_the_screen_keeps_pending_lines() {
 
 #[test]
 fn a_wide_prompt_disappears_while_the_user_types() {
-    let Screen { input: Some(mut input), .. } = terminal(20) else { unreachable!() };
+    let mut input = terminal(20).input;
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
     assert!(!input.draw("connecting to host ").contains("connecting"));
@@ -1268,7 +1269,7 @@ fn the_log_holds_shown_lines_and_own_messages_without_styles() {
         Screen { log: log(), ..plain() },
     ];
     for screen in screens {
-        let is_piped = screen.input.is_none();
+        let is_piped = !screen.has_editor;
         let (mut client, _sent) = greeted(Some("ana"), screen);
         client.options.is_piped = is_piped;
         client.arrived("WELCOME ana 2").unwrap();
