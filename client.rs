@@ -61,8 +61,6 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 /// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
-/// A terminal sends the bytes of one key within this time; ESC alone is the key Esc.
-const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
 /// After BYE, the time in which input that follows `/quit` must come to be reported as unread.
 const UNREAD_TIME: Duration = Duration::from_millis(200);
 /// Seconds before each attempt to reconnect; the last one is repeated.
@@ -76,7 +74,6 @@ const CONFIRM_TIME: Duration = Duration::from_secs(2);
 
 // ---- The conversation --------------------------------------------------------------------------
 
-/// What the main thread waits for.
 enum Event {
     /// News of the connection that was attempted with this number.
     Server(usize, News),
@@ -92,7 +89,6 @@ enum News {
     Connected,
     /// A line from the server, printable.
     Line(String),
-    /// The connection failed or ended, for this reason.
     Lost(String),
 }
 
@@ -103,7 +99,6 @@ enum Stage {
     Connecting,
     /// Connected; HELLO has not come yet.
     Greeting,
-    /// The user must choose a name.
     Asking,
     Naming,
     Talking,
@@ -119,20 +114,16 @@ enum End {
     Failed(String),
 }
 
-/// The meaning of a typed line.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
     Nothing,
     Request(Request),
-    /// `/me` with this text.
-    Act(String),
     Help,
     Quit,
     /// The line is wrong, for this reason, which is about this word.
     Mistake(Text, String),
 }
 
-/// What a client with a name can ask of the server.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     Say(String),
@@ -156,7 +147,6 @@ struct Sent {
     since: Instant,
 }
 
-/// The people in the room, as far as they are known.
 #[derive(Default)]
 struct Roster {
     /// Names by their lower case, with which the server compares them.
@@ -171,9 +161,7 @@ struct Roster {
 
 /// What the client needs to return to a room that it has been in.
 struct Membership {
-    /// The time of the last WELCOME.
     since: Instant,
-    /// The time at which the connection was last lost.
     lost: Instant,
     /// Attempts to reconnect since a connection was last stable.
     attempts: usize,
@@ -362,7 +350,6 @@ impl Client {
         }
     }
 
-    /// Handles a connection that could not be made or has failed.
     fn connection_failed(&mut self, reason: &str) -> Result<(), End> {
         let text = match self.stage {
             Stage::Connecting => text::CANNOT_CONNECT,
@@ -376,15 +363,16 @@ impl Client {
     fn wake_up(&self) -> Instant {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        let screen = self.screen.input.deadline();
-        [slow, screen, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
+        [slow, self.screen.input.asked, self.due]
+            .into_iter()
+            .flatten()
+            .fold(self.heartbeat, Instant::min)
     }
 
-    /// Handles what is due now: a key, an attempt to reconnect, a PING, or a server that is too late.
+    /// Handles what is due now: an attempt to reconnect, a PING, or a server that is too late.
     fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        if let Some(key) = self.screen.input.time_out(now) {
-            self.press(key)?;
-        }
+        let asked = &mut self.screen.input.asked;
+        *asked = asked.filter(|&end| end > now);
         match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
             (_, None) => {}
             (Stage::Waiting, _) => {
@@ -406,7 +394,6 @@ impl Client {
         Ok(())
     }
 
-    /// The prompt before the line that is being typed.
     fn prompt(&self) -> String {
         if let Some(lines) = &self.screen.input.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
@@ -465,7 +452,6 @@ impl Client {
         Ok(())
     }
 
-    /// Shows an event that names somebody, and keeps the roster current.
     fn happened(&mut self, keyword: &str, name: &str, text: &str) {
         match keyword {
             "MSG" => self.said(name, text),
@@ -731,7 +717,6 @@ impl Client {
         Ok(())
     }
 
-    /// Handles the line in the editor. A line that cannot be sent stays there.
     fn enter_line(&mut self) -> Result<(), End> {
         let line = self.screen.input.editor.line.clone();
         let is_name = self.name.is_none();
@@ -771,7 +756,7 @@ impl Client {
 
     /// Handles a typed line. Returns false if it should stay in the editor.
     fn entered(&mut self, line: &str) -> Result<bool, End> {
-        let request = match parse(line, &self.roster) {
+        let request = match parse(line, self.name.as_deref().unwrap_or_default(), &self.roster) {
             Typed::Help => {
                 self.screen.show(PLAIN, &say(text::HELP, &[]));
                 return Ok(true);
@@ -786,10 +771,6 @@ impl Client {
             Typed::Mistake(text, word) => {
                 self.complain(text, &[&word, &word, &word]);
                 return Ok(true);
-            }
-            Typed::Act(text) => {
-                let name = self.name.as_deref().unwrap_or_default();
-                Request::Say(format!("* {name} {text}"))
             }
             Typed::Request(request) => request,
         };
@@ -837,7 +818,6 @@ impl Client {
 
     // What is sent
 
-    /// Sends what has been typed, as far as the stage allows.
     fn send_waiting(&mut self) -> Result<(), End> {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
             let Some(request) = self.waiting.pop_front() else { break };
@@ -928,7 +908,6 @@ impl Roster {
         self.speakers.truncate(MAX_SPEAKERS);
     }
 
-    /// The names in the order of the alphabet.
     fn sorted(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.names.values().map(String::as_str).collect();
         names.sort_by_cached_key(|name| plain_letters(name));
@@ -946,8 +925,7 @@ impl Roster {
     }
 }
 
-/// Returns what a typed line means in this room.
-fn parse(line: &str, roster: &Roster) -> Typed {
+fn parse(line: &str, our_name: &str, roster: &Roster) -> Typed {
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
     let (mark, rest) = match (start.strip_prefix('@'), start.strip_prefix('/')) {
@@ -967,9 +945,10 @@ fn parse(line: &str, roster: &Roster) -> Typed {
         "" => return Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
         _ if mark == '@' => None,
         "w" | "msg" if has_text => {
-            return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster);
+            let text = text.trim_start().trim_start_matches('@');
+            return parse(&format!("@{text}"), our_name, roster);
         }
-        "me" if has_text => return Typed::Act(text.to_owned()),
+        "me" if has_text => return say(&format!("* {our_name} {text}")),
         "list" | "names" | "who" | "w" | "lista" | "clientes" | "usuarios" | "usuários" => {
             Some(Typed::Request(Request::List))
         }
@@ -1020,7 +999,6 @@ fn is_part_of_name(character: char) -> bool {
     is_mark || is_foreign || character.is_ascii_alphanumeric()
 }
 
-/// Letters, digits, and the marks that are combined with them.
 fn is_part_of_word(character: char) -> bool {
     character.is_alphanumeric() || width(character) == 0
 }
@@ -1190,7 +1168,7 @@ impl Editor {
             return Some(key);
         }
         if self.paste.is_some() && key != Key::Enter {
-            if matches!(key, Key::Escape | Key::Interrupt) {
+            if key == Key::Interrupt {
                 self.paste = None;
             }
             return None;
@@ -1257,7 +1235,6 @@ impl Editor {
                 self.replace(search.line);
                 return None;
             }
-            Key::Escape => return None,
             key => return self.press(key),
         }
         // If no older line fits, the last one that was found stays.
@@ -1276,7 +1253,6 @@ impl Editor {
         self.line = line;
     }
 
-    /// The position to which a key moves the cursor.
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
         let is_gap = |character| !is_part_of_word(character);
@@ -1434,7 +1410,6 @@ impl Editor {
     }
 }
 
-/// Commands that Tab completes.
 const COMPLETED: [&str; 8] = ["list", "help", "quit", "msg", "me", "clientes", "ajuda", "sair"];
 
 /// Returns the words that complete `stem` after the text `head`: first those that begin exactly so,
@@ -1473,7 +1448,6 @@ const ASK_POSITION: &str = "\x1b[6n";
 /// A terminal that has not answered within this time does not answer.
 const POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where the conversation is shown.
 #[derive(Default)]
 struct Screen {
     /// The line that is being typed is shown below everything else, and edited with keys.
@@ -1481,13 +1455,11 @@ struct Screen {
     input: Input,
     has_colours: bool,
     shows_time: bool,
-    /// Lines that are shown are appended here too.
     log: Option<File>,
     /// Text for the next `flush`.
     pending: String,
     /// Control sequences that go before the pending text.
     control: String,
-    /// Lines for standard error.
     errors: String,
 }
 
@@ -1617,7 +1589,6 @@ impl Screen {
     }
 }
 
-/// The line on standard error for an error.
 fn complaint(sentence: &str) -> String {
     format!("linechat-client: {sentence}\n")
 }
@@ -1637,17 +1608,6 @@ impl Input {
         };
         self.drawn = format!("{prompt}{before}");
         format!("\x1b[?7l{}\x1b7{after}\x1b8\x1b[?7h", self.drawn)
-    }
-
-    /// When a key or the answer of the terminal is late.
-    fn deadline(&self) -> Option<Instant> {
-        self.asked.into_iter().chain(self.keys.deadline()).min()
-    }
-
-    /// Stops waiting for what is late. Returns the key Esc if that is what came.
-    fn time_out(&mut self, now: Instant) -> Option<Key> {
-        self.asked = self.asked.filter(|&deadline| deadline > now);
-        self.keys.time_out(now)
     }
 }
 
@@ -1705,7 +1665,6 @@ enum Key {
     Enter,
     Tab,
     ShiftTab,
-    Escape,
     Up,
     Down,
     Move(Place),
@@ -1772,11 +1731,8 @@ struct Keys {
     pending: Vec<u8>,
     /// The number of these bytes that were searched for the end of a paste.
     searched: usize,
-    /// The time at which bytes were last added.
-    since: Option<Instant>,
 }
 
-/// The marks that the terminal puts around pasted text.
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
 /// Bytes of the longest escape sequence; a longer one is dropped.
@@ -1785,7 +1741,6 @@ const MAX_SEQUENCE: usize = 16;
 impl Keys {
     fn add(&mut self, bytes: &[u8]) {
         self.pending.extend(bytes);
-        self.since = Some(Instant::now());
     }
 
     fn next(&mut self) -> Option<Key> {
@@ -1811,26 +1766,14 @@ impl Keys {
         Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
-    /// The time at which a lone ESC becomes the key Esc.
-    fn deadline(&self) -> Option<Instant> {
-        self.since.filter(|_| self.pending == b"\x1b").map(|since| since + ESCAPE_TIMEOUT)
-    }
-
-    /// Returns the key Esc if no bytes have followed ESC in time.
-    fn time_out(&mut self, now: Instant) -> Option<Key> {
-        self.deadline().filter(|&deadline| deadline <= now)?;
-        self.pending.clear();
-        Some(Key::Escape)
-    }
-
     /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
     fn first(bytes: &[u8]) -> Option<(Key, usize)> {
         let length = match bytes {
             [] => return None,
             [0x20..=0x7e | 0x80.., ..] => return Self::character(bytes),
             [0x1b, b'[' | b'O', ..] => Self::sequence(bytes)?,
-            // ESC before another sequence is the key Esc.
-            [0x1b, 0x1b, ..] => return Some((Key::Escape, 1)),
+            // The key Esc before another sequence.
+            [0x1b, 0x1b, ..] => 1,
             [0x1b, rest @ ..] => 1 + Self::first(rest)?.1,
             _ => 1,
         };
@@ -1882,7 +1825,6 @@ struct Options {
     name: Option<String>,
     language: Language,
     rings: bool,
-    /// Piped lines may be commands.
     has_commands: bool,
     log: Option<String>,
     no_colours: bool,
@@ -2117,7 +2059,6 @@ mod terminal {
         let _ = enter_raw_mode();
     }
 
-    /// The columns of the window.
     pub fn columns() -> usize {
         columns_of(&stty(&["size"]).unwrap_or_default())
     }
@@ -2142,7 +2083,6 @@ mod terminal {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// Runs stty(1) with these operands. Returns its output.
     fn stty(operands: &[&str]) -> io::Result<String> {
         let mut command = Command::new("stty");
         let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
@@ -2290,7 +2230,6 @@ fn explain(error: &io::Error) -> String {
     say(ours, &[])
 }
 
-/// All texts of the client.
 mod text {
     macro_rules! texts {
         ($($name:ident $english:literal $portuguese:literal)*) => {
@@ -2305,7 +2244,7 @@ mod text {
     UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
     NOT_CONNECTED_NOW "(not connected, attempt {}) > " "(sem conexão, tentativa {}) > "
     SEARCH "(search '{}') " "(busca '{}') "
-    PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
+    PASTE "Paste {} lines? Enter: yes, Ctrl-C: no " "Colar {} linhas? Enter: sim, Ctrl-C: não "
     WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
         "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
     WELCOME_BACK "Connected again, {}." "De volta ao chat, {}."
@@ -2444,7 +2383,6 @@ Opções:
 const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
 const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
-/// The columns of a text.
 fn width_of(text: &str) -> usize {
     with_widths(text).filter_map(|(_, width)| width).sum()
 }

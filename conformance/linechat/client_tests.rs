@@ -71,7 +71,7 @@ fn lines_are_text_private_messages_or_commands() {
     let mut roster = Roster::default();
     roster.add("Bob");
     roster.add("me");
-    let parse = |line: &str| parse(line, &roster);
+    let parse = |line: &str| parse(line, "ana", &roster);
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let whisper = |mark: char, to: &str, text: &str| {
         Typed::Request(Request::Whisper { mark, to: to.to_owned(), text: text.to_owned() })
@@ -104,7 +104,7 @@ fn lines_are_text_private_messages_or_commands() {
     assert_eq!(parse("/quit now"), mistake(text::TAKES_NOTHING, "quit"));
     assert_eq!(parse("/lits"), mistake(text::NO_SUCH_COMMAND, "lits"));
     // A member with that name does not receive it.
-    assert_eq!(parse("/me waves"), Typed::Act("waves".to_owned()));
+    assert_eq!(parse("/me waves"), say("* ana waves"));
     assert_eq!(parse("/me"), mistake(text::NOTHING_SAID, "/me"));
     assert_eq!(parse("/w bob hi"), whisper('@', "bob", "hi"));
     assert_eq!(parse("/msg"), mistake(text::NOTHING_SAID, "/msg"));
@@ -214,7 +214,7 @@ fn key_sequences_of_other_terminals_are_consumed_exactly() {
         ("\x1b[[Aa", vec![Unknown, a()]),
         ("\x1b[7$a", vec![Unknown, a()]),
         ("\x1b[Owa", vec![Move(Place::End), a()]),
-        ("\x1b\x1b[Da", vec![Escape, Move(Place::Left), a()]),
+        ("\x1b\x1b[Da", vec![Unknown, Move(Place::Left), a()]),
         ("\x1bOca\x1bOd", vec![Move(Place::WordRight), a(), Move(Place::WordLeft)]),
         ("\x1b[1;5D\x1b[1;3C", vec![Move(Place::WordLeft), Move(Place::WordRight)]),
         ("\x1bb\x1bf", vec![Move(Place::WordLeft), Move(Place::WordRight)]),
@@ -222,20 +222,6 @@ fn key_sequences_of_other_terminals_are_consumed_exactly() {
     ] {
         assert_eq!(keys(bytes.as_bytes()), expected, "{bytes:?}");
     }
-}
-
-#[test]
-fn escape_is_a_key_when_nothing_follows() {
-    let (mut keys, pressed) = (Keys::default(), Instant::now());
-    keys.add(b"\x1b");
-    assert_eq!(keys.next(), None);
-    let deadline = keys.deadline().unwrap();
-    assert!(deadline >= pressed + ESCAPE_TIMEOUT);
-    assert_eq!(keys.time_out(deadline - ESCAPE_TIMEOUT), None);
-    assert_eq!(keys.time_out(deadline), Some(Key::Escape));
-    keys.add(b"a");
-    assert_eq!(keys.next(), Some(Key::Character('a')));
-    assert_eq!(keys.deadline(), None);
 }
 
 #[test]
@@ -472,7 +458,7 @@ fn tab_on_an_empty_line_answers_the_last_private_message() {
 fn a_paste_of_several_lines_is_text_and_needs_a_yes() {
     let (mut client, sent) = welcomed(terminal(80));
     type_in(&mut client, "x\x1b[200~/quit\r@bob hi\n\n\x03/etc/passwd:root\x1b[201~");
-    assert_eq!(client.prompt(), "Paste 3 lines? Enter: yes, Esc: no ");
+    assert_eq!(client.prompt(), "Paste 3 lines? Enter: yes, Ctrl-C: no ");
     // Other keys neither send nor drop the paste.
     type_in(&mut client, "y\t\r");
     client.send_waiting().unwrap();
