@@ -65,7 +65,7 @@ const SLOW: Duration = Duration::from_secs(1);
 const UNREAD_TIME: Duration = Duration::from_millis(200);
 /// Seconds before each attempt to reconnect; the last one is repeated.
 const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
-/// A connection that holds for this long begins `RETRY_DELAYS` again when it is lost.
+/// A loss this long after the one before begins `RETRY_DELAYS` again.
 const STABLE: Duration = Duration::from_secs(60);
 /// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
 const GHOST: Duration = Duration::from_secs(120);
@@ -161,9 +161,9 @@ struct Roster {
 
 /// What the client needs to return to a room that it has been in.
 struct Membership {
-    since: Instant,
+    /// The time of the last loss, or of the first WELCOME.
     lost: Instant,
-    /// Attempts to reconnect since a connection was last stable.
+    /// Attempts to reconnect since `RETRY_DELAYS` began.
     attempts: usize,
 }
 
@@ -259,10 +259,7 @@ impl Client {
         }
         self.take_input(typed)?;
         // A server that never pauses must not keep the deadlines from being looked at.
-        match Instant::now() {
-            now if self.wake_up() <= now => self.time_passed(now),
-            _ => Ok(()),
-        }
+        self.time_passed(Instant::now())
     }
 
     fn handle(&mut self, event: Event) -> Result<(), End> {
@@ -290,9 +287,9 @@ impl Client {
     /// Gives the server time for the next thing that it was asked for.
     fn renew_due(&mut self) {
         let time = match self.stage {
+            Stage::Naming => Some(REPLY_TIMEOUT),
             _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
             Stage::Greeting | Stage::Leaving => Some(TIMEOUT),
-            Stage::Naming => Some(REPLY_TIMEOUT),
             _ => None,
         };
         self.due = time.map(|time| Instant::now() + time);
@@ -308,23 +305,19 @@ impl Client {
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
         let can_return = self.screen.has_editor && !self.options.no_reconnect && !self.is_leaving;
-        let is_new = self.stage == Stage::Talking;
-        let now = Instant::now();
-        let delay = match &mut self.membership {
-            Some(membership) if can_return => {
-                if is_new && now.saturating_duration_since(membership.since) >= STABLE {
-                    membership.attempts = 0;
-                }
-                if is_new {
-                    membership.lost = now;
-                }
-                let [.., longest] = RETRY_DELAYS;
-                let delay = RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
-                membership.attempts += 1;
-                Duration::from_secs(*delay)
-            }
-            _ => return Err(End::Failed(reason)),
+        let Some(membership) = self.membership.as_mut().filter(|_| can_return) else {
+            return Err(End::Failed(reason));
         };
+        let (is_new, now) = (self.stage == Stage::Talking, Instant::now());
+        if is_new {
+            let last = mem::replace(&mut membership.lost, now);
+            if now.saturating_duration_since(last) >= STABLE {
+                membership.attempts = 0;
+            }
+        }
+        let [.., longest] = RETRY_DELAYS;
+        let delay = *RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
+        membership.attempts += 1;
         if is_new {
             self.complain(text::LOST_FOR_NOW, &[&reason]);
             self.forget_requests();
@@ -334,7 +327,7 @@ impl Client {
         self.out = mpsc::sync_channel(0).0;
         self.roster.arriving = 0;
         self.stage = Stage::Waiting;
-        self.due = Some(now + delay);
+        self.due = Some(now + Duration::from_secs(delay));
         Ok(())
     }
 
@@ -551,11 +544,10 @@ impl Client {
         let first = self.unconfirmed.front_mut();
         let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
         match (refused, code) {
-            (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
-                self.complain(text::NO_SUCH_COMMAND, &[&to, &to]);
-            }
-            (Some(Request::Whisper { to, .. }), "no-such-user") => {
-                self.complain(text::NO_SUCH_USER, &[&to]);
+            (Some(Request::Whisper { mark, to, .. }), "no-such-user") => {
+                let is_command = mark == '/';
+                let text = if is_command { text::NO_SUCH_COMMAND } else { text::NO_SUCH_USER };
+                self.complain(text, &[&to, &to]);
             }
             _ => self.complain(["{}", "{}"], &[&explain_code(code, text)]),
         }
@@ -619,10 +611,8 @@ impl Client {
         self.name = Some(name.to_owned());
         self.is_troubled = false;
         self.roster.is_first = !self.options.is_piped;
-        let now = Instant::now();
         let text = if self.membership.is_some() { text::WELCOME_BACK } else { text::WELCOME };
-        let attempts = self.membership.as_ref().map_or(0, |membership| membership.attempts);
-        self.membership = Some(Membership { since: now, lost: now, attempts });
+        self.membership.get_or_insert(Membership { lost: Instant::now(), attempts: 0 });
         if self.screen.has_editor {
             self.screen.show(DIM, &say(text, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
@@ -674,7 +664,7 @@ impl Client {
 
     /// Handles a line of a pipe, or of a terminal without the line editor.
     fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let Ok(line) = str::from_utf8(bytes) else {
+        let Ok(line) = std::str::from_utf8(bytes) else {
             let line = printable(bytes.trim_ascii_end());
             self.complain(text::LINE_NOT_UTF8, &[&line]);
             return Ok(());
@@ -1793,7 +1783,7 @@ impl Keys {
             return Some((Key::Character(character), character.len_utf8()));
         }
         // The rest of the character may follow, or this is not UTF-8.
-        let is_cut = str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
+        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
         (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
     }
 
@@ -1811,7 +1801,7 @@ impl Keys {
 
     /// The cursor's position, `ESC [ row ; column R` (ECMA-48, CPR).
     fn position(sequence: &[u8]) -> Option<Key> {
-        let numbers = str::from_utf8(sequence).ok()?.strip_suffix('R')?;
+        let numbers = std::str::from_utf8(sequence).ok()?.strip_suffix('R')?;
         numbers.split_once(';')?.1.parse().ok().map(Key::Position)
     }
 }
@@ -2087,10 +2077,8 @@ mod terminal {
         let mut command = Command::new("stty");
         let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
         let output = command.output()?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-            false => Err(io::Error::other("stty failed")),
-        }
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(text).ok_or(io::ErrorKind::Other.into())
     }
 
     /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. Signals have the same numbers on Linux

@@ -1011,7 +1011,7 @@ fn an_unstable_connection_does_not_reset_the_back_off() {
     let (mut client, _connections) = member();
     for (expected, is_stable) in [(0, false), (1, false), (2, false), (0, true), (1, false)] {
         if is_stable {
-            client.membership.as_mut().unwrap().since -= STABLE;
+            client.membership.as_mut().unwrap().lost -= STABLE;
         }
         news(&mut client, News::Lost("gone".to_owned())).unwrap();
         assert_eq!(delay(&client), expected);
