@@ -339,7 +339,7 @@ impl Client {
         let sent = mem::take(&mut self.unconfirmed).into_iter().map(|sent| sent.request);
         let requests = sent.chain(mem::take(&mut self.waiting));
         for line in requests.filter_map(|request| request.text()) {
-            self.screen.input.editor.remember(&line);
+            self.screen.editor.remember(&line);
         }
     }
 
@@ -356,15 +356,12 @@ impl Client {
     fn wake_up(&self) -> Instant {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        [slow, self.screen.input.asked, self.due]
-            .into_iter()
-            .flatten()
-            .fold(self.heartbeat, Instant::min)
+        [slow, self.screen.asked, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
     }
 
     /// Handles what is due now: an attempt to reconnect, a PING, or a server that is too late.
     fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        let asked = &mut self.screen.input.asked;
+        let asked = &mut self.screen.asked;
         *asked = asked.filter(|&end| end > now);
         match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
             (_, None) => {}
@@ -388,10 +385,10 @@ impl Client {
     }
 
     fn prompt(&self) -> String {
-        if let Some(lines) = &self.screen.input.editor.paste {
+        if let Some(lines) = &self.screen.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
-        if let Some(search) = &self.screen.input.editor.search {
+        if let Some(search) = &self.screen.editor.search {
             return say(text::SEARCH, &[&search.pattern]);
         }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
@@ -499,7 +496,7 @@ impl Client {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
             let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
             let width = width_of(&line) + width_of(&roster) + TIME;
-            let fits = !self.screen.has_editor || width <= self.screen.input.columns;
+            let fits = !self.screen.has_editor || width <= self.screen.columns;
             let headcount = say(text::HEADCOUNT, &[count]);
             line += if is_known && fits { &roster } else { &headcount };
         }
@@ -599,7 +596,7 @@ impl Client {
         if self.options.name.is_some() && !self.screen.has_editor {
             return Err(failed(text::NAME_REFUSED, &[&name, reason]));
         }
-        self.screen.input.editor.remember(&name);
+        self.screen.editor.remember(&name);
         self.name = None;
         self.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
@@ -655,8 +652,8 @@ impl Client {
         if bytes.is_empty() {
             return self.leave();
         }
-        self.screen.input.keys.add(bytes);
-        while let Some(key) = self.screen.input.keys.next() {
+        self.screen.keys.add(bytes);
+        while let Some(key) = self.screen.keys.next() {
             self.press(key)?;
         }
         Ok(())
@@ -685,7 +682,7 @@ impl Client {
     }
 
     fn press(&mut self, key: Key) -> Result<(), End> {
-        let editor = &mut self.screen.input.editor;
+        let editor = &mut self.screen.editor;
         match editor.press(key) {
             Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
             Some(Key::Interrupt) => self.interrupt()?,
@@ -708,12 +705,12 @@ impl Client {
     }
 
     fn enter_line(&mut self) -> Result<(), End> {
-        let line = self.screen.input.editor.line.clone();
+        let line = self.screen.editor.line.clone();
         let is_name = self.name.is_none();
         if self.entered(&line)? {
-            self.screen.input.editor.enter();
+            self.screen.editor.enter();
             if !line.is_empty() && !is_name {
-                self.screen.input.editor.remember(&line);
+                self.screen.editor.remember(&line);
             }
         }
         Ok(())
@@ -733,7 +730,7 @@ impl Client {
     /// Completes a command or a name, the latest speaker's first; on an empty line, answers the last
     /// private message.
     fn complete(&mut self, step: isize) {
-        let is_empty = self.screen.input.editor.line.is_empty();
+        let is_empty = self.screen.editor.line.is_empty();
         let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
         let mut names = match confidant {
             Some(name) if is_empty => vec![name],
@@ -741,7 +738,7 @@ impl Client {
             _ => self.roster.by_speech(),
         };
         names.retain(|name| Some(*name) != self.name.as_deref());
-        self.screen.input.editor.complete(&names, step);
+        self.screen.editor.complete(&names, step);
     }
 
     /// Handles a typed line. Returns false if it should stay in the editor.
@@ -751,11 +748,7 @@ impl Client {
                 self.screen.show(PLAIN, &say(text::HELP, &[]));
                 return Ok(true);
             }
-            Typed::Quit => {
-                // A person who leaves has seen what was refused; a script that ends has not.
-                self.is_troubled &= self.options.is_piped;
-                return self.leave().map(|()| true);
-            }
+            Typed::Quit => return self.leave().map(|()| true),
             _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
             Typed::Nothing => return Ok(true),
             Typed::Mistake(text, word) => {
@@ -858,13 +851,14 @@ impl Client {
         let mut sentences = match &end {
             End::Unread => return Err(Vec::new()),
             End::Failed(reason) => vec![reason.clone()],
-            End::Left if self.is_troubled && !self.screen.has_editor => {
+            // A person has seen what was refused; a script has not.
+            End::Left if self.is_troubled && self.options.is_piped => {
                 vec![say(text::SOME_NOT_TAKEN, &[])]
             }
             End::Left => Vec::new(),
         };
         sentences.extend(self.unsent(end != End::Left));
-        let line = &self.screen.input.editor.line;
+        let line = &self.screen.editor.line;
         if !line.is_empty() {
             sentences.push(say(text::NOT_SENT, &[line]));
         }
@@ -1138,8 +1132,8 @@ struct Editor {
 struct Completion {
     line: String,
     cursor: usize,
-    /// The number of the candidate that is shown. `None` before the first.
-    shown: Option<isize>,
+    /// The number of the candidate that is shown.
+    shown: isize,
 }
 
 /// A search of the history, which Ctrl-R begins.
@@ -1334,13 +1328,13 @@ impl Editor {
         if self.line.is_empty() && !names.is_empty() {
             self.insert("@");
         }
-        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown: None };
+        let shown = if step > 0 { -1 } else { 0 };
+        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown };
         let Completion { line, cursor, shown } = self.completion.take().unwrap_or(first);
         let (before, rest) = line.split_at_checked(cursor).unwrap_or_default();
         let (head, stem) = before.split_at(before.trim_end_matches(is_part_of_name).len());
         let candidates = candidates(head, stem, names);
-        let from = shown.unwrap_or(if step > 0 { -1 } else { 0 });
-        let shown = (from + step).rem_euclid(candidates.len().max(1) as isize);
+        let shown = (shown + step).rem_euclid(candidates.len().max(1) as isize);
         let Some(name) = candidates.get(shown as usize) else { return };
         let (gap, rest) = match head {
             "" => (": ", rest.trim_start()),
@@ -1349,7 +1343,7 @@ impl Editor {
         };
         let completed = format!("{head}{name}{gap}");
         (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
-        self.completion = Some(Completion { line, cursor, shown: Some(shown) });
+        self.completion = Some(Completion { line, cursor, shown });
     }
 
     fn left_of(&self, at: usize) -> usize {
@@ -1442,7 +1436,13 @@ const POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 struct Screen {
     /// The line that is being typed is shown below everything else, and edited with keys.
     has_editor: bool,
-    input: Input,
+    editor: Editor,
+    keys: Keys,
+    columns: usize,
+    /// The text that stands before the cursor on the screen.
+    drawn: String,
+    /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
+    asked: Option<Instant>,
     has_colours: bool,
     shows_time: bool,
     log: Option<File>,
@@ -1451,17 +1451,6 @@ struct Screen {
     /// Control sequences that go before the pending text.
     control: String,
     errors: String,
-}
-
-#[derive(Default)]
-struct Input {
-    editor: Editor,
-    keys: Keys,
-    columns: usize,
-    /// The text that stands before the cursor on the screen.
-    drawn: String,
-    /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
-    asked: Option<Instant>,
 }
 
 impl Screen {
@@ -1496,7 +1485,7 @@ impl Screen {
     fn print(&mut self, line: &str) {
         for line in line.lines() {
             self.pending += &match self.has_editor {
-                true => wrap(line, self.input.columns),
+                true => wrap(line, self.columns),
                 false => format!("{line}\n"),
             };
         }
@@ -1545,18 +1534,18 @@ impl Screen {
     /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
     /// rows above. The cursor's position shows which.
     fn resize(&mut self, columns: usize) {
-        self.input.columns = columns;
-        if width_of(&self.input.drawn) >= columns {
-            self.input.asked = Some(Instant::now() + POSITION_TIMEOUT);
+        self.columns = columns;
+        if width_of(&self.drawn) >= columns {
+            self.asked = Some(Instant::now() + POSITION_TIMEOUT);
             self.control = ASK_POSITION.to_owned();
         }
     }
 
     /// Handles the answer of the terminal: erases the rows into which it has folded the line.
     fn resized(&mut self, column: usize) {
-        if self.input.asked.take().is_some() {
-            let (rows, folded) = fold(&self.input.drawn, self.input.columns);
-            if rows > 0 && folded + 1 == column && column < self.input.columns {
+        if self.asked.take().is_some() {
+            let (rows, folded) = fold(&self.drawn, self.columns);
+            if rows > 0 && folded + 1 == column && column < self.columns {
                 self.control = format!("\x1b[{rows}A");
             }
         }
@@ -1568,22 +1557,15 @@ impl Screen {
         let mut shown = mem::take(&mut self.control);
         if !self.has_editor {
             shown = mem::take(&mut self.pending);
-        } else if self.input.asked.is_none() {
+        } else if self.asked.is_none() {
             shown += ERASE;
             shown += &mem::take(&mut self.pending);
-            shown += &self.input.draw(prompt);
+            shown += &self.draw(prompt);
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
         out.flush()
     }
-}
-
-fn complaint(sentence: &str) -> String {
-    format!("linechat-client: {sentence}\n")
-}
-
-impl Input {
     /// Returns the prompt and the line. The text before the cursor is printed, the cursor saved, the
     /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`), so the cursor is right even if the
     /// terminal gives a character another width than `width` does. Meanwhile nothing wraps. A prompt
@@ -1599,6 +1581,10 @@ impl Input {
         self.drawn = format!("{prompt}{before}");
         format!("\x1b[?7l{}\x1b7{after}\x1b8\x1b[?7h", self.drawn)
     }
+}
+
+fn complaint(sentence: &str) -> String {
+    format!("linechat-client: {sentence}\n")
 }
 
 /// Returns the row and the column in which the cursor stands after a text that the terminal has
@@ -1918,7 +1904,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
     screen.shows_time = !options.no_times;
-    screen.input.columns = if has_editor { terminal::columns() } else { 0 };
+    screen.columns = if has_editor { terminal::columns() } else { 0 };
 
     let arrived = events.clone();
     thread::spawn(move || read_input(io::stdin().lock(), has_editor, &keyboard, &events));
@@ -2389,7 +2375,7 @@ fn with_widths(text: &str) -> impl Iterator<Item = (char, Option<usize>)> + '_ {
 /// The columns that a terminal gives to a character: none to accents and other marks, two to the
 /// scripts of East Asia and to emoji (Unicode 15, UAX #11). Whole blocks of symbols count as wide,
 /// because a row that ends early does less harm than a row that the terminal breaks. The cursor is
-/// right in any case (see `Input::draw`).
+/// right in any case (see `Screen::draw`).
 fn width(character: char) -> usize {
     match u32::from(character) {
         0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x610..=0x61a | 0x64b..=0x65f => 0,

@@ -52,8 +52,7 @@ fn plain() -> Screen {
 
 /// A terminal with this many columns.
 fn terminal(columns: usize) -> Screen {
-    let input = Input { columns, ..Input::default() };
-    Screen { has_editor: true, input, ..Screen::default() }
+    Screen { has_editor: true, columns, ..Screen::default() }
 }
 
 fn type_in(client: &mut Client, keys: &str) {
@@ -61,7 +60,7 @@ fn type_in(client: &mut Client, keys: &str) {
 }
 
 fn line_being_typed(client: &Client) -> &str {
-    &client.screen.input.editor.line
+    &client.screen.editor.line
 }
 
 // Typed lines
@@ -569,18 +568,18 @@ fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
         let (mut client, _sent) = welcomed(terminal(80));
         type_in(&mut client, &"x".repeat(typed));
         let prompt = client.prompt();
-        client.screen.input.draw(&prompt);
+        client.screen.draw(&prompt);
         client.screen.resize(columns);
         assert_eq!(client.screen.control, ASK_POSITION);
         client.screen.control.clear();
         type_in(&mut client, &format!("\x1b[7;{answer}R"));
         let up = rows.map(|rows| format!("\x1b[{rows}A"));
         assert_eq!(client.screen.control, up.unwrap_or_default(), "{columns}, {answer}");
-        assert_eq!(client.screen.input.asked, None);
+        assert_eq!(client.screen.asked, None);
     }
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, "half a line");
-    client.screen.input.draw("> ");
+    client.screen.draw("> ");
     client.screen.resize(60);
     // The key F3 with Shift looks like an answer.
     type_in(&mut client, "\x1b[1;2R");
@@ -591,11 +590,11 @@ fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
 fn a_terminal_that_does_not_report_the_position_times_out() {
     let (mut client, _sent) = welcomed(terminal(80));
     type_in(&mut client, &"x".repeat(70));
-    client.screen.input.draw("> ");
+    client.screen.draw("> ");
     client.screen.resize(30);
     assert!(client.wake_up() <= Instant::now() + POSITION_TIMEOUT);
     client.time_passed(client.wake_up()).unwrap();
-    assert_eq!(client.screen.input.asked, None);
+    assert_eq!(client.screen.asked, None);
 }
 
 #[test]
@@ -609,7 +608,7 @@ fn clearing_the_screen_keeps_pending_lines() {
 
 #[test]
 fn a_wide_prompt_disappears_while_the_user_types() {
-    let mut input = terminal(20).input;
+    let mut input = terminal(20);
     assert!(input.draw("connecting to host ").contains("connecting to host "));
     input.editor.insert("hi");
     assert!(!input.draw("connecting to host ").contains("connecting"));
