@@ -1090,10 +1090,9 @@ fn read_input(
             true => input.fill_buf().map(|keys| bytes.extend(keys)),
             false => input.read_until(b'\n', &mut bytes).map(drop),
         };
-        match result {
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // A terminal that is gone gives an error, too.
-            _ => {}
+        // Another error means that the terminal is gone.
+        if result.is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            continue;
         }
         let is_end = if is_raw { bytes.is_empty() } else { !bytes.ends_with(b"\n") };
         if is_raw {
@@ -1164,11 +1163,11 @@ impl Editor {
             self.completion = None;
         }
         let before = (self.line.clone(), self.cursor);
+        let last = self.last_key.replace(key.clone());
         if key == Key::Undo {
             (self.line, self.cursor) = self.undo.pop().unwrap_or(before);
             return None;
         }
-        let last = self.last_key.replace(key.clone());
         // The characters of a word are undone together.
         let is_in_word = |key: &Key| matches!(key, Key::Character(c) if *c != ' ');
         let is_more = is_in_word(&key) && last.as_ref().is_some_and(is_in_word);
@@ -1454,24 +1453,18 @@ struct Screen {
 }
 
 impl Screen {
-    /// Shows a line, in as many rows as it takes. Only the first row begins at the left edge, where
-    /// the name of the speaker is.
     fn show(&mut self, style: &str, line: &str) {
-        self.record(line);
-        let line = self.painted(style, line);
-        self.print(&line);
+        self.print("", style, line);
     }
 
     /// Shows what somebody said or did, with the time.
     fn show_event(&mut self, style: &str, line: &str) {
-        self.record(line);
-        let mut line = self.painted(style, line);
-        if self.has_editor && self.shows_time {
-            let now = terminal::local_time();
-            let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
-            line = format!("{time} {line}");
+        if !self.has_editor || !self.shows_time {
+            return self.show(style, line);
         }
-        self.print(&line);
+        let now = terminal::local_time();
+        let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
+        self.print(&(time + " "), style, line);
     }
 
     /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
@@ -1482,8 +1475,11 @@ impl Screen {
         }
     }
 
-    fn print(&mut self, line: &str) {
-        for line in line.lines() {
+    /// Shows a line, in as many rows as it takes. Only the first row begins at the left edge, where
+    /// the name of the speaker is.
+    fn print(&mut self, time: &str, style: &str, line: &str) {
+        self.record(line);
+        for line in format!("{time}{}", self.painted(style, line)).lines() {
             self.pending += &match self.has_editor {
                 true => wrap(line, self.columns),
                 false => format!("{line}\n"),

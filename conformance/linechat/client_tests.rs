@@ -301,6 +301,7 @@ fn the_line_is_edited_as_in_a_shell() {
         ("one two\x1f\x1f\x1f\x1f", "|"),
         ("one two\x17\x17\x1f", "one |"),
         ("one\x03\x1f", "one|"),
+        ("ab\x1fc\x1f", "|"),
         // Accents, skin tones, joined emoji and flags are one character.
         ("ae\u{301}\x7f", "a|"),
         ("a👍🏽\x1b[D", "a|👍🏽"),
