@@ -727,8 +727,7 @@ impl Client {
         Ok(())
     }
 
-    /// Completes a command or a name, the latest speaker's first; on an empty line, answers the last
-    /// private message.
+    /// Completes a word, or on an empty line answers the last private message.
     fn complete(&mut self, step: isize) {
         let is_empty = self.screen.editor.line.is_empty();
         let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
@@ -975,8 +974,7 @@ impl Request {
     }
 }
 
-/// Returns true if a name can hold this character, as far as the client needs to know
-/// (PROTOCOL.md, "Names").
+/// Returns true if a name can perhaps hold this character (PROTOCOL.md, "Names").
 fn is_part_of_name(character: char) -> bool {
     let is_mark = matches!(character, '_' | '-' | '.');
     let is_foreign = !character.is_ascii() && !character.is_whitespace();
@@ -1106,8 +1104,7 @@ fn read_input(
 
 // ---- The editor --------------------------------------------------------------------------------
 
-/// The line that is being typed: keys in, a row of the screen out. It knows neither terminal nor
-/// socket.
+/// The line that is being typed: keys in, a row of the screen out.
 #[derive(Default)]
 struct Editor {
     line: String,
@@ -1925,13 +1922,12 @@ fn variable(name: &str) -> Option<String> {
 
 /// The login name, if it looks like a name for the room.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
+    let name = ["LOGNAME", "USER"].into_iter().find_map(variable)?;
     let begins_well = name.starts_with(|c: char| !c.is_ascii_punctuation());
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
-/// Returns the first of the variables for the language of messages that is set (locale(7)); an empty
-/// one is not set.
+/// The locale of messages: the first of these variables that is set (locale(7)).
 fn locale(variable: impl Fn(&str) -> Option<String>) -> String {
     ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
