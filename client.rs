@@ -79,8 +79,7 @@ enum Event {
     Server(usize, News),
     /// Something was typed; the bytes wait in a channel of their own.
     Typed,
-    /// The window has another size, or shows something else. The console of Windows does not tell.
-    #[cfg_attr(windows, expect(dead_code))]
+    /// The window has another size, or shows something else.
     Redraw,
 }
 
@@ -2110,29 +2109,78 @@ mod terminal {
     }
 }
 
-/// On Windows, where the console edits the line itself and nothing is taken over.
+/// On Windows. A console in the right mode understands the same control sequences, and sends them for
+/// its keys (SetConsoleMode, GetConsoleScreenBufferInfo; <consoleapi.h>, <wincon.h>).
 #[cfg(windows)]
 #[allow(unsafe_code)]
 mod terminal {
     use super::Event;
-    use std::io;
-    use std::sync::mpsc::SyncSender;
+    use std::io::{self, Write};
+    use std::os::windows::io::{AsRawHandle, RawHandle};
+    use std::sync::{mpsc::SyncSender, OnceLock};
+    use std::{mem, thread, time::Duration};
 
     #[link(name = "kernel32")]
     extern "system" {
+        fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
+        fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
+        fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
         fn GetLocalTime(time: *mut [u16; 8]);
     }
 
-    pub fn take_over(_: SyncSender<Event>) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
+    const COOKED: u32 = 0x1 | 0x2 | 0x4;
+    /// ENABLE_VIRTUAL_TERMINAL_INPUT: keys come as control sequences.
+    const SENDS_SEQUENCES: u32 = 0x200;
+    /// ENABLE_PROCESSED_OUTPUT and ENABLE_VIRTUAL_TERMINAL_PROCESSING.
+    const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
+
+    /// The modes of input and output that `give_back` restores.
+    static MODES: OnceLock<(u32, u32)> = OnceLock::new();
+
+    /// Takes the console over until `give_back`. Sends an event when the window has another size.
+    pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
+        let (input, output) = (io::stdin().as_raw_handle(), io::stdout().as_raw_handle());
+        let keys = change_mode(input, |mode| mode & !COOKED | SENDS_SEQUENCES)?;
+        let screen = change_mode(output, |mode| mode | OBEYS_SEQUENCES)
+            .inspect_err(|_| drop(change_mode(input, |_| keys)))?;
+        let _ = MODES.set((keys, screen));
+        thread::spawn(move || {
+            let mut last = columns();
+            // Windows has no signal for another width.
+            loop {
+                thread::sleep(Duration::from_millis(250));
+                if mem::replace(&mut last, columns()) != last {
+                    let _ = events.send(Event::Redraw);
+                }
+            }
+        });
+        Ok(())
     }
 
-    pub fn give_back() {}
+    /// Restores the console's modes and erases the input line.
+    pub fn give_back() {
+        if let Some((keys, screen)) = MODES.get() {
+            let mut out = io::stdout();
+            let _ = out.write_all(b"\r\x1b[J\x1b[?7h").and_then(|()| out.flush());
+            let _ = change_mode(io::stdin().as_raw_handle(), |_| *keys);
+            let _ = change_mode(out.as_raw_handle(), |_| *screen);
+        }
+    }
 
+    /// Windows does not suspend programs.
     pub fn suspend() {}
 
+    /// The columns of the window.
     pub fn columns() -> usize {
-        80
+        let output = io::stdout().as_raw_handle();
+        // `CONSOLE_SCREEN_BUFFER_INFO`: the sixth to eighth numbers are the window's left, top, right.
+        let mut info = [0; 11];
+        // SAFETY: `info` is as long as the structure that the call fills, and outlives it.
+        let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
+        let [_, _, _, _, _, left, _, right, ..] = info;
+        let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
+        columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
     }
 
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
@@ -2143,6 +2191,16 @@ mod terminal {
         unsafe { GetLocalTime(&mut time) };
         let [year, month, _, day, hour, minute, second, _] = time;
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+    }
+
+    /// Changes a console's mode. Returns the old mode.
+    fn change_mode(console: RawHandle, change: impl Fn(u32) -> u32) -> io::Result<u32> {
+        let mut mode = 0;
+        // SAFETY: `mode` outlives the call that fills it; the handle is the process's own.
+        let is_changed = unsafe {
+            GetConsoleMode(console, &mut mode) != 0 && SetConsoleMode(console, change(mode)) != 0
+        };
+        is_changed.then_some(mode).ok_or_else(io::Error::last_os_error)
     }
 }
 
