@@ -53,20 +53,19 @@ const MAX_QUEUED: usize = 2 * MAX_UNCONFIRMED;
 const MAX_EVENTS: usize = 256;
 /// If the server is silent for this long, the client sends a PING.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for the server to accept the connection at one of its addresses, to say HELLO, to say BYE,
-/// or to say anything at all after that PING.
+/// Time for the server to accept the connection at one of its addresses, to say HELLO, or to say BYE.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the server to answer NAME, or to confirm the next request, whatever else it sends.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A line that is unconfirmed for this long is counted in the prompt.
+/// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
-/// A terminal sends the bytes of one key within this time; ESC alone is the key Esc.
-const ESCAPE_TIMEOUT: Duration = Duration::from_millis(100);
+/// After BYE, the time in which input that follows `/quit` must come to be reported as unread.
+const UNREAD_TIME: Duration = Duration::from_millis(200);
 /// Seconds before each attempt to reconnect; the last one is repeated.
 const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
-/// A connection that holds for this long begins `RETRY_DELAYS` again when it is lost.
+/// A loss this long after the one before begins `RETRY_DELAYS` again.
 const STABLE: Duration = Duration::from_secs(60);
 /// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
 const GHOST: Duration = Duration::from_secs(120);
@@ -75,7 +74,6 @@ const CONFIRM_TIME: Duration = Duration::from_secs(2);
 
 // ---- The conversation --------------------------------------------------------------------------
 
-/// What the main thread waits for.
 enum Event {
     /// News of the connection that was attempted with this number.
     Server(usize, News),
@@ -90,7 +88,6 @@ enum News {
     Connected,
     /// A line from the server, printable.
     Line(String),
-    /// The connection failed or ended, for this reason.
     Lost(String),
 }
 
@@ -101,7 +98,6 @@ enum Stage {
     Connecting,
     /// Connected; HELLO has not come yet.
     Greeting,
-    /// The user must choose a name.
     Asking,
     Naming,
     Talking,
@@ -117,20 +113,16 @@ enum End {
     Failed(String),
 }
 
-/// The meaning of a typed line.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
     Nothing,
     Request(Request),
-    /// `/me` with this text.
-    Act(String),
     Help,
     Quit,
     /// The line is wrong, for this reason, which is about this word.
     Mistake(Text, String),
 }
 
-/// What a client with a name can ask of the server.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     Say(String),
@@ -144,7 +136,6 @@ enum Request {
     /// LIST for the completion of names; the answer is not shown.
     Roster,
     Heartbeat,
-    Quit,
 }
 
 /// A request that the server has not confirmed. A PING follows each request, and its PONG confirms
@@ -155,12 +146,11 @@ struct Sent {
     since: Instant,
 }
 
-/// The people in the room, as far as they are known.
 #[derive(Default)]
 struct Roster {
     /// Names by their lower case, with which the server compares them.
     names: HashMap<String, String>,
-    /// Lower-case names of the latest speakers; the last one spoke last.
+    /// Lower-case names of the latest speakers; the first one spoke last.
     speakers: Vec<String>,
     /// Names that have come of a list which goes on in further lines; 0 between lists.
     arriving: usize,
@@ -170,11 +160,9 @@ struct Roster {
 
 /// What the client needs to return to a room that it has been in.
 struct Membership {
-    /// The time of the last WELCOME.
-    since: Instant,
-    /// The time at which the connection was last lost.
+    /// The time of the last loss, or of the first WELCOME.
     lost: Instant,
-    /// Attempts to reconnect since a connection was last stable.
+    /// Attempts to reconnect since `RETRY_DELAYS` began.
     attempts: usize,
 }
 
@@ -196,27 +184,25 @@ struct Client {
     name: Option<String>,
     /// The name that Enter alone gives.
     offer: Option<String>,
-    /// Requests that were typed and not sent yet. A Quit is always the last.
+    /// Requests that were typed and not sent yet.
     waiting: VecDeque<Request>,
+    /// QUIT is sent after these.
+    is_leaving: bool,
     unconfirmed: VecDeque<Sent>,
     /// The number of requests that were sent, which is the token of the last PING.
     requests: usize,
     /// A line was refused; the exit status tells a script so.
     is_troubled: bool,
-    /// The user was told that the terminal does not send UTF-8.
-    is_warned: bool,
     roster: Roster,
     /// The sender of the last private message.
     confidant: Option<String>,
-    /// When the server has been silent for too long.
-    deadline: Instant,
+    /// When a PING is sent, if nothing is unconfirmed.
+    heartbeat: Instant,
     /// When the server must have done the next thing that it was asked for, whatever else it sends;
     /// in `Stage::Waiting`, the time of the next attempt. `None` if nothing was asked.
     due: Option<Instant>,
     /// When Ctrl-C was last pressed on an empty line.
     interrupted: Option<Instant>,
-    /// Input without a line editor that was not handled yet.
-    unread: Vec<u8>,
 }
 
 impl Client {
@@ -232,16 +218,15 @@ impl Client {
             membership: None,
             offer: None,
             waiting: VecDeque::new(),
+            is_leaving: false,
             unconfirmed: VecDeque::new(),
             requests: 0,
             is_troubled: false,
-            is_warned: false,
             roster: Roster::default(),
             confidant: None,
-            deadline: Instant::now() + TIMEOUT,
+            heartbeat: Instant::now() + SILENCE,
             due: None,
             interrupted: None,
-            unread: Vec::new(),
         }
     }
 
@@ -273,10 +258,7 @@ impl Client {
         }
         self.take_input(typed)?;
         // A server that never pauses must not keep the deadlines from being looked at.
-        match Instant::now() {
-            now if self.wake_up() <= now => self.time_passed(now),
-            _ => Ok(()),
-        }
+        self.time_passed(Instant::now())
     }
 
     fn handle(&mut self, event: Event) -> Result<(), End> {
@@ -284,7 +266,7 @@ impl Client {
             Event::Server(attempt, _) if attempt != self.attempt => {}
             Event::Server(_, News::Connected) => self.enter(Stage::Greeting),
             Event::Server(_, News::Line(line)) => {
-                self.renew_deadline();
+                self.heartbeat = Instant::now() + SILENCE;
                 self.arrived(&line)?;
             }
             Event::Server(_, News::Lost(reason)) => self.connection_failed(&reason)?,
@@ -298,21 +280,15 @@ impl Client {
 
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
-        self.renew_deadline();
         self.renew_due();
-    }
-
-    fn renew_deadline(&mut self) {
-        let is_short = matches!(self.stage, Stage::Greeting | Stage::Leaving);
-        self.deadline = Instant::now() + if is_short { TIMEOUT } else { SILENCE };
     }
 
     /// Gives the server time for the next thing that it was asked for.
     fn renew_due(&mut self) {
         let time = match self.stage {
-            _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
-            Stage::Leaving => Some(TIMEOUT),
             Stage::Naming => Some(REPLY_TIMEOUT),
+            _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
+            Stage::Greeting | Stage::Leaving => Some(TIMEOUT),
             _ => None,
         };
         self.due = time.map(|time| Instant::now() + time);
@@ -327,25 +303,20 @@ impl Client {
     /// terminal a client that has been in the room schedules the next attempt; otherwise the loss
     /// is the end.
     fn lost(&mut self, reason: String) -> Result<(), End> {
-        let is_at_terminal = self.screen.input.is_some();
-        let can_return = !self.options.no_reconnect && is_at_terminal && !self.is_leaving();
-        let is_new = self.stage == Stage::Talking;
-        let now = Instant::now();
-        let delay = match &mut self.membership {
-            Some(membership) if can_return => {
-                if is_new && now.saturating_duration_since(membership.since) >= STABLE {
-                    membership.attempts = 0;
-                }
-                if is_new {
-                    membership.lost = now;
-                }
-                let [.., longest] = RETRY_DELAYS;
-                let delay = RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
-                membership.attempts += 1;
-                Duration::from_secs(*delay)
-            }
-            _ => return Err(End::Failed(reason)),
+        let can_return = self.screen.has_editor && !self.options.no_reconnect && !self.is_leaving;
+        let Some(membership) = self.membership.as_mut().filter(|_| can_return) else {
+            return Err(End::Failed(reason));
         };
+        let (is_new, now) = (self.stage == Stage::Talking, Instant::now());
+        if is_new {
+            let last = mem::replace(&mut membership.lost, now);
+            if now.saturating_duration_since(last) >= STABLE {
+                membership.attempts = 0;
+            }
+        }
+        let [.., longest] = RETRY_DELAYS;
+        let delay = *RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
+        membership.attempts += 1;
         if is_new {
             self.complain(text::LOST_FOR_NOW, &[&reason]);
             self.forget_requests();
@@ -355,7 +326,7 @@ impl Client {
         self.out = mpsc::sync_channel(0).0;
         self.roster.arriving = 0;
         self.stage = Stage::Waiting;
-        self.due = Some(now + delay);
+        self.due = Some(now + Duration::from_secs(delay));
         Ok(())
     }
 
@@ -366,13 +337,11 @@ impl Client {
         }
         let sent = mem::take(&mut self.unconfirmed).into_iter().map(|sent| sent.request);
         let requests = sent.chain(mem::take(&mut self.waiting));
-        let lines: Vec<_> = requests.filter_map(|request| request.text()).collect();
-        if let Some(input) = &mut self.screen.input {
-            lines.iter().for_each(|line| input.editor.remember(line));
+        for line in requests.filter_map(|request| request.text()) {
+            self.screen.editor.remember(&line);
         }
     }
 
-    /// Handles a connection that could not be made or has failed.
     fn connection_failed(&mut self, reason: &str) -> Result<(), End> {
         let text = match self.stage {
             Stage::Connecting => text::CANNOT_CONNECT,
@@ -386,60 +355,50 @@ impl Client {
     fn wake_up(&self) -> Instant {
         let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        let screen = self.screen.input.as_ref().and_then(Input::deadline);
-        [slow, screen, self.due].into_iter().flatten().fold(self.deadline, Instant::min)
+        [slow, self.screen.asked, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
     }
 
-    /// Handles what is due now: a key, an attempt to reconnect, a PING, or a server that is too late.
+    /// Handles what is due now: an attempt to reconnect, a PING, or a server that is too late.
     fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        if let Some(key) = self.screen.input.as_mut().and_then(|input| input.time_out(now)) {
-            self.press(key)?;
-        }
-        let late = |at: Instant| now.checked_duration_since(at);
-        match (self.stage, self.due.and_then(late)) {
-            (Stage::Waiting, Some(_)) => {
+        let asked = &mut self.screen.asked;
+        *asked = asked.filter(|&end| end > now);
+        match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
+            (_, None) => {}
+            (Stage::Waiting, _) => {
                 self.out = (self.connect)(self.attempt);
                 self.enter(Stage::Connecting);
             }
             (_, Some(late)) if late < PAUSE => {
                 return self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
             }
-            (_, Some(_)) => self.due = Some(now + TIMEOUT),
-            _ => {}
+            _ => self.due = Some(now + TIMEOUT),
         }
-        let Some(late) = late(self.deadline) else { return Ok(()) };
-        self.deadline = now + TIMEOUT;
-        let is_heartbeat = |sent: &Sent| sent.request == Request::Heartbeat;
-        let is_asked = matches!(self.stage, Stage::Greeting | Stage::Leaving)
-            || self.unconfirmed.iter().any(is_heartbeat);
-        match self.stage {
-            // The thread that connects has time-outs of its own.
-            Stage::Waiting | Stage::Connecting => Ok(()),
-            _ if !is_asked => self.send(Request::Heartbeat),
-            _ if late < PAUSE => self.connection_failed(&say(text::STOPPED_ANSWERING, &[])),
-            _ => Ok(()),
+        let is_idle = matches!(self.stage, Stage::Asking | Stage::Talking);
+        if self.heartbeat <= now {
+            self.heartbeat = now + SILENCE;
+            if is_idle && self.unconfirmed.is_empty() {
+                return self.send(Request::Heartbeat);
+            }
         }
+        Ok(())
     }
 
-    /// The prompt before the line that is being typed.
     fn prompt(&self) -> String {
-        let editor = self.screen.input.as_ref().map(|input| &input.editor);
-        if let Some(lines) = editor.and_then(|editor| editor.paste.as_ref()) {
+        if let Some(lines) = &self.screen.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
-        if let Some(search) = editor.and_then(|editor| editor.search.as_ref()) {
+        if let Some(search) = &self.screen.editor.search {
             return say(text::SEARCH, &[&search.pattern]);
         }
         let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
-        let requests = self.unconfirmed.iter().map(|sent| &sent.request).chain(&self.waiting);
         match (self.stage, &self.offer, &self.membership) {
             (Stage::Asking, Some(offer), _) => say(text::YOUR_NAME_OR, &[offer]),
             (Stage::Asking, None, _) => say(text::YOUR_NAME, &[]) + " ",
             (Stage::Leaving, ..) => say(text::LEAVING, &[]),
-            (Stage::Talking, ..) if is_slow => match requests.filter_map(Request::text).count() {
-                0 => say(text::NO_ANSWER_YET, &[]),
-                count => say(text::UNCONFIRMED, &[&count.to_string()]),
-            },
+            (Stage::Talking, ..) if is_slow => {
+                let count = self.unconfirmed.len() + self.waiting.len();
+                say(text::UNCONFIRMED, &[&count.to_string()])
+            }
             (_, _, Some(membership)) if self.is_returning() => {
                 say(text::NOT_CONNECTED_NOW, &[&membership.attempts.to_string()])
             }
@@ -482,7 +441,6 @@ impl Client {
         Ok(())
     }
 
-    /// Shows an event that names somebody, and keeps the roster current.
     fn happened(&mut self, keyword: &str, name: &str, text: &str) {
         match keyword {
             "MSG" => self.said(name, text),
@@ -493,11 +451,7 @@ impl Client {
                 self.ring();
             }
             "SENT" => {
-                let line = say(text::PRIVATE_TO, &[name, text]);
-                match self.options.is_piped {
-                    true => self.screen.record(&line),
-                    false => self.screen.show_event(BOLD, &line),
-                }
+                self.screen.show_own(BOLD, &say(text::PRIVATE_TO, &[name, text]));
             }
             "JOINED" => {
                 self.roster.add(name);
@@ -512,13 +466,13 @@ impl Client {
     }
 
     fn said(&mut self, name: &str, text: &str) {
-        let ours = plain_letters(self.name.as_deref().unwrap_or_default());
-        let mut words = text.split(|c: char| !is_part_of_name(c)).map(plain_letters);
         // A full stop, a dash or a quotation mark can be part of a name, but is mostly not.
-        let bare = |word: &str| word.trim_matches(|c| !is_part_of_word(c)) == ours;
-        let names_us = words.any(|word| word == ours || bare(&word));
+        let bare = |word| plain_letters(word).trim_matches(|c| !is_part_of_word(c)).to_owned();
+        let ours = bare(self.name.as_deref().unwrap_or_default());
+        let names_us = text.split(|c| !is_part_of_name(c)).any(|word| bare(word) == ours);
         self.roster.spoke(name);
-        self.show_message(name, text, if names_us { BOLD } else { PLAIN });
+        let text = self.screen.painted(if names_us { BOLD } else { PLAIN }, text);
+        self.screen.show_event(PLAIN, &format!("{}: {text}", self.screen.name(name)));
         if names_us {
             self.ring();
         }
@@ -530,11 +484,6 @@ impl Client {
         }
     }
 
-    fn show_message(&mut self, name: &str, text: &str, style: &str) {
-        let (name, text) = (self.screen.name(name), self.screen.painted(style, text));
-        self.screen.show_event(PLAIN, &format!("{name}: {text}"));
-    }
-
     /// Shows a join or a leave, with the roster if it is known and fits into the row.
     fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
         if self.options.is_quiet {
@@ -544,11 +493,11 @@ impl Client {
         let count = counted.split(' ').next().unwrap_or_default();
         if let Ok(number) = count.parse::<usize>() {
             let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let names = || self.roster.sorted().join(", ");
-            let roster = is_known.then(|| say(text::ONLINE, &[count, &names()]));
-            let columns = self.screen.columns().saturating_sub(width_of(&line));
-            let roster = roster.filter(|roster| width_of(roster) <= columns);
-            line += &roster.unwrap_or_else(|| say(text::HEADCOUNT, &[count]));
+            let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
+            let width = width_of(&line) + width_of(&roster) + TIME;
+            let fits = !self.screen.has_editor || width <= self.screen.columns;
+            let headcount = say(text::HEADCOUNT, &[count]);
+            line += if is_known && fits { &roster } else { &headcount };
         }
         self.screen.show_event(DIM, &line);
     }
@@ -581,7 +530,7 @@ impl Client {
     fn complain(&mut self, text: Text, words: &[&str]) {
         self.is_troubled = true;
         // The requirements give the words for an unknown recipient.
-        let is_bare = self.screen.input.is_none() || text == text::NO_SUCH_USER;
+        let is_bare = !self.screen.has_editor || text == text::NO_SUCH_USER;
         let sentence = say(text, words);
         self.screen.complain(&if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
     }
@@ -591,11 +540,10 @@ impl Client {
         let first = self.unconfirmed.front_mut();
         let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
         match (refused, code) {
-            (Some(Request::Whisper { mark: '/', to, .. }), "no-such-user") => {
-                self.complain(text::NO_SUCH_COMMAND, &[&to, &to]);
-            }
-            (Some(Request::Whisper { to, .. }), "no-such-user") => {
-                self.complain(text::NO_SUCH_USER, &[&to]);
+            (Some(Request::Whisper { mark, to, .. }), "no-such-user") => {
+                let is_command = mark == '/';
+                let text = if is_command { text::NO_SUCH_COMMAND } else { text::NO_SUCH_USER };
+                self.complain(text, &[&to, &to]);
             }
             _ => self.complain(["{}", "{}"], &[&explain_code(code, text)]),
         }
@@ -611,10 +559,9 @@ impl Client {
             self.renew_due();
             match (sent.request, self.name.clone()) {
                 (Request::List, _) => self.show_roster(),
-                (Request::Say(text), Some(name)) if self.screen.input.is_some() => {
-                    self.show_message(&name, &text, PLAIN);
+                (Request::Say(text), Some(name)) => {
+                    self.screen.show_own(PLAIN, &format!("{}: {text}", self.screen.name(&name)));
                 }
-                (Request::Say(text), Some(name)) => self.screen.record(&format!("{name}: {text}")),
                 _ => {}
             }
         }
@@ -625,7 +572,7 @@ impl Client {
     /// Asks in the prompt, or without a line editor on a line of its own.
     fn ask_for_name(&mut self) {
         self.enter(Stage::Asking);
-        if self.screen.input.is_none() {
+        if !self.screen.has_editor {
             self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
@@ -645,11 +592,10 @@ impl Client {
         if ghost.is_some_and(|membership| membership.lost.elapsed() < GHOST) {
             return self.lost(say(text::NAME_REFUSED, &[&name, reason]));
         }
-        match &mut self.screen.input {
-            Some(input) => input.editor.remember(&name),
-            None if self.options.name.is_none() => {}
-            None => return Err(failed(text::NAME_REFUSED, &[&name, reason])),
+        if self.options.name.is_some() && !self.screen.has_editor {
+            return Err(failed(text::NAME_REFUSED, &[&name, reason]));
         }
+        self.screen.editor.remember(&name);
         self.name = None;
         self.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
@@ -661,11 +607,9 @@ impl Client {
         self.name = Some(name.to_owned());
         self.is_troubled = false;
         self.roster.is_first = !self.options.is_piped;
-        let now = Instant::now();
         let text = if self.membership.is_some() { text::WELCOME_BACK } else { text::WELCOME };
-        let attempts = self.membership.as_ref().map_or(0, |membership| membership.attempts);
-        self.membership = Some(Membership { since: now, lost: now, attempts });
-        if self.screen.input.is_some() {
+        self.membership.get_or_insert(Membership { lost: Instant::now(), attempts: 0 });
+        if self.screen.has_editor {
             self.screen.show(DIM, &say(text, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
@@ -682,13 +626,8 @@ impl Client {
     fn take_input(&mut self, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
         self.send_waiting()?;
         while self.can_take_more() {
-            match self.next_line() {
-                Some(line) => self.take_line(&line)?,
-                None => match typed.try_recv() {
-                    Ok(bytes) => self.typed(bytes)?,
-                    Err(_) => break,
-                },
-            }
+            let Ok(bytes) = typed.try_recv() else { break };
+            self.typed(&bytes)?;
             self.send_waiting()?;
         }
         Ok(())
@@ -698,33 +637,22 @@ impl Client {
     /// decide what the next one means.
     fn can_take_more(&self) -> bool {
         let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
-        self.screen.input.is_some() || (is_free && self.waiting.is_empty())
+        self.screen.has_editor || (is_free && self.waiting.is_empty())
     }
 
-    /// Removes the next whole line from `unread`.
-    fn next_line(&mut self) -> Option<Vec<u8>> {
-        let length = self.unread.iter().position(|&byte| byte == b'\n')? + 1;
-        Some(self.unread.drain(..length).collect())
-    }
-
-    /// Handles keys, or stores what a pipe holds. No bytes mean the end of the input.
-    fn typed(&mut self, bytes: Vec<u8>) -> Result<(), End> {
-        let Some(input) = &mut self.screen.input else {
-            self.unread.extend(&bytes);
+    /// Handles keys or a line, as `read_input` passes them on.
+    fn typed(&mut self, bytes: &[u8]) -> Result<(), End> {
+        if !self.screen.has_editor {
             if !bytes.is_empty() {
-                return Ok(());
+                self.take_line(bytes)?;
             }
-            let last = mem::take(&mut self.unread);
-            if !last.is_empty() {
-                self.take_line(&last)?;
-            }
-            return self.leave();
-        };
+            return if bytes.ends_with(b"\n") { Ok(()) } else { self.leave() };
+        }
         if bytes.is_empty() {
             return self.leave();
         }
-        input.keys.add(&bytes);
-        while let Some(key) = self.screen.input.as_mut().and_then(|input| input.keys.next()) {
+        self.screen.keys.add(bytes);
+        while let Some(key) = self.screen.keys.next() {
             self.press(key)?;
         }
         Ok(())
@@ -732,42 +660,37 @@ impl Client {
 
     /// Handles a line of a pipe, or of a terminal without the line editor.
     fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let Some(line) = terminal::decode(bytes) else {
+        let Ok(line) = std::str::from_utf8(bytes) else {
             let line = printable(bytes.trim_ascii_end());
             self.complain(text::LINE_NOT_UTF8, &[&line]);
             return Ok(());
         };
         let line = line.trim_end_matches(['\r', '\n']);
-        match self.options.is_piped && !self.options.has_commands {
-            true if line.is_empty() => {}
-            true => {
-                self.enqueue(Request::Say(line.to_owned()));
-            }
-            false => {
-                self.entered(line)?;
-            }
+        if self.options.has_commands || !self.options.is_piped {
+            self.entered(line)?;
+        } else if !line.is_empty() {
+            self.enqueue(Request::Say(line.to_owned()));
         }
         Ok(())
     }
 
     /// Input was left that nobody will read, for example after `/quit`.
     fn leaves_input(&self, typed: &Receiver<Vec<u8>>) -> bool {
-        let is_more = || typed.try_recv().is_ok_and(|bytes| !bytes.is_empty());
-        self.options.is_piped && (!self.unread.is_empty() || is_more())
+        let rest = || typed.recv_timeout(UNREAD_TIME);
+        self.options.is_piped && rest().is_ok_and(|bytes| !bytes.is_empty())
     }
 
     fn press(&mut self, key: Key) -> Result<(), End> {
-        let Some(input) = &mut self.screen.input else { return Ok(()) };
-        match input.editor.press(key) {
+        let editor = &mut self.screen.editor;
+        match editor.press(key) {
             Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
             Some(Key::Interrupt) => self.interrupt()?,
             Some(Key::EndOfInput) => self.leave()?,
             Some(Key::Suspend) => terminal::suspend(),
             Some(Key::Tab) => self.complete(1),
             Some(Key::ShiftTab) => self.complete(-1),
-            Some(Key::NotUtf8) => self.warn_of_terminal(),
             Some(Key::Position(column)) => self.screen.resized(column),
-            Some(Key::Enter) => match input.editor.paste.take() {
+            Some(Key::Enter) => match editor.paste.take() {
                 Some(lines) => {
                     for line in lines {
                         self.enqueue(Request::Say(line));
@@ -780,17 +703,13 @@ impl Client {
         Ok(())
     }
 
-    /// Handles the line in the editor. A line that cannot be sent stays there.
     fn enter_line(&mut self) -> Result<(), End> {
-        let Some(input) = &self.screen.input else { return Ok(()) };
-        let line = input.editor.line.clone();
+        let line = self.screen.editor.line.clone();
         let is_name = self.name.is_none();
         if self.entered(&line)? {
-            if let Some(input) = &mut self.screen.input {
-                input.editor.enter();
-                if !line.is_empty() && !is_name {
-                    input.editor.remember(&line);
-                }
+            self.screen.editor.enter();
+            if !line.is_empty() && !is_name {
+                self.screen.editor.remember(&line);
             }
         }
         Ok(())
@@ -800,17 +719,16 @@ impl Client {
     fn interrupt(&mut self) -> Result<(), End> {
         let last = self.interrupted.replace(Instant::now());
         let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
-        if is_confirmed || self.membership.is_none() || self.is_leaving() {
+        if is_confirmed || self.membership.is_none() || self.is_leaving {
             return self.leave();
         }
         self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[]));
         Ok(())
     }
 
-    /// Completes a command or a name, the latest speaker's first; on an empty line, answers the last
-    /// private message.
+    /// Completes a word, or on an empty line answers the last private message.
     fn complete(&mut self, step: isize) {
-        let is_empty = self.screen.input.as_ref().is_none_or(|input| input.editor.line.is_empty());
+        let is_empty = self.screen.editor.line.is_empty();
         let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
         let mut names = match confidant {
             Some(name) if is_empty => vec![name],
@@ -818,38 +736,22 @@ impl Client {
             _ => self.roster.by_speech(),
         };
         names.retain(|name| Some(*name) != self.name.as_deref());
-        if let Some(input) = &mut self.screen.input {
-            input.editor.complete(&names, step);
-        }
-    }
-
-    fn warn_of_terminal(&mut self) {
-        if !mem::replace(&mut self.is_warned, true) {
-            self.screen.show(RED, &say(text::TERMINAL_NOT_UTF8, &[]));
-        }
+        self.screen.editor.complete(&names, step);
     }
 
     /// Handles a typed line. Returns false if it should stay in the editor.
     fn entered(&mut self, line: &str) -> Result<bool, End> {
-        let request = match parse(line, &self.roster) {
+        let request = match parse(line, self.name.as_deref().unwrap_or_default(), &self.roster) {
             Typed::Help => {
                 self.screen.show(PLAIN, &say(text::HELP, &[]));
                 return Ok(true);
             }
-            Typed::Quit => {
-                // A person who leaves has seen what was refused; a script that ends has not.
-                self.is_troubled &= self.options.is_piped;
-                return self.leave().map(|()| true);
-            }
+            Typed::Quit => return self.leave().map(|()| true),
             _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
             Typed::Nothing => return Ok(true),
             Typed::Mistake(text, word) => {
                 self.complain(text, &[&word, &word, &word]);
                 return Ok(true);
-            }
-            Typed::Act(text) => {
-                let name = self.name.as_deref().unwrap_or_default();
-                Request::Say(format!("* {name} {text}"))
             }
             Typed::Request(request) => request,
         };
@@ -878,47 +780,39 @@ impl Client {
             self.complain(text::TOO_LONG, &[&excess.to_string()]);
             return false;
         }
-        let is_last = self.waiting.back() == Some(&Request::Quit);
-        self.waiting.insert(self.waiting.len() - usize::from(is_last), request);
+        self.waiting.push_back(request);
         true
-    }
-
-    fn is_leaving(&self) -> bool {
-        self.stage == Stage::Leaving || self.waiting.back() == Some(&Request::Quit)
     }
 
     /// Leaves after what was typed before has been sent; the second time, at once.
     fn leave(&mut self) -> Result<(), End> {
         let is_apart = matches!(self.stage, Stage::Waiting | Stage::Connecting | Stage::Greeting);
-        if self.is_leaving() {
+        if self.is_leaving {
             return Err(failed(text::LEFT_AT_ONCE, &[]));
         }
         if is_apart && self.waiting.is_empty() {
             return Err(End::Left);
         }
-        self.waiting.push_back(Request::Quit);
+        self.is_leaving = true;
         Ok(())
     }
 
     // What is sent
 
-    /// Sends what has been typed, as far as the stage allows.
     fn send_waiting(&mut self) -> Result<(), End> {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
             let Some(request) = self.waiting.pop_front() else { break };
             self.send(request)?;
         }
-        if self.stage == Stage::Asking && self.is_leaving() {
-            self.send(Request::Quit)?;
+        let is_done = self.stage == Stage::Talking && self.waiting.is_empty();
+        if self.is_leaving && (is_done || self.stage == Stage::Asking) {
+            self.enter(Stage::Leaving);
+            self.queue("QUIT\n".to_owned())?;
         }
         Ok(())
     }
 
     fn send(&mut self, request: Request) -> Result<(), End> {
-        if request == Request::Quit {
-            self.enter(Stage::Leaving);
-            return self.queue(request.wire());
-        }
         self.requests += 1;
         self.queue(format!("{}PING {}\n", request.wire(), self.requests))?;
         self.unconfirmed.push_back(Sent { request, since: Instant::now() });
@@ -955,13 +849,14 @@ impl Client {
         let mut sentences = match &end {
             End::Unread => return Err(Vec::new()),
             End::Failed(reason) => vec![reason.clone()],
-            End::Left if self.is_troubled && self.screen.input.is_none() => {
+            // A person has seen what was refused; a script has not.
+            End::Left if self.is_troubled && self.options.is_piped => {
                 vec![say(text::SOME_NOT_TAKEN, &[])]
             }
             End::Left => Vec::new(),
         };
         sentences.extend(self.unsent(end != End::Left));
-        let line = self.screen.input.as_ref().map_or("", |input| &input.editor.line);
+        let line = &self.screen.editor.line;
         if !line.is_empty() {
             sentences.push(say(text::NOT_SENT, &[line]));
         }
@@ -991,13 +886,10 @@ impl Roster {
     fn spoke(&mut self, name: &str) {
         let name = name.to_lowercase();
         self.speakers.retain(|speaker| *speaker != name);
-        self.speakers.push(name);
-        if self.speakers.len() > MAX_SPEAKERS {
-            self.speakers.remove(0);
-        }
+        self.speakers.insert(0, name);
+        self.speakers.truncate(MAX_SPEAKERS);
     }
 
-    /// The names in the order of the alphabet.
     fn sorted(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.names.values().map(String::as_str).collect();
         names.sort_by_cached_key(|name| plain_letters(name));
@@ -1009,15 +901,13 @@ impl Roster {
         let mut names = self.sorted();
         names.sort_by_cached_key(|name| {
             let name = name.to_lowercase();
-            let age = self.speakers.iter().rev().position(|speaker| *speaker == name);
-            age.unwrap_or(MAX_SPEAKERS)
+            self.speakers.iter().position(|it| *it == name).unwrap_or(MAX_SPEAKERS)
         });
         names
     }
 }
 
-/// Returns what a typed line means in this room.
-fn parse(line: &str, roster: &Roster) -> Typed {
+fn parse(line: &str, our_name: &str, roster: &Roster) -> Typed {
     let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
     let start = line.trim_start();
     let (mark, rest) = match (start.strip_prefix('@'), start.strip_prefix('/')) {
@@ -1037,9 +927,10 @@ fn parse(line: &str, roster: &Roster) -> Typed {
         "" => return Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
         _ if mark == '@' => None,
         "w" | "msg" if has_text => {
-            return parse(&format!("@{}", text.trim_start().trim_start_matches('@')), roster);
+            let text = text.trim_start().trim_start_matches('@');
+            return parse(&format!("@{text}"), our_name, roster);
         }
-        "me" if has_text => return Typed::Act(text.to_owned()),
+        "me" if has_text => return say(&format!("* {our_name} {text}")),
         "list" | "names" | "who" | "w" | "lista" | "clientes" | "usuarios" | "usuários" => {
             Some(Typed::Request(Request::List))
         }
@@ -1069,7 +960,6 @@ impl Request {
             Request::Whisper { to, text, .. } => format!("PRIV @{to} {text}\n"),
             Request::List | Request::Roster => "LIST\n".to_owned(),
             Request::Heartbeat => String::new(),
-            Request::Quit => "QUIT\n".to_owned(),
         }
     }
 
@@ -1078,20 +968,18 @@ impl Request {
         match self {
             Request::Say(text) => Some(text.clone()),
             Request::Whisper { mark, to, text } => Some(format!("{mark}{to} {text}")),
-            Request::List | Request::Roster | Request::Heartbeat | Request::Quit => None,
+            Request::List | Request::Roster | Request::Heartbeat => None,
         }
     }
 }
 
-/// Returns true if a name can hold this character, as far as the client needs to know
-/// (PROTOCOL.md, "Names").
+/// Returns true if a name can perhaps hold this character (PROTOCOL.md, "Names").
 fn is_part_of_name(character: char) -> bool {
     let is_mark = matches!(character, '_' | '-' | '.');
     let is_foreign = !character.is_ascii() && !character.is_whitespace();
     is_mark || is_foreign || character.is_ascii_alphanumeric()
 }
 
-/// Letters, digits, and the marks that are combined with them.
 fn is_part_of_word(character: char) -> bool {
     character.is_alphanumeric() || width(character) == 0
 }
@@ -1185,24 +1073,28 @@ fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Passes on what is typed or piped in, as it comes. The end is an empty piece.
+/// Passes on keys as they come, or other input line by line. A line without an ending is the last,
+/// and may be empty; so is a piece without keys.
 fn read_input(
-    mut input: impl Read,
-    is_terminal: bool,
+    mut input: impl BufRead,
+    is_raw: bool,
     typed: &SyncSender<Vec<u8>>,
     events: &SyncSender<Event>,
 ) {
     loop {
-        let mut bytes = vec![0; 4096];
-        match input.read(&mut bytes) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // At a console of Windows, std takes Ctrl-Z for itself and returns what was before it.
-            Ok(0) if is_terminal && cfg!(windows) => continue,
-            Ok(length) => bytes.truncate(length),
-            // A terminal that is gone gives an error.
-            Err(_) => bytes.clear(),
+        let mut bytes = Vec::new();
+        let result = match is_raw {
+            true => input.fill_buf().map(|keys| bytes.extend(keys)),
+            false => input.read_until(b'\n', &mut bytes).map(drop),
+        };
+        // Another error means that the terminal is gone.
+        if result.is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            continue;
         }
-        let is_end = bytes.is_empty();
+        let is_end = if is_raw { bytes.is_empty() } else { !bytes.ends_with(b"\n") };
+        if is_raw {
+            input.consume(bytes.len());
+        }
         if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
             return;
         }
@@ -1211,8 +1103,7 @@ fn read_input(
 
 // ---- The editor --------------------------------------------------------------------------------
 
-/// The line that is being typed: keys in, a row of the screen out. It knows neither terminal nor
-/// socket.
+/// The line that is being typed: keys in, a row of the screen out.
 #[derive(Default)]
 struct Editor {
     line: String,
@@ -1221,13 +1112,9 @@ struct Editor {
     history: Vec<String>,
     /// How far back in the history the arrow keys have gone.
     steps_back: usize,
-    /// The new line, while an older one is shown.
-    draft: String,
     /// The text that was last erased by more than a character.
     killed: String,
-    /// The kind of the last key that changed the line: keys of one kind are undone, and put in again,
-    /// together.
-    last_change: Change,
+    last_key: Option<Key>,
     /// The line and the cursor before each change.
     undo: Vec<(String, usize)>,
     completion: Option<Completion>,
@@ -1236,20 +1123,12 @@ struct Editor {
     paste: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Change {
-    #[default]
-    Other,
-    Typing,
-    Killing,
-}
-
 /// A line in which Tab completes a word, as it was before, so that another Tab tries the next.
 struct Completion {
     line: String,
     cursor: usize,
-    /// The number of the candidate that is shown. `None` before the first.
-    shown: Option<isize>,
+    /// The number of the candidate that is shown.
+    shown: isize,
 }
 
 /// A search of the history, which Ctrl-R begins.
@@ -1268,7 +1147,7 @@ impl Editor {
             return Some(key);
         }
         if self.paste.is_some() && key != Key::Enter {
-            if matches!(key, Key::Escape | Key::Interrupt) {
+            if key == Key::Interrupt {
                 self.paste = None;
             }
             return None;
@@ -1280,38 +1159,36 @@ impl Editor {
             self.completion = None;
         }
         let before = (self.line.clone(), self.cursor);
-        let last = mem::take(&mut self.last_change);
-        match key {
-            Key::Undo => (self.line, self.cursor) = self.undo.pop().unwrap_or(before),
-            key => {
-                let is_typing = matches!(key, Key::Character(c) if c != ' ');
-                let key = self.edit(key, last);
-                if is_typing {
-                    self.last_change = Change::Typing;
-                }
-                if self.line != before.0 && !(is_typing && last == Change::Typing) {
-                    self.undo.push(before);
-                }
-                return key;
-            }
+        let last = self.last_key.replace(key.clone());
+        if key == Key::Undo {
+            (self.line, self.cursor) = self.undo.pop().unwrap_or(before);
+            return None;
         }
-        None
+        // The characters of a word are undone together.
+        let is_in_word = |key: &Key| matches!(key, Key::Character(c) if *c != ' ');
+        let is_more = is_in_word(&key) && last.as_ref().is_some_and(is_in_word);
+        let unhandled = self.edit(key, last);
+        if self.line != before.0 && !is_more {
+            self.undo.push(before);
+        }
+        unhandled
     }
 
-    fn edit(&mut self, key: Key, last: Change) -> Option<Key> {
+    fn edit(&mut self, key: Key, last: Option<Key>) -> Option<Key> {
         match key {
             Key::Character(character) => self.insert(character.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
-                if self.steps_back == 0 {
-                    self.draft = self.line.clone();
-                }
                 let (line, end) = (self.line.clone(), self.history.len());
+                self.keep_line();
                 self.search = Some(Search { pattern: String::new(), end, line });
             }
-            Key::Up => self.go_back(self.steps_back + 1),
-            Key::Down => self.go_back(self.steps_back.saturating_sub(1)),
+            Key::Up => {
+                self.keep_line();
+                self.go_back(self.steps_back + 1);
+            }
+            Key::Down if self.steps_back > 0 => self.go_back(self.steps_back - 1),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
             Key::Interrupt => self.killed = self.enter(),
             Key::EndOfInput => self.erase(Place::Right, last),
@@ -1337,7 +1214,6 @@ impl Editor {
                 self.replace(search.line);
                 return None;
             }
-            Key::Escape => return None,
             key => return self.press(key),
         }
         // If no older line fits, the last one that was found stays.
@@ -1356,7 +1232,6 @@ impl Editor {
         self.line = line;
     }
 
-    /// The position to which a key moves the cursor.
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
         let is_gap = |character| !is_part_of_word(character);
@@ -1387,18 +1262,19 @@ impl Editor {
 
     /// Erases from the cursor to a place. Ctrl-Y inserts what was erased by more than a character;
     /// keys in a row add to it.
-    fn erase(&mut self, to: Place, last: Change) {
+    fn erase(&mut self, to: Place, last: Option<Key>) {
         let at = self.find(to);
         let (start, end) = (at.min(self.cursor), at.max(self.cursor));
         let erased: String = self.line.drain(start..end).collect();
         self.cursor = start;
-        if matches!(to, Place::Left | Place::Right) {
+        let is_kept = |to| !matches!(to, Place::Left | Place::Right);
+        if !is_kept(to) {
             return;
         }
-        let kept =
-            if last == Change::Killing { mem::take(&mut self.killed) } else { String::new() };
-        self.killed = if at == start { erased + &kept } else { kept + &erased };
-        self.last_change = Change::Killing;
+        if !matches!(last, Some(Key::Erase(to)) if is_kept(to)) {
+            self.killed.clear();
+        }
+        self.killed.insert_str(if at == start { 0 } else { self.killed.len() }, &erased);
     }
 
     /// Inserts one line, to be edited; for several lines the user is asked.
@@ -1426,14 +1302,19 @@ impl Editor {
         }
     }
 
-    /// Shows the line that was entered this many lines ago; 0 is the new one.
+    /// Makes a line that is being typed the last of the history, so that Down brings it back.
+    fn keep_line(&mut self) {
+        if self.steps_back == 0 && !self.line.is_empty() {
+            self.remember(&self.line.clone());
+            self.steps_back = 1;
+        }
+    }
+
+    /// Shows the line that was entered this many lines ago; 0 is a new one.
     fn go_back(&mut self, steps: usize) {
         let Some(at) = self.history.len().checked_sub(steps) else { return };
-        if self.steps_back == 0 {
-            self.draft = self.line.clone();
-        }
         self.steps_back = steps;
-        self.replace(self.history.get(at).unwrap_or(&self.draft).clone());
+        self.replace(self.history.get(at).cloned().unwrap_or_default());
     }
 
     /// Completes the command or name at the cursor; again, with the next candidate, or with the one
@@ -1442,19 +1323,14 @@ impl Editor {
         if self.line.is_empty() && !names.is_empty() {
             self.insert("@");
         }
-        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown: None };
+        let shown = if step > 0 { -1 } else { 0 };
+        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown };
         let Completion { line, cursor, shown } = self.completion.take().unwrap_or(first);
         let (before, rest) = line.split_at_checked(cursor).unwrap_or_default();
         let (head, stem) = before.split_at(before.trim_end_matches(is_part_of_name).len());
         let candidates = candidates(head, stem, names);
-        let from = shown.unwrap_or(if step > 0 { -1 } else { 0 });
-        let shown = (from + step).rem_euclid(candidates.len().max(1) as isize);
+        let shown = (shown + step).rem_euclid(candidates.len().max(1) as isize);
         let Some(name) = candidates.get(shown as usize) else { return };
-        // The text after the cursor may be the end of this very name.
-        let (word, other) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
-        let end = plain_letters(name);
-        let is_its_end = end.strip_prefix(&plain_letters(stem)) == Some(&plain_letters(word));
-        let rest = if is_its_end { other } else { rest };
         let (gap, rest) = match head {
             "" => (": ", rest.trim_start()),
             "@" | "/" => (" ", rest.trim_start()),
@@ -1462,7 +1338,7 @@ impl Editor {
         };
         let completed = format!("{head}{name}{gap}");
         (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
-        self.completion = Some(Completion { line, cursor, shown: Some(shown) });
+        self.completion = Some(Completion { line, cursor, shown });
     }
 
     fn left_of(&self, at: usize) -> usize {
@@ -1513,7 +1389,6 @@ impl Editor {
     }
 }
 
-/// Commands that Tab completes.
 const COMPLETED: [&str; 8] = ["list", "help", "quit", "msg", "me", "clientes", "ajuda", "sair"];
 
 /// Returns the words that complete `stem` after the text `head`: first those that begin exactly so,
@@ -1537,8 +1412,8 @@ const DIM: &str = "2";
 const RED: &str = "31";
 /// Spaces before every row of a line but the first.
 const INDENT: usize = 4;
-/// Times are shown in a window with at least this many columns.
-const MIN_WITH_TIMES: usize = 60;
+/// Columns of the time and the space before an event.
+const TIME: usize = 6;
 /// Columns that a prompt must leave to the line that is being typed.
 const MIN_TO_TYPE: usize = 8;
 /// Columns of that line that leave space for the marks `<` and `>`.
@@ -1552,25 +1427,10 @@ const ASK_POSITION: &str = "\x1b[6n";
 /// A terminal that has not answered within this time does not answer.
 const POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where the conversation is shown.
 #[derive(Default)]
 struct Screen {
-    /// The line that is being typed, below everything else. `None` without the line editor.
-    input: Option<Input>,
-    has_colours: bool,
-    shows_time: bool,
-    /// Lines that are shown are appended here too.
-    log: Option<File>,
-    /// Text for the next `flush`.
-    pending: String,
-    /// Control sequences that go before the pending text.
-    control: String,
-    /// Lines for standard error.
-    errors: String,
-}
-
-#[derive(Default)]
-struct Input {
+    /// The line that is being typed is shown below everything else, and edited with keys.
+    has_editor: bool,
     editor: Editor,
     keys: Keys,
     columns: usize,
@@ -1578,53 +1438,65 @@ struct Input {
     drawn: String,
     /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
     asked: Option<Instant>,
+    has_colours: bool,
+    shows_time: bool,
+    log: Option<File>,
+    /// Text for the next `flush`.
+    pending: String,
+    /// Control sequences that go before the pending text.
+    control: String,
+    errors: String,
 }
 
 impl Screen {
+    fn show(&mut self, style: &str, line: &str) {
+        self.print("", style, line);
+    }
+
+    /// Shows what somebody said or did, with the time.
+    fn show_event(&mut self, style: &str, line: &str) {
+        if !self.has_editor || !self.shows_time {
+            return self.show(style, line);
+        }
+        let now = terminal::local_time();
+        let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
+        self.print(&(time + " "), style, line);
+    }
+
+    /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
+    fn show_own(&mut self, style: &str, line: &str) {
+        match self.has_editor {
+            true => self.show_event(style, line),
+            false => self.record(line),
+        }
+    }
+
     /// Shows a line, in as many rows as it takes. Only the first row begins at the left edge, where
     /// the name of the speaker is.
-    fn show(&mut self, style: &str, line: &str) {
+    fn print(&mut self, time: &str, style: &str, line: &str) {
         self.record(line);
-        let line = self.painted(style, line);
-        self.print(&line);
-    }
-
-    /// Shows what somebody said or did, with the time if the window is wide enough.
-    fn show_event(&mut self, style: &str, line: &str) {
-        self.record(line);
-        let mut line = self.painted(style, line);
-        if self.has_times() {
-            let now = terminal::local_time();
-            let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
-            line = format!("{time} {line}");
-        }
-        self.print(&line);
-    }
-
-    fn print(&mut self, line: &str) {
-        match &self.input {
-            Some(input) => line.lines().for_each(|line| self.pending += &wrap(line, input.columns)),
-            None => self.pending += &format!("{line}\n"),
+        for line in format!("{time}{}", self.painted(style, line)).lines() {
+            self.pending += &match self.has_editor {
+                true => wrap(line, self.columns),
+                false => format!("{line}\n"),
+            };
         }
     }
 
     /// Shows an error. Without the line editor it goes to standard error.
     fn complain(&mut self, sentence: &str) {
-        match self.input {
-            Some(_) => self.show(RED, sentence),
-            None => {
-                self.record(sentence);
-                self.errors += &complaint(sentence);
-            }
+        if self.has_editor {
+            return self.show(RED, sentence);
         }
+        self.record(sentence);
+        self.errors += &complaint(sentence);
     }
 
     /// Appends lines to the log, after the date and the time and without styles.
     fn record(&mut self, text: &str) {
         let Some(log) = &mut self.log else { return };
-        let (first, styled) = text.split_once('\x1b').unwrap_or((text, ""));
-        let styled = styled.split('\x1b').filter_map(|piece| piece.split_once('m'));
-        let plain: String = [first].into_iter().chain(styled.map(|(_, text)| text)).collect();
+        let plain = with_widths(text).filter_map(|(character, width)| width.map(|_| character));
+        let plain: String = plain.collect();
         let now = terminal::local_time();
         let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
         if let Err(error) = log.write_all(lines.as_bytes()) {
@@ -1633,21 +1505,11 @@ impl Screen {
         }
     }
 
-    fn has_times(&self) -> bool {
-        self.shows_time && self.input.as_ref().is_some_and(|it| it.columns >= MIN_WITH_TIMES)
-    }
-
-    /// Columns for an event in one row. A pipe has no end of them.
-    fn columns(&self) -> usize {
-        let columns = self.input.as_ref().map_or(usize::MAX, |input| input.columns);
-        columns - "00:00 ".len() * usize::from(self.has_times())
-    }
-
     /// Puts text into a style. Without colours bold and dim remain; without the line editor there
     /// are no styles.
     fn painted(&self, style: &str, text: &str) -> String {
         let is_colour = style.len() > 1;
-        match self.input.is_some() && style != PLAIN && (self.has_colours || !is_colour) {
+        match self.has_editor && style != PLAIN && (self.has_colours || !is_colour) {
             true => format!("\x1b[{style}m{text}\x1b[0m"),
             false => text.to_owned(),
         }
@@ -1664,20 +1526,18 @@ impl Screen {
     /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
     /// rows above. The cursor's position shows which.
     fn resize(&mut self, columns: usize) {
-        let Some(input) = &mut self.input else { return };
-        input.columns = columns;
-        if width_of(&input.drawn) >= columns {
-            input.asked = Some(Instant::now() + POSITION_TIMEOUT);
+        self.columns = columns;
+        if width_of(&self.drawn) >= columns {
+            self.asked = Some(Instant::now() + POSITION_TIMEOUT);
             self.control = ASK_POSITION.to_owned();
         }
     }
 
     /// Handles the answer of the terminal: erases the rows into which it has folded the line.
     fn resized(&mut self, column: usize) {
-        let Some(input) = &mut self.input else { return };
-        if input.asked.take().is_some() {
-            let (rows, folded) = fold(&input.drawn, input.columns);
-            if rows > 0 && folded + 1 == column && column < input.columns {
+        if self.asked.take().is_some() {
+            let (rows, folded) = fold(&self.drawn, self.columns);
+            if rows > 0 && folded + 1 == column && column < self.columns {
                 self.control = format!("\x1b[{rows}A");
             }
         }
@@ -1687,27 +1547,17 @@ impl Screen {
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let _ = io::stderr().write_all(mem::take(&mut self.errors).as_bytes());
         let mut shown = mem::take(&mut self.control);
-        match &mut self.input {
-            Some(input) if input.asked.is_some() => {}
-            Some(input) => {
-                shown += ERASE;
-                shown += &mem::take(&mut self.pending);
-                shown += &input.draw(prompt);
-            }
-            None => shown = mem::take(&mut self.pending),
+        if !self.has_editor {
+            shown = mem::take(&mut self.pending);
+        } else if self.asked.is_none() {
+            shown += ERASE;
+            shown += &mem::take(&mut self.pending);
+            shown += &self.draw(prompt);
         }
         let mut out = io::stdout().lock();
         out.write_all(shown.as_bytes())?;
         out.flush()
     }
-}
-
-/// The line on standard error for an error.
-fn complaint(sentence: &str) -> String {
-    format!("linechat-client: {sentence}\n")
-}
-
-impl Input {
     /// Returns the prompt and the line. The text before the cursor is printed, the cursor saved, the
     /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`), so the cursor is right even if the
     /// terminal gives a character another width than `width` does. Meanwhile nothing wraps. A prompt
@@ -1723,17 +1573,10 @@ impl Input {
         self.drawn = format!("{prompt}{before}");
         format!("\x1b[?7l{}\x1b7{after}\x1b8\x1b[?7h", self.drawn)
     }
+}
 
-    /// When a key or the answer of the terminal is late.
-    fn deadline(&self) -> Option<Instant> {
-        self.asked.into_iter().chain(self.keys.deadline()).min()
-    }
-
-    /// Stops waiting for what is late. Returns the key Esc if that is what came.
-    fn time_out(&mut self, now: Instant) -> Option<Key> {
-        self.asked = self.asked.filter(|&deadline| deadline > now);
-        self.keys.time_out(now)
-    }
+fn complaint(sentence: &str) -> String {
+    format!("linechat-client: {sentence}\n")
 }
 
 /// Returns the row and the column in which the cursor stands after a text that the terminal has
@@ -1745,67 +1588,39 @@ fn fold(text: &str, columns: usize) -> (usize, usize) {
     })
 }
 
-/// Returns a line as rows with this many columns, broken at spaces where there are some.
+/// Returns a line as rows with this many columns. A word that does not fit begins a row, and is broken
+/// if it is wider than a row. A URL is not: the terminal folds it, and so can still open it. All of it
+/// is ASCII without spaces, so it cannot pass for somebody's line.
 fn wrap(line: &str, columns: usize) -> String {
     let indent = INDENT.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
-    let (mut rest, mut rows, mut column, mut is_styling) = (line, String::new(), 0, false);
-    // The last space, where the row could be broken, and the column after it.
-    let mut space = None;
-    while let Some(character) = rest.chars().next() {
-        let (url, after) = rest.split_at(wide_url(rest, columns - indent));
-        if !url.is_empty() {
-            // The terminal folds it, and so can still open it.
-            rows.push_str(url);
-            (rest, column, space) = (after, (column + url.len() - 1) % columns + 1, None);
-            continue;
+    let (mut rows, mut column) = (String::new(), 0);
+    for part in line.replace('\t', "    ").split_inclusive(' ') {
+        let (word, width) = (part.trim_end_matches(' '), width_of(part.trim_end_matches(' ')));
+        let is_wide_url = word.contains("://") && word.is_ascii() && width > columns - indent;
+        let begins_row = rows.is_empty() || rows.ends_with(&edge);
+        if column + width > columns && !begins_row && !is_wide_url {
+            rows.truncate(rows.trim_end_matches(' ').len());
+            rows += &edge;
+            column = indent;
         }
-        rest = &rest[character.len_utf8()..];
-        is_styling |= character == '\x1b';
-        let width = match character {
-            _ if is_styling => 0,
-            '\t' => 8 - column % 8,
-            _ => width(character),
-        };
-        if column + width > columns {
-            if character.is_whitespace() {
-                // The next word begins a row.
-                (column, space) = (columns, None);
-                continue;
-            }
-            let (at, word) = match space.take() {
-                Some((at, start)) if indent + column - start + width <= columns => {
-                    (at..at + 1, column - start)
+        for (character, width) in with_widths(part) {
+            if column + width.unwrap_or(0) > columns && !is_wide_url {
+                // A space that does not fit is left out.
+                if character == ' ' {
+                    continue;
                 }
-                _ => (rows.len()..rows.len(), 0),
-            };
-            rows.replace_range(at, &edge);
-            column = indent + word;
-        }
-        column += width;
-        match character {
-            '\t' => rows += &" ".repeat(width),
-            ' ' => {
-                space = Some((rows.len(), column));
-                rows.push(character);
+                rows += &edge;
+                column = indent;
             }
-            _ => rows.push(character),
+            rows.push(character);
+            column += width.unwrap_or(0);
         }
-        is_styling &= character != 'm';
+        if is_wide_url {
+            column = (column - 1) % columns + 1;
+        }
     }
     rows + "\n"
-}
-
-/// Returns the length of the URL that `text` begins with, or 0 if there is none or if it fits into
-/// this many columns. Without spaces it cannot pass for somebody's line.
-fn wide_url(text: &str, columns: usize) -> usize {
-    let is_url = text.starts_with("http://") || text.starts_with("https://");
-    let length = text.bytes().take_while(u8::is_ascii_graphic).count();
-    if is_url && length > columns {
-        length
-    } else {
-        0
-    }
 }
 
 // ---- The keys ----------------------------------------------------------------------------------
@@ -1818,7 +1633,6 @@ enum Key {
     Enter,
     Tab,
     ShiftTab,
-    Escape,
     Up,
     Down,
     Move(Place),
@@ -1828,13 +1642,10 @@ enum Key {
     Search,
     ClearScreen,
     Suspend,
-    /// Ctrl-C.
     Interrupt,
-    /// Ctrl-D.
     EndOfInput,
     /// The column of the cursor, counted from 1, which the terminal was asked for.
     Position(usize),
-    NotUtf8,
     Unknown,
 }
 
@@ -1851,17 +1662,45 @@ enum Place {
     End,
 }
 
+/// The bytes of each key, with `ESC [` for `ESC O` too (the "Special Keys" part of xterm's control
+/// sequences, rxvt(7), and "The Keyboard panel" of PuTTY's manual).
+static KEYS: [(&[&str], Key); 25] = [
+    (&["\r", "\n"], Key::Enter),
+    (&["\t"], Key::Tab),
+    (&["\x1b[Z"], Key::ShiftTab),
+    (&["\x10", "\x1b[A"], Key::Up),
+    (&["\x0e", "\x1b[B"], Key::Down),
+    (&["\x06", "\x1b[C"], Key::Move(Place::Right)),
+    (&["\x02", "\x1b[D"], Key::Move(Place::Left)),
+    (&["\x01", "\x1b[H", "\x1b[1~", "\x1b[7~"], Key::Move(Place::Start)),
+    (&["\x05", "\x1b[F", "\x1b[4~", "\x1b[8~", "\x1b[Ow"], Key::Move(Place::End)),
+    // The arrows with Ctrl, with Alt, and with Ctrl in rxvt.
+    (&["\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1b[c"], Key::Move(Place::WordRight)),
+    (&["\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1b[d"], Key::Move(Place::WordLeft)),
+    (&["\x08", "\x7f"], Key::Erase(Place::Left)),
+    (&["\x1b[3~"], Key::Erase(Place::Right)),
+    (&["\x1b\x08", "\x1b\x7f"], Key::Erase(Place::WordLeft)),
+    (&["\x1bd"], Key::Erase(Place::WordRight)),
+    (&["\x17"], Key::Erase(Place::SpaceLeft)),
+    (&["\x15"], Key::Erase(Place::Start)),
+    (&["\x0b"], Key::Erase(Place::End)),
+    (&["\x19"], Key::Yank),
+    (&["\x1f"], Key::Undo),
+    (&["\x12"], Key::Search),
+    (&["\x0c"], Key::ClearScreen),
+    (&["\x1a"], Key::Suspend),
+    (&["\x03"], Key::Interrupt),
+    (&["\x04"], Key::EndOfInput),
+];
+
 /// Splits the bytes of a terminal into keys, however the bytes are cut into pieces.
 #[derive(Default)]
 struct Keys {
     pending: Vec<u8>,
     /// The number of these bytes that were searched for the end of a paste.
     searched: usize,
-    /// The time at which bytes were last added.
-    since: Option<Instant>,
 }
 
-/// The marks that the terminal puts around pasted text.
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
 /// Bytes of the longest escape sequence; a longer one is dropped.
@@ -1870,7 +1709,6 @@ const MAX_SEQUENCE: usize = 16;
 impl Keys {
     fn add(&mut self, bytes: &[u8]) {
         self.pending.extend(bytes);
-        self.since = Some(Instant::now());
     }
 
     fn next(&mut self) -> Option<Key> {
@@ -1896,50 +1734,27 @@ impl Keys {
         Some((Key::Paste(text), end + PASTE_ENDS.len()))
     }
 
-    /// The time at which a lone ESC becomes the key Esc.
-    fn deadline(&self) -> Option<Instant> {
-        self.since.filter(|_| self.pending == b"\x1b").map(|since| since + ESCAPE_TIMEOUT)
-    }
-
-    /// Returns the key Esc if no bytes have followed ESC in time.
-    fn time_out(&mut self, now: Instant) -> Option<Key> {
-        self.deadline().filter(|&deadline| deadline <= now)?;
-        self.pending.clear();
-        Some(Key::Escape)
-    }
-
     /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
     fn first(bytes: &[u8]) -> Option<(Key, usize)> {
-        let key = match bytes.first()? {
-            0x1b => return Self::escape_sequence(bytes),
-            b'\r' | b'\n' => Key::Enter,
-            b'\t' => Key::Tab,
-            0x08 | 0x7f => Key::Erase(Place::Left),
-            0x01 => Key::Move(Place::Start),
-            0x02 => Key::Move(Place::Left),
-            0x03 => Key::Interrupt,
-            0x04 => Key::EndOfInput,
-            0x05 => Key::Move(Place::End),
-            0x06 => Key::Move(Place::Right),
-            0x0b => Key::Erase(Place::End),
-            0x0c => Key::ClearScreen,
-            0x0e => Key::Down,
-            0x10 => Key::Up,
-            0x12 => Key::Search,
-            0x15 => Key::Erase(Place::Start),
-            0x17 => Key::Erase(Place::SpaceLeft),
-            0x19 => Key::Yank,
-            0x1a => Key::Suspend,
-            0x1f => Key::Undo,
-            0x00..=0x1f => Key::Unknown,
-            0x20..=0x7e => Key::Character(char::from(*bytes.first()?)),
-            0x80.. => return Self::wide_character(bytes),
+        let length = match bytes {
+            [] => return None,
+            [0x20..=0x7e | 0x80.., ..] => return Self::character(bytes),
+            [0x1b, b'[' | b'O', ..] => Self::sequence(bytes)?,
+            // The key Esc before another sequence.
+            [0x1b, 0x1b, ..] => 1,
+            [0x1b, rest @ ..] => 1 + Self::first(rest)?.1,
+            _ => 1,
         };
-        Some((key, 1))
+        let mut bytes = bytes.get(..length)?.to_vec();
+        if let [0x1b, kind @ b'O', ..] = bytes.as_mut_slice() {
+            *kind = b'[';
+        }
+        let is_it = |(forms, _): &&(&[&str], Key)| forms.iter().any(|it| it.as_bytes() == bytes);
+        let key = KEYS.iter().find(is_it).map(|(_, key)| key.clone());
+        Some((key.or_else(|| Self::position(&bytes)).unwrap_or(Key::Unknown), length))
     }
 
-    /// Returns a character of several bytes.
-    fn wide_character(bytes: &[u8]) -> Option<(Key, usize)> {
+    fn character(bytes: &[u8]) -> Option<(Key, usize)> {
         let start = bytes.get(..4).unwrap_or(bytes);
         let chunk = start.utf8_chunks().next()?;
         if let Some(character) = chunk.valid().chars().next() {
@@ -1947,52 +1762,24 @@ impl Keys {
         }
         // The rest of the character may follow, or this is not UTF-8.
         let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
-        (!is_cut).then_some((Key::NotUtf8, chunk.invalid().len()))
+        (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
     }
 
-    /// Returns an escape sequence: `ESC [ … final`, `ESC O final`, or ESC and one more key (ECMA-48;
-    /// the sequences of the keys are in the "Special Keys" part of xterm's control sequences, in
-    /// rxvt(7), and in "The Keyboard panel" of PuTTY's manual).
-    fn escape_sequence(bytes: &[u8]) -> Option<(Key, usize)> {
-        let kind = *bytes.get(1)?;
-        let rest = bytes.get(2..)?;
-        match kind {
-            b'[' | b'O' => {}
-            // ESC before another sequence is the key Esc.
-            0x1b => return Some((Key::Escape, 1)),
-            b'b' => return Some((Key::Move(Place::WordLeft), 2)),
-            b'f' => return Some((Key::Move(Place::WordRight), 2)),
-            b'd' => return Some((Key::Erase(Place::WordRight), 2)),
-            0x08 | 0x7f => return Some((Key::Erase(Place::WordLeft), 2)),
-            _ => return Self::first(bytes.get(1..)?).map(|(_, length)| (Key::Unknown, 1 + length)),
-        }
+    /// Returns the length of a sequence, `ESC [ … final` or `ESC O final` (ECMA-48).
+    fn sequence(bytes: &[u8]) -> Option<usize> {
         // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode; with Shift,
         // sequences of rxvt end with `$`.
-        let begun = usize::from(kind == b'[' && matches!(rest.first(), Some(b'[' | b'O')));
+        let start = if matches!(bytes, [_, b'[', b'[' | b'O', ..]) { 3 } else { 2 };
         let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
-        let Some(end) = rest.iter().skip(begun).position(is_final) else {
-            return (rest.len() > MAX_SEQUENCE).then_some((Key::Unknown, bytes.len()));
-        };
-        let key = match rest.get(..=begun + end)? {
-            b"A" => Key::Up,
-            b"B" => Key::Down,
-            b"C" => Key::Move(Place::Right),
-            b"D" => Key::Move(Place::Left),
-            // With Ctrl, with Alt, and with Ctrl in rxvt.
-            b"1;5C" | b"1;3C" | b"5C" | b"c" => Key::Move(Place::WordRight),
-            b"1;5D" | b"1;3D" | b"5D" | b"d" => Key::Move(Place::WordLeft),
-            b"H" | b"1~" | b"7~" => Key::Move(Place::Start),
-            b"F" | b"4~" | b"8~" | b"Ow" => Key::Move(Place::End),
-            b"Z" => Key::ShiftTab,
-            b"3~" => Key::Erase(Place::Right),
-            position => Self::position(position).unwrap_or(Key::Unknown),
-        };
-        Some((key, 2 + begun + end + 1))
+        match bytes.iter().skip(start).position(is_final) {
+            Some(end) => Some(start + end + 1),
+            None => (bytes.len() > 2 + MAX_SEQUENCE).then_some(bytes.len()),
+        }
     }
 
-    /// The cursor's position, `row ; column R` (ECMA-48, CPR).
+    /// The cursor's position, `ESC [ row ; column R` (ECMA-48, CPR).
     fn position(sequence: &[u8]) -> Option<Key> {
-        let numbers = std::str::from_utf8(sequence.strip_suffix(b"R")?).ok()?;
+        let numbers = std::str::from_utf8(sequence).ok()?.strip_suffix('R')?;
         numbers.split_once(';')?.1.parse().ok().map(Key::Position)
     }
 }
@@ -2006,7 +1793,6 @@ struct Options {
     name: Option<String>,
     language: Language,
     rings: bool,
-    /// Piped lines may be commands.
     has_commands: bool,
     log: Option<String>,
     no_colours: bool,
@@ -2099,21 +1885,21 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let (events, happened) = mpsc::sync_channel(MAX_EVENTS);
     let (keyboard, typed) = mpsc::sync_channel(1);
     let is_at_terminal = !options.is_piped && io::stdout().is_terminal();
-    // A terminal that understands no control sequences says so. Windows has no such variable.
-    let is_dumb = variable("TERM").map_or(cfg!(unix), |kind| kind == "dumb");
-    let is_raw = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
+    // A terminal that understands no control sequences says so.
+    let is_dumb = variable("TERM").is_none_or(|kind| kind == "dumb");
+    let has_editor = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
         report(panic);
     }));
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
-    let input = is_raw.then(|| Input { columns: terminal::columns(), ..Input::default() });
-    let shows_time = !options.no_times;
-    let screen = Screen { input, has_colours, shows_time, log, ..Screen::default() };
+    let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
+    screen.shows_time = !options.no_times;
+    screen.columns = if has_editor { terminal::columns() } else { 0 };
 
     let arrived = events.clone();
-    thread::spawn(move || read_input(io::stdin().lock(), is_raw, &keyboard, &events));
+    thread::spawn(move || read_input(io::stdin().lock(), has_editor, &keyboard, &events));
     let (host, port) = (options.host.clone(), options.port);
     let connect = move |attempt| {
         let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
@@ -2123,12 +1909,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         out
     };
     let mut client = Client::new(options, screen, Box::new(connect));
-    if is_raw {
-        client.offer = login_name(variable);
-        if !is_utf8(&locale("LC_CTYPE", variable)) {
-            client.warn_of_terminal();
-        }
-    }
+    client.offer = if has_editor { login_name(variable) } else { None };
     let end = client.run(&happened, &typed);
     terminal::give_back();
     client.outcome(end)
@@ -2140,27 +1921,18 @@ fn variable(name: &str) -> Option<String> {
 
 /// The login name, if it looks like a name for the room.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let name = ["LOGNAME", "USER", "USERNAME"].into_iter().find_map(variable)?;
+    let name = ["LOGNAME", "USER"].into_iter().find_map(variable)?;
     let begins_well = name.starts_with(|c: char| !c.is_ascii_punctuation());
     (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
 }
 
-/// Returns the first of the locale's variables for a category that is set (locale(7)); an empty one
-/// is not set.
-fn locale(category: &str, variable: impl Fn(&str) -> Option<String>) -> String {
-    ["LC_ALL", category, "LANG"].into_iter().find_map(variable).unwrap_or_default()
-}
-
-/// Returns true if text is UTF-8 in this locale. The POSIX locale does not tell what a terminal
-/// sends.
-fn is_utf8(locale: &str) -> bool {
-    let locale = locale.to_lowercase();
-    let is_unknown = matches!(locale.as_str(), "" | "c" | "posix") || cfg!(windows);
-    is_unknown || locale.contains("utf-8") || locale.contains("utf8")
+/// The locale of messages: the first of these variables that is set (locale(7)).
+fn locale(variable: impl Fn(&str) -> Option<String>) -> String {
+    ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
 
 fn main() -> ExitCode {
-    let is_portuguese = locale("LC_MESSAGES", variable).starts_with("pt");
+    let is_portuguese = locale(variable).starts_with("pt");
     let language = if is_portuguese { Language::Portuguese } else { Language::English };
     let is_piped = !io::stdin().is_terminal();
     let mut options = Options { language, is_piped, ..Options::default() };
@@ -2254,7 +2026,6 @@ mod terminal {
         let _ = enter_raw_mode();
     }
 
-    /// The columns of the window.
     pub fn columns() -> usize {
         columns_of(&stty(&["size"]).unwrap_or_default())
     }
@@ -2279,20 +2050,12 @@ mod terminal {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 
-    /// Decodes a piped line. Returns `None` if it is not UTF-8.
-    pub fn decode(bytes: &[u8]) -> Option<String> {
-        String::from_utf8(bytes.to_vec()).ok()
-    }
-
-    /// Runs stty(1) with these operands. Returns its output.
     fn stty(operands: &[&str]) -> io::Result<String> {
         let mut command = Command::new("stty");
         let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
         let output = command.output()?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-            false => Err(io::Error::other("stty failed")),
-        }
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(text).ok_or(io::ErrorKind::Other.into())
     }
 
     /// SIGHUP, SIGINT, SIGQUIT and SIGTERM end the program. Signals have the same numbers on Linux
@@ -2362,10 +2125,7 @@ mod terminal {
         fn GetConsoleMode(console: RawHandle, mode: *mut u32) -> i32;
         fn SetConsoleMode(console: RawHandle, mode: u32) -> i32;
         fn GetConsoleScreenBufferInfo(console: RawHandle, info: *mut [i16; 11]) -> i32;
-        fn GetConsoleOutputCP() -> u32;
         fn GetLocalTime(time: *mut [u16; 8]);
-        /// Code page, flags, bytes and their number, units of UTF-16 and their number.
-        fn MultiByteToWideChar(_: u32, _: u32, _: *const u8, _: i32, _: *mut u16, _: i32) -> i32;
     }
 
     /// ENABLE_PROCESSED_INPUT (Ctrl-C is no key), ENABLE_LINE_INPUT and ENABLE_ECHO_INPUT.
@@ -2374,7 +2134,6 @@ mod terminal {
     const SENDS_SEQUENCES: u32 = 0x200;
     /// ENABLE_PROCESSED_OUTPUT and ENABLE_VIRTUAL_TERMINAL_PROCESSING.
     const OBEYS_SEQUENCES: u32 = 0x1 | 0x4;
-    const MB_ERR_INVALID_CHARS: u32 = 0x8;
 
     /// The modes of input and output that `give_back` restores.
     static MODES: OnceLock<(u32, u32)> = OnceLock::new();
@@ -2432,24 +2191,6 @@ mod terminal {
         unsafe { GetLocalTime(&mut time) };
         let [year, month, _, day, hour, minute, second, _] = time;
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
-    }
-
-    /// Decodes a piped line: UTF-8, or the console's encoding, which cmd.exe writes.
-    pub fn decode(bytes: &[u8]) -> Option<String> {
-        if let Ok(text) = String::from_utf8(bytes.to_vec()) {
-            return Some(text);
-        }
-        let length = i32::try_from(bytes.len()).ok()?;
-        // In every encoding a byte stands for at most one unit of UTF-16.
-        let mut wide = vec![0; bytes.len()];
-        let (from, to) = (bytes.as_ptr(), wide.as_mut_ptr());
-        // SAFETY: both pointers are valid for `length` units, and the call keeps neither.
-        let units = unsafe {
-            let code_page = GetConsoleOutputCP();
-            MultiByteToWideChar(code_page, MB_ERR_INVALID_CHARS, from, length, to, length)
-        };
-        let units = usize::try_from(units).ok().filter(|&units| units > 0)?;
-        String::from_utf16(wide.get(..units)?).ok()
     }
 
     /// Changes a console's mode. Returns the old mode.
@@ -2513,7 +2254,6 @@ fn explain(error: &io::Error) -> String {
     say(ours, &[])
 }
 
-/// All texts of the client.
 mod text {
     macro_rules! texts {
         ($($name:ident $english:literal $portuguese:literal)*) => {
@@ -2526,10 +2266,9 @@ mod text {
     CONNECTING "connecting to {} … " "conectando a {} … "
     LEAVING "leaving … " "saindo … "
     UNCONFIRMED "({} unconfirmed) > " "({} sem confirmação) > "
-    NO_ANSWER_YET "(no answer yet) > " "(ainda sem resposta) > "
     NOT_CONNECTED_NOW "(not connected, attempt {}) > " "(sem conexão, tentativa {}) > "
     SEARCH "(search '{}') " "(busca '{}') "
-    PASTE "Paste {} lines? Enter: yes, Esc: no " "Colar {} linhas? Enter: sim, Esc: não "
+    PASTE "Paste {} lines? Enter: yes, Ctrl-C: no " "Colar {} linhas? Enter: sim, Ctrl-C: não "
     WELCOME "Welcome, {}! /help lists the commands; @name text speaks to one person."
         "Olá, {}! /ajuda mostra os comandos; @nome texto fala só com uma pessoa."
     WELCOME_BACK "Connected again, {}." "De volta ao chat, {}."
@@ -2567,9 +2306,6 @@ mod text {
         "essa linha passa do limite em {} bytes e não foi enviada"
     LINE_NOT_UTF8 "a line that is not UTF-8 was not sent: {}"
         "uma linha que não está em UTF-8 não foi enviada: {}"
-    TERMINAL_NOT_UTF8
-        "This terminal does not use UTF-8: accented letters get lost; set it to UTF-8."
-        "Este terminal não usa UTF-8: letras com acento se perdem; mude-o para UTF-8."
     FULL "no more connections can be taken now; try again later"
         "o servidor está lotado; tente mais tarde"
     NO_NAME_IN_TIME "no name was given in time" "você demorou demais para escolher um nome"
@@ -2639,7 +2375,7 @@ Options:
  --log FILE     append what is shown to FILE, with date and time
  --no-color     no colours (nor with NO_COLOR or TERM=dumb set)
  --no-reconnect end when the connection is lost (in a pipe, always)
- --no-time      no times of messages (nor in a narrow window)
+ --no-time      no times of messages
  --quiet        do not show joins and leaves
  --lang en|pt   English or Portuguese (default: the locale's)
  --help         show this
@@ -2657,7 +2393,7 @@ Opções:
  --log ARQUIVO  acrescenta a ARQUIVO o que é mostrado, com data e hora
  --no-color     sem cores (nem com NO_COLOR ou TERM=dumb)
  --no-reconnect termina quando a conexão cai (num pipe, sempre)
- --no-time      sem a hora das mensagens (nem em janela estreita)
+ --no-time      sem a hora das mensagens
  --quiet        não mostra quem entra e quem sai
  --lang en|pt   inglês ou português (se nada for dito: o que diz o locale)
  --help         mostra isto
@@ -2671,15 +2407,25 @@ Opções:
 const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
 const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
-/// The columns of a text without styles.
 fn width_of(text: &str) -> usize {
-    text.chars().map(width).sum()
+    with_widths(text).filter_map(|(_, width)| width).sum()
+}
+
+/// The characters of a text with their columns: `None` for those of its styles.
+fn with_widths(text: &str) -> impl Iterator<Item = (char, Option<usize>)> + '_ {
+    let mut is_style = false;
+    text.chars().map(move |character| {
+        is_style |= character == '\x1b';
+        let width = if is_style { None } else { Some(width(character)) };
+        is_style &= character != 'm';
+        (character, width)
+    })
 }
 
 /// The columns that a terminal gives to a character: none to accents and other marks, two to the
 /// scripts of East Asia and to emoji (Unicode 15, UAX #11). Whole blocks of symbols count as wide,
 /// because a row that ends early does less harm than a row that the terminal breaks. The cursor is
-/// right in any case (see `Input::draw`).
+/// right in any case (see `Screen::draw`).
 fn width(character: char) -> usize {
     match u32::from(character) {
         0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x610..=0x61a | 0x64b..=0x65f => 0,
