@@ -158,7 +158,7 @@ struct Roster {
     is_first: bool,
 }
 
-/// What the client needs to return to a room that it has been in.
+/// The client's memory of a room, with which it returns after a lost connection.
 struct Membership {
     /// The time of the last loss, or of the first WELCOME.
     lost: Instant,
@@ -409,7 +409,7 @@ impl Client {
         }
     }
 
-    // What arrives
+    // Lines from the server
 
     /// Handles a line from the server. One with an unknown keyword is ignored (PROTOCOL.md,
     /// "Versioning").
@@ -620,7 +620,7 @@ impl Client {
         Ok(())
     }
 
-    // What is typed
+    // Keys
 
     /// Takes keys, or the lines of a pipe as far as the server keeps up with them.
     fn take_input(&mut self, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
@@ -797,7 +797,7 @@ impl Client {
         Ok(())
     }
 
-    // What is sent
+    // Requests
 
     fn send_waiting(&mut self) -> Result<(), End> {
         while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
@@ -963,7 +963,7 @@ impl Request {
         }
     }
 
-    /// What was typed and would be missed if it were lost.
+    /// Typed text that would be missed if it were lost.
     fn text(&self) -> Option<String> {
         match self {
             Request::Say(text) => Some(text.clone()),

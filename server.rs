@@ -33,7 +33,7 @@
 //!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
 //!     expire ─────────────── time-outs
 //!
-//! What it does not do: passwords, encryption, several rooms, history.
+//! There are no passwords, no encryption, one room, and no history.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::{self, Write as _};
@@ -138,7 +138,7 @@ struct Decoder {
     is_handed_out: bool,
 }
 
-/// What the decoder found.
+/// A finding of the decoder.
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded<'a> {
     /// A whole line without its ending; never an empty one.
@@ -794,7 +794,7 @@ struct Room {
     may_trim: bool,
     /// Clients with new own lines, in the order in which they were served.
     writes: Vec<Id>,
-    /// What this turn has done, in `Room::BYTE_FOR_ALL` for a byte read or logged.
+    /// The work of this turn: `BYTE_FOR_ALL` for a byte read or logged, 1 for an own byte.
     work: u64,
     /// The budget applies, so no roster is pushed.
     withholds_rosters: bool,
@@ -2122,7 +2122,7 @@ mod system {
         Instant::now()
     }
 
-    /// What the poller can watch, and its number.
+    /// Sockets that the poller can watch, and their numbers.
     #[cfg(unix)]
     pub use std::os::fd::{AsRawFd as Pollable, RawFd as Number};
     #[cfg(windows)]
@@ -2286,7 +2286,7 @@ mod system {
             returned: i16,
         }
 
-        /// What differs between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
+        /// The differences between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
         /// name. Windows lets nothing be asked for but POLLRDNORM, POLLRDBAND and POLLWRNORM.
         #[cfg(unix)]
         mod system {
