@@ -38,7 +38,7 @@ const DEFAULT_PORT: u16 = 9999;
 const MAX_REQUEST: usize = 4000;
 const MAX_LINE: u64 = 4096;
 const MAX_NAME: usize = 50;
-/// The server pushes no roster in a larger room; the client asks once (PROTOCOL.md, "Roster").
+/// The server pushes no roster in a larger room; the client asks once (PROTOCOL.md, "Joining, leaving, roster").
 const MAX_PUSHED_ROSTER: usize = 100;
 /// Names that the client remembers, whatever a server claims.
 const MAX_ROSTER: usize = 100_000;
@@ -412,7 +412,7 @@ impl Client {
     // Lines from the server
 
     /// Handles a line from the server. One with an unknown keyword is ignored (PROTOCOL.md,
-    /// "Versioning").
+    /// "Versioning and history").
     fn arrived(&mut self, line: &str) -> Result<(), End> {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -502,7 +502,7 @@ impl Client {
         self.screen.show_event(DIM, &line);
     }
 
-    /// Handles one line of a list (PROTOCOL.md, "Roster"). A newcomer at a terminal sees the first.
+    /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer at a terminal sees the first.
     fn list(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();

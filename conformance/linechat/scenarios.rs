@@ -1,5 +1,5 @@
 //! The whole server in situations that are not left to chance: one for each promise of PROTOCOL.md,
-//! "Delivery", "Time-outs" and "Annex B", and for each way in which an earlier server broke it. Where
+//! "Closing and half-closing" and "Annex B", and for each way in which a server may break it. Where
 //! the people of a `Crowd` take part, the checks of simulation_tests.rs are made here, too.
 
 use super::*;

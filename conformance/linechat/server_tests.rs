@@ -1095,8 +1095,8 @@ fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
         assert!(document.contains(&row), "{row}");
     }
     // A comment may go on in the next line.
-    let comments =
-        include_str!("../../server.rs").lines().map(|line| line.trim_start_matches([' ', '/']));
+    let programs = [include_str!("../../server.rs"), include_str!("../../client.rs")].concat();
+    let comments = programs.lines().map(|line| line.trim_start_matches([' ', '/']));
     let comments = comments.collect::<Vec<_>>().join(" ");
     let mut sections = 0;
     for named in comments.split("(PROTOCOL.md, ").skip(1) {
