@@ -6,6 +6,8 @@ use super::*;
 use os::chance::Chance;
 use os::{Buffers, Conditions, Peer};
 use std::net::{TcpListener, TcpStream};
+#[cfg(target_os = "linux")]
+use std::process::{Command as Process, Stdio};
 
 fn pick<T: Copy>(chance: &mut Chance, from: &[T]) -> T {
     from[chance.below(from.len())]
@@ -821,20 +823,31 @@ fn socket_pair() -> (TcpStream, TcpStream) {
 
 const NEITHER: Interest = Interest { read: false, write: false };
 
-/// What a poller reports within 20 ms: token, readable, writable, failed.
+/// A test that waits this long for a peer or the kernel is stuck.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// What a poller reports next: token, readable, writable, failed. A child of another test may keep
+/// copies of this process's descriptors until it runs its program, and so delay the end of a stream.
 fn reported(poller: &mut system::Poller) -> Vec<(usize, bool, bool, bool)> {
+    let mut ready = Vec::new();
+    poller.wait(&mut ready, Some(STUCK)).unwrap();
+    ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
+}
+
+/// The poller waits for as long as it is asked to, and reports nothing.
+fn assert_waits(poller: &mut system::Poller) {
     let (mut ready, begun, moment) = (Vec::new(), Instant::now(), Duration::from_millis(20));
     poller.wait(&mut ready, Some(moment)).unwrap();
-    assert!(!ready.is_empty() || begun.elapsed() >= moment, "it did not wait");
-    ready.iter().map(|it| (it.token, it.readable, it.writable, it.failed)).collect()
+    assert_eq!(ready, []);
+    assert!(begun.elapsed() >= moment, "it did not wait");
 }
 
 #[test]
 fn the_poller_reports_readiness_for_as_long_as_it_lasts() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
-    poller.add(&near, 7, Interest { read: true, write: false }).unwrap();
-    assert_eq!(reported(&mut poller), []);
+    poller.add(&near, 7, READ).unwrap();
+    assert_waits(&mut poller);
     far.write_all(b"x").unwrap();
     assert_eq!(reported(&mut poller), [(7, true, false, false)]);
     assert_eq!(reported(&mut poller), [(7, true, false, false)]);
@@ -844,10 +857,10 @@ fn the_poller_reports_readiness_for_as_long_as_it_lasts() {
     assert_eq!(reported(&mut poller), [(7, false, true, false)]);
     poller.modify(&near, 7, NEITHER).unwrap();
     far.write_all(b"x").unwrap();
-    assert_eq!(reported(&mut poller), []);
+    assert_waits(&mut poller);
     poller.delete(&near, 7).unwrap();
     drop(far);
-    assert_eq!(reported(&mut poller), []);
+    assert_waits(&mut poller);
 }
 
 #[test]
@@ -871,8 +884,7 @@ fn the_poller_reports_failures_that_were_not_asked_for() {
     assert_eq!(reported(&mut poller), [(8, true, is_epoll, is_epoll)]);
     poller.delete(&near, 8).unwrap();
     // A failure without a hang-up: a pipe without a reader.
-    let mut child =
-        std::process::Command::new("true").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = Process::new("true").stdin(Stdio::piped()).spawn().unwrap();
     let pipe = child.stdin.take().unwrap();
     child.wait().unwrap();
     poller.add(&pipe, 9, NEITHER).unwrap();
@@ -883,8 +895,7 @@ fn the_poller_reports_failures_that_were_not_asked_for() {
 #[cfg(linechat_poll)]
 fn a_hang_up_rests_unless_reading_was_asked_for() {
     // A pipe without a writer hangs up, and is not readable (poll(2)).
-    let mut child =
-        std::process::Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = Process::new("true").stdout(Stdio::piped()).spawn().unwrap();
     let pipe = child.stdout.take().unwrap();
     child.wait().unwrap();
     let mut poller = system::Poller::new().unwrap();
@@ -895,7 +906,7 @@ fn a_hang_up_rests_unless_reading_was_asked_for() {
     poller.wait(&mut ready, None).unwrap();
     assert_eq!(ready, []);
     // The system would report it again at once.
-    assert_eq!(reported(&mut poller), []);
+    assert_waits(&mut poller);
     poller.modify(&pipe, 7, READ).unwrap();
     assert_eq!(reported(&mut poller), [(7, true, false, false)]);
 }
@@ -918,7 +929,7 @@ fn without_a_time_out_the_poller_waits_for_readiness() {
         ready.len()
     });
     // Another poller lets some time pass.
-    assert_eq!(reported(&mut system::Poller::new().unwrap()), []);
+    assert_waits(&mut system::Poller::new().unwrap());
     far.write_all(b"x").unwrap();
     assert_eq!(waiting.join().unwrap(), 1);
 }
@@ -946,8 +957,8 @@ fn hundreds_of_connections_can_wait_to_be_accepted() {
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let most: usize = most.trim().parse().unwrap();
     // A connection that finds the queue full is tried again for minutes.
-    let (address, stuck) = (listener.local_addr().unwrap(), Duration::from_secs(10));
+    let address = listener.local_addr().unwrap();
     for _ in 0..most.min(200) {
-        TcpStream::connect_timeout(&address, stuck).expect("space in the queue");
+        TcpStream::connect_timeout(&address, STUCK).expect("space in the queue");
     }
 }
