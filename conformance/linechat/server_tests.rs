@@ -1,6 +1,6 @@
-//! Tests of server.rs, part by part: what no transcript can show, models that the decoder, the
-//! outbox and the room are checked against, and the calls of the real operating system. They are
-//! part of the server's own module, so that they see all of it.
+//! Tests of server.rs, part by part: what no transcript can show, a model that the outbox is checked
+//! against, and the calls of the real operating system. They are part of the server's own module, so
+//! that they see all of it.
 
 use super::*;
 use os::chance::Chance;
