@@ -330,10 +330,11 @@ fn read_socket(socket: &mut TcpStream, into: &mut Received, timeout: Duration) -
     Ok(length > 0)
 }
 
-/// The threads of a client that floods hold its connection, too.
+/// Closing the socket alone could end the connection later: the thread of a client that floods holds
+/// the socket too, and so does a program that is just being started, until its exec(2).
 impl Drop for Client {
     fn drop(&mut self) {
-        if let (Transport::Socket(socket), true) = (&self.transport, self.is_stalled) {
+        if let Transport::Socket(socket) = &self.transport {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
