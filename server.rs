@@ -4,7 +4,7 @@
 //!
 //!     cargo run --release --bin linechat-server     (or: make run-server)
 //!     telnet localhost 9999                         (in two more windows)
-//!     NAME ana
+//!     NAME ana                                      (NAME bob in the other)
 //!     MSG hello, everyone
 //!
 //! PROTOCOL.md specifies what goes over the wire; `--help` lists the options. One thread runs the
@@ -13,7 +13,7 @@
 //! 1. the wire: bytes into lines, lines into requests, replies into lines;
 //! 2. output: the log, which holds the lines for everybody, and each client's outbox;
 //! 3. the room: clients, members, and the effect of each request;
-//! 4. flow control: the fair queue, and the budget that applies while a client is behind;
+//! 4. flow control: the fair queue, and the budget that applies while output piles up;
 //! 5. the event loop: wait, accept, read, write, close, time-outs;
 //! 6. the console, and 7. the command line;
 //! 8. the operating system: the few calls that std lacks, and the only `unsafe`.
@@ -24,14 +24,14 @@
 //!     handle_readiness ───── queues clients that can be read or written to
 //!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
 //!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
-//!       read                   at most 16 KiB
-//!       process_input          Decoder::next, line by line
-//!         request                refuse another protocol; while the budget applies, queue
-//!         carry_out              parse, Room::carry_out: fills the log and the outboxes
-//!     write_all ──────────── one write for each client with pending output; pending limits
+//!       serve                  a quantum of input that is left, or else one read of at most 16 KiB
+//!         process_input          Decoder::next, line by line
+//!           handle_line            refuses another protocol; while the budget applies, queues a cost
+//!             carry_out              parse, Room::carry_out: fills the log and the outboxes
+//!     write_all ──────────── at most one write to each client; pending limits; trims the log
 //!     update_budget ──────── does the budget apply now?
 //!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
-//!     expire ─────────────── time-outs
+//!     expire ─────────────── time-outs; then stop, if a signal came, and Console::flush
 //!
 //! There are no passwords, no encryption, one room, and no history.
 
@@ -66,17 +66,18 @@ const MAX_LINE: usize = 4096;
 const MAX_NAME: usize = 50;
 /// Rosters are pushed while the room has at most this many members.
 const MAX_PUSHED_ROSTER: usize = 100;
-/// Bytes of own lines up to a client's last reply. Its further requests wait above this.
+/// A client's requests wait while its pending own lines, up to its last reply, have more bytes than
+/// this (back-pressure).
 const REPLY_LIMIT: usize = 64 * 1024;
-/// Pending bytes of one client. The budget applies to all clients above this.
+/// Pending bytes of one client. While one client has more, the budget applies to all clients.
 const SOFT_LIMIT: usize = 256 * 1024;
-/// Pending lines for single clients, in bytes, of all clients together. The budget applies above
-/// this, too.
-const OWN_LINES_LIMIT: usize = 64 * 1024 * 1024;
+/// Pending bytes of the own lines of all clients together. While there are more, the budget applies
+/// too.
+const OWN_BYTES_LIMIT: usize = 64 * 1024 * 1024;
 /// Bytes a second that requests may cost while the budget applies, and the size of its bucket.
 const BUDGET: usize = 64 * 1024;
-/// Pending bytes of one client, above which it is disconnected: a minute of the budget more than
-/// the soft limit.
+/// A client with more pending bytes is disconnected. This is the soft limit and what the budget
+/// allows in a minute.
 const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
 /// While the budget applies, a client that takes none of its pending output for this long is
 /// disconnected.
@@ -138,7 +139,7 @@ struct Decoder {
     is_handed_out: bool,
 }
 
-/// A finding of the decoder.
+/// What `Decoder::next` has found.
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded<'a> {
     /// A whole line without its ending; never an empty one.
@@ -187,7 +188,7 @@ impl Decoder {
         self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
     }
 
-    /// Ends the current line. Returns true if it is to be handed out.
+    /// Ends the current line. Returns true if the line is handed out: it is not empty or skipped.
     fn end_line(&mut self) -> bool {
         if self.line.last() == Some(&b'\r') {
             self.line.pop();
@@ -296,7 +297,7 @@ enum Request<'a> {
 }
 
 /// A line for each verb, which it begins with: the answer to HELP, and the text of `ERR usage`.
-const USAGES: [&str; 7] = [
+const REQUEST_USAGES: [&str; 7] = [
     "NAME <name> takes a name and enters the room",
     "MSG <text> says something to everybody else",
     "PRIV @<name> <text> says something to one person alone",
@@ -306,16 +307,17 @@ const USAGES: [&str; 7] = [
     "QUIT leaves",
 ];
 
-/// Parses a line. `Server::request` has checked the line's length and the connection's first line
+/// Parses a line. `Server::handle_line` has checked the line's length and the connection's first line
 /// before; `Room::carry_out` checks names afterwards (PROTOCOL.md, "Requests").
 fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    if !is_plain && line.chars().any(is_forbidden) {
+    if !is_plain && line.chars().any(is_forbidden_in_text) {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let verbs = USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
+    let verbs =
+        REQUEST_USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
     let (verb, usage) = verbs
         .into_iter()
         .find(|(verb, _)| verb.eq_ignore_ascii_case(word))
@@ -340,16 +342,16 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
     request.ok_or(Refusal("usage", usage))
 }
 
-/// Returns true if a connection's first line is of another protocol: an HTTP request, which a web
-/// page can make a browser send anywhere, with lines of the page's own after it, or a TLS
-/// ClientHello, whose first byte is 22 (RFC 8446, section 5.1), and which can hold such lines too.
+/// Returns true if a connection's first line is HTTP or TLS. A web page can make a browser send
+/// either to any port, with lines of the page's choice inside. A TLS ClientHello starts with byte 22
+/// (RFC 8446, section 5.1).
 fn is_other_protocol(line: &[u8]) -> bool {
     line.first() == Some(&22) || line.windows(6).any(|bytes| bytes == b" HTTP/")
 }
 
 /// Returns true for characters that could move a terminal's cursor, forge a line or reorder what is
 /// shown (PROTOCOL.md, "Text").
-fn is_forbidden(character: char) -> bool {
+fn is_forbidden_in_text(character: char) -> bool {
     match character {
         '\t' => false,
         '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
@@ -363,12 +365,12 @@ fn is_good_name(name: &str) -> bool {
     let is_further = |c: char| is_first(c) || matches!(c, '_' | '-' | '.');
     name.len() <= MAX_NAME
         && name.starts_with(is_first)
-        && name.chars().all(|c| is_further(c) && !is_invisible(c))
+        && name.chars().all(|c| is_further(c) && !is_forbidden_in_names(c))
 }
 
-/// The characters beyond ASCII that no name holds: white space, controls, and what is invisible,
-/// turns the direction or is no character.
-fn is_invisible(character: char) -> bool {
+/// Returns true for the characters beyond ASCII that a name must not contain: white space, controls,
+/// invisible characters, those that turn the direction, and noncharacters.
+fn is_forbidden_in_names(character: char) -> bool {
     let is_last_of_plane = u32::from(character) & 0xfffe == 0xfffe;
     is_last_of_plane
         || matches!(character,
@@ -382,7 +384,7 @@ fn is_invisible(character: char) -> bool {
 }
 
 /// The form in which names are compared (PROTOCOL.md, "Names").
-fn fold_case(name: &str) -> Box<str> {
+fn name_key(name: &str) -> Box<str> {
     name.to_lowercase().into()
 }
 
@@ -427,8 +429,8 @@ fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &
 
 /// The lines for everybody, each stored once, whatever the size of the room.
 ///
-/// A position is the number of bytes logged before it, so it never changes its meaning. Each
-/// client's outbox has a cursor into the log; what every cursor has passed is trimmed.
+/// A position is the number of bytes logged before it, so trimming does not change it. Each client's
+/// outbox has a cursor into the log. Bytes that every cursor has passed are trimmed.
 #[derive(Default)]
 struct Log {
     bytes: Vec<u8>,
@@ -444,7 +446,8 @@ impl Log {
         self.start + self.bytes.len() as u64
     }
 
-    /// The bytes between two positions; both may be trimmed only if they are equal.
+    /// The bytes between two positions. `from` may be trimmed only if `to` is equal or before it; the
+    /// slice is then empty.
     fn slice(&self, from: u64, to: u64) -> &[u8] {
         match from < to {
             true => &self.bytes[(from - self.start) as usize..(to - self.start) as usize],
@@ -452,8 +455,8 @@ impl Log {
         }
     }
 
-    /// Forgets the bytes before `position`; moves the others only if they are fewer, so that a byte
-    /// is moved once on average.
+    /// Forgets the bytes before `position`. It waits until they are the majority, so that each byte is
+    /// moved once on average.
     fn trim(&mut self, position: u64) {
         let dead = (position - self.start) as usize;
         if dead > self.bytes.len() / 2 {
@@ -464,18 +467,19 @@ impl Log {
     }
 }
 
-/// The output of one client that its socket has not taken: part of the log, and the client's own
-/// lines before it and in it: replies to its requests, and private messages.
+/// The output of one client that its socket has not taken: a part of the log, and the client's own
+/// lines, which are replies to its requests and private messages. They stand before that part of the
+/// log (`lead`), and inside it or after it (`inserts`).
 ///
-///     log:       … MSG ana hi │ MSG bob hello │ MSG eve hey
-///                ^ next       ^ an insert: own line "PONG 1", then skip what bob said itself
-///     bob gets:  own lines before `next`, MSG ana hi, PONG 1, MSG eve hey
+///     log:       … MSG ana hi │ MSG bob hello │ MSG eve hey │
+///                  ^ next     ^ an insert: own line PONG 1, then skip what bob sent itself
+///     bob gets:  the lead, MSG ana hi, PONG 1, MSG eve hey
 #[derive(Default)]
 struct Outbox {
     /// Position in the log of the next byte to send.
     next: u64,
-    /// Position up to which the client receives the log: `IN_ROOM` for a member; for a client that
-    /// has left, where the log ended before its LEFT.
+    /// Where the log ends for this client: `IN_ROOM` for a member; 0 before it joins; the position
+    /// before its LEFT after it has left.
     end: u64,
     /// The client's own lines. The first `lead` bytes stand before `next`; `inserts` tells where the
     /// others stand.
@@ -486,7 +490,8 @@ struct Outbox {
     inserts: VecDeque<Insert>,
 }
 
-/// A place in the log at which a client receives its own lines, and then skips lines of the log.
+/// A place in the log at which a client receives bytes of its own lines, and then skips bytes of the
+/// log.
 #[derive(Clone, Copy)]
 struct Insert {
     position: u64,
@@ -499,19 +504,19 @@ impl Outbox {
     /// Bytes put together for one write when own lines stand among those of the log.
     const CHUNK: usize = 64 * 1024;
 
-    /// Pending bytes, which the soft and the hard limit are for. Lines to be skipped count too:
-    /// they hold the log like the others.
+    /// Pending bytes, which the soft and the hard limit are for. Lines to be skipped are counted,
+    /// because they too keep the log from being trimmed.
     fn pending(&self, log: &Log) -> usize {
         self.own.len() + (self.end.min(log.end()) - self.next) as usize
     }
 
     /// The client receives the log from here on, after the own lines that are pending.
-    fn join(&mut self, log: &Log) {
+    fn start_at_end(&mut self, log: &Log) {
         (self.next, self.end) = (log.end(), Self::IN_ROOM);
     }
 
     /// The client receives nothing that is logged from now on.
-    fn leave(&mut self, log: &Log) {
+    fn stop_at_end(&mut self, log: &Log) {
         self.end = self.end.min(log.end());
     }
 
@@ -623,10 +628,10 @@ struct Client {
     decoder: Decoder,
     /// The client has sent a line that is not empty.
     has_spoken: bool,
-    /// Input that has been read and not processed: the turn was full, or a request waits.
-    unread: Box<[u8]>,
-    /// A request that waits for the budget; the client stands in `Budget::queue`.
-    waiting: Option<Box<[u8]>>,
+    /// Input that has been read and not processed yet: the turn was full, or a request waits.
+    unprocessed: Box<[u8]>,
+    /// A request that waits for the budget. If `Some`, the client stands in `Budget::queue`.
+    waiting_request: Option<Box<[u8]>>,
     outbox: Outbox,
     /// The client stands in `Room::writes`.
     is_write_queued: bool,
@@ -636,8 +641,9 @@ struct Client {
     input_ended: bool,
     /// The readiness that the poller has been asked for.
     interest: Interest,
-    /// Without a name: when it is too late to choose one. With a name: set while output is pending,
-    /// and then when the client counts as stalled. Later: when the connection is dropped.
+    /// Open or failed, without a name: the name time-out. Open, with a name: `Some` only while output
+    /// is pending, the earliest time at which the client is stalled. Closing or lingering: when the
+    /// connection is dropped.
     deadline: Option<Instant>,
 }
 
@@ -646,11 +652,11 @@ struct Client {
 enum State {
     /// Requests are carried out.
     Open,
-    /// Nothing can be sent any longer, but what the client sent before is still read and carried
-    /// out. The poller would report the failure for ever, so it no longer watches the socket.
+    /// Writing has failed, mostly because of a reset. Requests that arrived before are still read and
+    /// carried out. The poller would report the failure for ever, so it no longer watches the socket.
     Failed,
     /// Pending output drains, for so long at most; input is discarded.
-    Closing { closed_by: Instant },
+    Closing { close_deadline: Instant },
     /// Everything is sent and the server has ended its side of the stream. Closing the socket now
     /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
     /// and could so destroy the last lines. So the server lingers for the client's end.
@@ -675,8 +681,8 @@ impl Client {
             name: None,
             decoder: Decoder::default(),
             has_spoken: false,
-            unread: Box::default(),
-            waiting: None,
+            unprocessed: Box::default(),
+            waiting_request: None,
             outbox: Outbox::default(),
             is_write_queued: false,
             is_blocked: false,
@@ -691,20 +697,21 @@ impl Client {
     }
 
     /// Returns true if the next request can be carried out: no other request waits, and the client
-    /// has taken its replies.
+    /// has taken its replies. If it has not, the server stops reading (back-pressure).
     fn takes_requests(&self) -> bool {
         !self.is_closing()
-            && self.waiting.is_none()
+            && self.waiting_request.is_none()
             && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
-    /// Returns true if input is of use: to be carried out, or to be discarded.
+    /// Returns true if the server should read from this client: to carry out requests, or to discard
+    /// input.
     fn takes_input(&self) -> bool {
         !self.input_ended && (self.is_closing() || self.takes_requests())
     }
 
-    /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. After a failure there is
-    /// nothing to wait for, which is an error.
+    /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. In `State::Failed` that is
+    /// an error, because no more input will come.
     fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.socket.read(into) {
             Err(error) if is_not_ready(&error) && self.state != State::Failed => Ok(None),
@@ -785,43 +792,41 @@ struct Room {
     clients: Clients,
     /// The clients with a name, in the order of joining.
     members: Vec<Id>,
-    /// Members by name; see `fold_case`.
+    /// Members by name; see `name_key`.
     by_name: HashMap<Box<str>, Id>,
     log: Log,
     /// Pending own lines of all clients, in bytes.
-    own_lines: usize,
+    own_bytes: usize,
     /// The log has grown or a cursor has moved, so it is worth looking for the slowest cursor.
     may_trim: bool,
-    /// Clients with new own lines, in the order in which they were served.
+    /// Clients to write to at the end of the turn, in the order in which they were served: clients
+    /// with new own lines, newly writable and closing ones.
     writes: Vec<Id>,
     /// The work of this turn: `BYTE_FOR_ALL` for a byte read or logged, 1 for an own byte.
     work: u64,
-    /// The budget applies, so no roster is pushed.
-    withholds_rosters: bool,
-    /// A roster has been withheld.
+    budget: Budget,
+    /// A roster has been withheld because the budget applies.
     owes_roster: bool,
 }
 
 impl Room {
     /// The work of a byte that is read, or goes to everybody. A byte for a single client is 1.
     const BYTE_FOR_ALL: u64 = 64;
-    /// Bytes that a line for everybody counts beside its length.
+    /// The fixed work of a line for everybody, in bytes, which is added to its length.
     const LINE_FOR_ALL: usize = 64;
     /// A turn is full after this much work. In a room of a thousand that is some ten milliseconds,
     /// in which the system copies up to 128 KiB to each member.
     const FULL_TURN: u64 = 128 * 1024 * Self::BYTE_FOR_ALL;
 
-    fn is_named(&self, id: Id) -> bool {
-        self.name(id).is_some()
-    }
-
     fn name(&self, id: Id) -> Option<Rc<str>> {
         self.clients.get(id)?.name.clone()
     }
 
+    /// Finds a member by name. The length is checked because lower case can be shorter: 60 bytes of
+    /// KELVIN SIGN are no name, but become the 20 letters k of another one.
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
-        is_possible.then(|| self.by_name.get(&fold_case(name)).copied())?
+        is_possible.then(|| self.by_name.get(&name_key(name)).copied())?
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -837,12 +842,12 @@ impl Room {
         }
     }
 
-    /// Appends own lines to a client's outbox. They are a reply, or somebody else's private message.
+    /// Appends own lines to a client's outbox. `is_reply` is false for a private message.
     fn push_own(&mut self, id: Id, lines: &[u8], is_reply: bool) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if client.state != State::Failed {
             client.outbox.push(lines, &self.log, is_reply);
-            self.own_lines += lines.len();
+            self.own_bytes += lines.len();
             self.work += lines.len() as u64;
             self.queue_write(id);
         }
@@ -872,7 +877,7 @@ impl Room {
     fn cost(&self, id: Id, request: Request) -> usize {
         let name_length = self.name(id).map_or(0, |name| name.len());
         match request {
-            // JOINED now and LEFT later.
+            // JOINED now and LEFT later: 43 bytes without the names, with counts of six digits.
             Request::Name(name) if self.check_name(name).is_ok() => 2 * name.len() + 43,
             Request::Msg(text) => "MSG  \r\n".len() + name_length + text.len(),
             Request::Priv { to, text } if self.find(to).is_some_and(|to| to != id) => {
@@ -882,7 +887,7 @@ impl Room {
         }
     }
 
-    /// Does what a request asks for. Only QUIT is left to the caller.
+    /// Carries out a request. After QUIT, the caller closes the connection.
     fn carry_out(&mut self, id: Id, request: Request) -> Result<(), Refusal> {
         match request {
             Request::Name(name) => {
@@ -901,7 +906,9 @@ impl Room {
             }
             Request::Ping("") => self.reply(id, &["PONG"]),
             Request::Ping(token) => self.reply(id, &["PONG", token]),
-            Request::Help => USAGES.iter().for_each(|usage| self.reply(id, &["HELP", usage])),
+            Request::Help => {
+                REQUEST_USAGES.iter().for_each(|usage| self.reply(id, &["HELP", usage]))
+            }
             Request::Quit => self.reply(id, &["BYE see you"]),
         }
         Ok(())
@@ -919,9 +926,9 @@ impl Room {
         let Some(client) = self.clients.get_mut(id) else { return };
         client.name = Some(name.into());
         if client.state != State::Failed {
-            client.outbox.join(&self.log);
+            client.outbox.start_at_end(&self.log);
         }
-        self.by_name.insert(fold_case(name), id);
+        self.by_name.insert(name_key(name), id);
         self.members.push(id);
         let count = self.members.len().to_string();
         self.reply(id, &["WELCOME", name, &count]);
@@ -942,8 +949,8 @@ impl Room {
     fn remove_member(&mut self, id: Id) -> Option<Rc<str>> {
         let client = self.clients.get_mut(id)?;
         let name = client.name.take()?;
-        client.outbox.leave(&self.log);
-        self.by_name.remove(&fold_case(&name));
+        client.outbox.stop_at_end(&self.log);
+        self.by_name.remove(&name_key(&name));
         self.members.retain(|&member| member != id);
         Some(name)
     }
@@ -957,12 +964,12 @@ impl Room {
         Some(name)
     }
 
-    /// Pushes the roster after a join or a leave, if the room is small enough. A roster is the most
-    /// that one client can cause for all, so none is pushed while a client is behind.
+    /// Pushes the roster after a join or a leave, if the room is small enough. Rosters are the largest
+    /// output that one client can cause for all, so they are withheld while the budget applies.
     fn push_roster(&mut self) {
-        self.owes_roster = self.withholds_rosters;
+        self.owes_roster = self.budget.applies();
         let count = self.members.len();
-        if !self.withholds_rosters && (1..=MAX_PUSHED_ROSTER).contains(&count) {
+        if !self.owes_roster && (1..=MAX_PUSHED_ROSTER).contains(&count) {
             let mut lines = Vec::new();
             put_roster(&mut lines, count, self.names());
             self.work += lines.len() as u64 * Self::BYTE_FOR_ALL;
@@ -970,10 +977,11 @@ impl Room {
         }
     }
 
-    /// The budget begins or ceases to apply.
-    fn withhold_rosters(&mut self, withholds: bool) {
-        self.withholds_rosters = withholds;
-        if self.owes_roster && !withholds {
+    /// Decides whether the budget applies from now on. If it has ceased, a roster that was withheld is
+    /// pushed.
+    fn update_budget(&mut self, now: Instant) {
+        self.budget.update(self.own_bytes, now);
+        if self.owes_roster && !self.budget.applies() {
             self.push_roster();
         }
     }
@@ -992,13 +1000,13 @@ impl Room {
 // 4. Flow control: the fair queue, and the budget that applies while a client is behind
 // ---------------------------------------------------------------------------------------------
 
-/// Serves the client next that has the smallest virtual finish time (WF2Q+ by Bennett and Zhang, with
-/// equal weights and without its test of eligibility).
+/// Fair queueing (Demers, Keshav and Shenker, 1989): the waiting client with the smallest virtual
+/// finish time is served next.
 ///
 /// A request finishes its cost after the client's last finish or after the queue's virtual time,
 /// whichever is later. Virtual time advances by the cost that is served, divided by the number of
 /// waiting clients. So clients that send little are served before clients that send much, a new
-/// client starts level with the others, and no client is passed for ever.
+/// client starts at the present virtual time, and no client starves.
 #[derive(Default)]
 struct FairQueue {
     /// Waiting clients by expected finish, in units of `1 / SCALE` byte; with the expected cost.
@@ -1047,7 +1055,7 @@ impl FairQueue {
         self.reset_if_empty();
     }
 
-    /// Removes a client, in whatever order it stands.
+    /// Removes a client, whether it waits or not.
     fn remove(&mut self, id: Id) {
         if let Some(finish) = self.finishes.remove(&id) {
             self.waiting.remove(&(finish, id));
@@ -1068,38 +1076,31 @@ impl FairQueue {
 ///
 /// It is a token bucket, kept as one point in time: `paid_until`, to which each cost adds, and which
 /// lies at most one full bucket ahead.
+#[derive(Default)]
 struct Budget {
     /// When it began to apply; `None` while it does not.
     applies_since: Option<Instant>,
     /// Clients above the soft limit.
-    behind: BTreeSet<Id>,
-    paid_until: Instant,
+    over_soft_limit: BTreeSet<Id>,
+    /// `None` until the budget has applied.
+    paid_until: Option<Instant>,
     queue: FairQueue,
-    /// The bucket held too little for the next request, so the queue is not tried before this time.
-    next_batch: Instant,
+    /// The queue is not tried before this time, because the bucket held too little for the next
+    /// request.
+    next_batch: Option<Instant>,
 }
 
 impl Budget {
     /// Requests go on in batches this far apart, because each batch costs a write to everybody.
     const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 
-    fn new(now: Instant) -> Self {
-        Budget {
-            applies_since: None,
-            behind: BTreeSet::new(),
-            paid_until: now,
-            queue: FairQueue::default(),
-            next_batch: now,
-        }
-    }
-
     fn applies(&self) -> bool {
         self.applies_since.is_some()
     }
 
     /// Decides from the clients' pending output whether the budget applies from now on.
-    fn update(&mut self, own_lines: usize, now: Instant) {
-        let applies = !self.behind.is_empty() || own_lines > OWN_LINES_LIMIT;
+    fn update(&mut self, own_bytes: usize, now: Instant) {
+        let applies = !self.over_soft_limit.is_empty() || own_bytes > OWN_BYTES_LIMIT;
         self.applies_since = applies.then_some(self.applies_since.unwrap_or(now));
     }
 
@@ -1108,15 +1109,15 @@ impl Budget {
     fn next(&mut self, now: Instant) -> Option<Id> {
         let (id, cost) = self.queue.first()?;
         if self.applies() {
-            let paid_until = self.paid_until.max(now) + time_for(cost);
-            if now < self.next_batch {
+            if Some(now) < self.next_batch {
                 return None;
             }
+            let paid_until = self.paid_until.map_or(now, |until| until.max(now)) + time_for(cost);
             if paid_until > now + time_for(BUDGET as u64) {
-                self.next_batch = now + Self::BATCH_INTERVAL;
+                self.next_batch = Some(now + Self::BATCH_INTERVAL);
                 return None;
             }
-            self.paid_until = paid_until;
+            self.paid_until = Some(paid_until);
         }
         self.queue.pop();
         self.queue.charge(id, cost);
@@ -1125,13 +1126,13 @@ impl Budget {
 
     /// When to call `next` again; `None` if no request waits.
     fn next_time(&self, now: Instant) -> Option<Instant> {
-        let next = if self.applies() { self.next_batch } else { now };
-        (!self.queue.is_empty()).then_some(next)
+        let batch = self.next_batch.filter(|_| self.applies());
+        (!self.queue.is_empty()).then_some(batch.unwrap_or(now))
     }
 
     /// Removes a client.
     fn forget(&mut self, id: Id) {
-        self.behind.remove(&id);
+        self.over_soft_limit.remove(&id);
         self.queue.remove(id);
     }
 }
@@ -1144,7 +1145,7 @@ fn time_for(bytes: u64) -> Duration {
 // 5. The event loop
 // ---------------------------------------------------------------------------------------------
 
-/// Tokens of what is not a client.
+/// Poller tokens that are not slots.
 const LISTENER: usize = usize::MAX;
 const SIGNALS: usize = usize::MAX - 1;
 
@@ -1164,11 +1165,10 @@ struct Server {
     listener: os::Listener,
     signals: os::Signals,
     room: Room,
-    budget: Budget,
     /// Clients with input, whose cost is `Room::work`.
     to_serve: FairQueue,
     /// How many connections there are from each host.
-    hosts: HashMap<IpAddr, usize>,
+    ip_groups: HashMap<IpAddr, usize>,
     /// The end of the log when it was last written to all clients.
     written: u64,
     /// No client's deadline is earlier than this.
@@ -1176,9 +1176,9 @@ struct Server {
     /// The listener rests until then.
     accept_again: Option<Instant>,
     /// When the console was last told that the budget applies.
-    told_limit: Option<Instant>,
+    budget_notice: Option<Instant>,
     /// The server is stopping, and waits until then for the last lines to drain.
-    stop_by: Option<Instant>,
+    stop_deadline: Option<Instant>,
     /// When the poller was asked in this turn, and when it answered.
     polled: Instant,
     now: Instant,
@@ -1197,9 +1197,9 @@ impl Server {
     /// How long the listener rests after accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
     /// How often the console is told that the budget applies.
-    const LIMIT_NOTICE: Duration = Duration::from_secs(10);
-    /// Work after which a client gives way to the others that have input: about the longest request
-    /// to all.
+    const BUDGET_NOTICE_INTERVAL: Duration = Duration::from_secs(10);
+    /// The quantum: the work after which a client gives way to the others that have input. It is
+    /// about the longest request to all.
     const QUANTUM: u64 = MAX_LINE as u64 * Room::BYTE_FOR_ALL;
 
     fn new(
@@ -1218,14 +1218,13 @@ impl Server {
             listener,
             signals,
             room: Room::default(),
-            budget: Budget::new(now),
             to_serve: FairQueue::default(),
-            hosts: HashMap::new(),
+            ip_groups: HashMap::new(),
             written: 0,
             next_deadline: None,
             accept_again: None,
-            told_limit: None,
-            stop_by: None,
+            budget_notice: None,
+            stop_deadline: None,
             polled: now,
             now,
             console,
@@ -1259,7 +1258,7 @@ impl Server {
             self.accept();
         }
         self.expire();
-        if stops && self.stop_by.is_none() {
+        if stops && self.stop_deadline.is_none() {
             self.stop();
         }
         self.console.flush();
@@ -1276,7 +1275,7 @@ impl Server {
         if readiness.readable && client.interest.read {
             self.to_serve.push(id, Self::QUANTUM);
         } else if readiness.failed {
-            self.fail(id);
+            self.abandon_output(id);
         }
     }
 
@@ -1300,18 +1299,18 @@ impl Server {
 
     fn add_client(&mut self, socket: os::Socket, address: SocketAddr) -> io::Result<()> {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let host = host(address);
-        let is_own = || {
+        let group = ip_group(address);
+        let is_local = || {
             address.ip().is_loopback()
                 || socket.local_addr().is_ok_and(|own| own.ip().to_canonical() == address.ip())
         };
         let max_per_ip = match self.options.max_per_ip {
             Some(0) => usize::MAX,
             Some(max) => max as usize,
-            None if is_own() => usize::MAX,
+            None if is_local() => usize::MAX,
             None => MAX_PER_IP,
         };
-        if self.hosts.get(&host).is_some_and(|&count| count >= max_per_ip) {
+        if self.ip_groups.get(&group).is_some_and(|&count| count >= max_per_ip) {
             self.turn_away(socket, address, FULL_FOR_ADDRESS);
         } else if self.room.clients.count() >= self.options.max_clients {
             self.turn_away(socket, address, FULL);
@@ -1319,11 +1318,11 @@ impl Server {
             socket.set_nonblocking(true)?;
             // A turn's lines are written at once, so waiting for more would only delay them.
             socket.set_nodelay(true)?;
-            os::prepare(&socket);
+            os::set_socket_options(&socket);
             let id = self.room.clients.next_id();
             self.poller.add(&socket, id, READ)?;
             self.room.clients.insert(Client::new(socket, address));
-            *self.hosts.entry(host).or_default() += 1;
+            *self.ip_groups.entry(group).or_default() += 1;
             self.set_deadline(id, Some(self.now + self.options.name_timeout));
             self.room.reply(
                 id,
@@ -1334,8 +1333,8 @@ impl Server {
         Ok(())
     }
 
-    /// Refuses a connection and closes it. What the peer has sent is read first, for the reason
-    /// given at `State::Lingering`; but the server does not linger, as this must not use up slots.
+    /// Refuses a connection and closes it. Input is read first, so that the close does not reset the
+    /// connection (see `State::Lingering`). To linger would use up descriptors.
     fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, refusal: Refusal) {
         let Refusal(code, text) = refusal;
         if socket.set_nonblocking(true).is_ok() && socket.write(&line(&["ERR", code, text])).is_ok()
@@ -1346,7 +1345,8 @@ impl Server {
         self.console.log(format_args!("{address} refused: \"{text}\""));
     }
 
-    /// Lets the listener rest, so that a lasting failure does not spin.
+    /// Lets the listener rest, so that a lasting failure does not spin: EMFILE, for example, which
+    /// means too many open files.
     fn pause_accepting(&mut self) {
         self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
         let _ = self.poller.delete(&self.listener, LISTENER);
@@ -1364,9 +1364,9 @@ impl Server {
     /// Carries out the requests that the budget allows now. Half a turn is left for other clients.
     fn carry_out_waiting(&mut self) {
         while self.room.work < Room::FULL_TURN / 2 {
-            let Some(id) = self.budget.next(self.now) else { return };
+            let Some(id) = self.room.budget.next(self.now) else { return };
             let Some(client) = self.room.clients.get_mut(id) else { continue };
-            if let Some(line) = client.waiting.take() {
+            if let Some(line) = client.waiting_request.take() {
                 self.carry_out(id, &line);
                 self.requeue(id);
             }
@@ -1384,37 +1384,37 @@ impl Server {
         }
     }
 
-    /// Processes what a client has sent: first what has been read, then what can be.
+    /// Processes a client's input: first what is left, then what can be read.
     fn serve(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        let unread = mem::take(&mut client.unread);
-        if !unread.is_empty() {
-            self.process_input(id, &unread);
+        let unprocessed = mem::take(&mut client.unprocessed);
+        if !unprocessed.is_empty() {
+            self.process_input(id, &unprocessed);
         }
         self.read(id);
     }
 
-    /// Queues a client again if it has more input that can be processed, and has the poller report
-    /// what is still to come. A failed client is read until nothing is left.
+    /// Queues a client again if it has more input that can be processed, and updates what the poller
+    /// reports. A failed client is read until nothing is left.
     fn requeue(&mut self, id: Id) {
         let Some(client) = self.room.clients.get(id) else { return };
-        let has_more = !client.unread.is_empty() || client.state == State::Failed;
+        let has_more = !client.unprocessed.is_empty() || client.state == State::Failed;
         if has_more && client.takes_requests() {
             self.to_serve.push(id, Self::QUANTUM);
         }
         self.update_interest(id);
     }
 
-    /// Reads once, if the input is of use and nothing of it is left from before.
+    /// Reads once, unless earlier input is left or no input is wanted.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() || !client.unread.is_empty() {
+        if !client.takes_input() || !client.unprocessed.is_empty() {
             return;
         }
         let mut input = mem::take(&mut self.input);
         match client.read(&mut input) {
             Ok(None) => {}
-            Ok(Some(0)) => self.end_of_input(id),
+            Ok(Some(0)) => self.handle_end_of_stream(id),
             Ok(Some(length)) => {
                 self.room.work += length as u64 * Room::BYTE_FOR_ALL;
                 if !client.is_closing() {
@@ -1426,8 +1426,8 @@ impl Server {
         self.input = input;
     }
 
-    /// Carries out requests line by line, until the turn is full, other clients are to be served, or
-    /// this client must wait. The rest of `input` is kept.
+    /// Carries out requests line by line, until the turn is full, the quantum is used up while other
+    /// clients wait, or this client must wait. The rest of `input` is kept.
     fn process_input(&mut self, id: Id, mut input: &[u8]) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let mut decoder = mem::take(&mut client.decoder);
@@ -1438,8 +1438,8 @@ impl Server {
         while self.room.work < full && self.room.clients.get(id).is_some_and(Client::takes_requests)
         {
             match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.request(id, Some(line)),
-                Some(Decoded::TooLong) => self.request(id, None),
+                Some(Decoded::Line(line)) => self.handle_line(id, Some(line)),
+                Some(Decoded::TooLong) => self.handle_line(id, None),
                 Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, &answer, true),
                 None => break,
             }
@@ -1450,31 +1450,31 @@ impl Server {
         };
         decoder.shrink();
         client.decoder = decoder;
-        client.unread = input.into();
+        client.unprocessed = input.into();
     }
 
     /// Handles one line; `None` is a line that is too long. It is refused, carried out, or waits for
     /// the budget. A first line that is too long may be of any protocol.
-    fn request(&mut self, id: Id, line: Option<&[u8]>) {
+    fn handle_line(&mut self, id: Id, line: Option<&[u8]>) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let is_first = !mem::replace(&mut client.has_spoken, true);
         if is_first && line.is_none_or(is_other_protocol) {
             self.room.refuse(id, OTHER_PROTOCOL);
-            return self.leave(id, "other protocol");
+            return self.leave_and_close(id, "other protocol");
         }
         let Some(line) = line else { return self.room.refuse(id, LINE_TOO_LONG) };
-        if self.budget.applies() {
-            let request = parse(line, self.room.is_named(id));
-            let cost = request.map_or(0, |request| self.room.cost(id, request));
-            if cost > 0 {
-                if let Some(client) = self.room.clients.get_mut(id) {
-                    client.waiting = Some(line.into());
-                    self.budget.queue.push(id, cost as u64);
-                }
-                return;
-            }
+        let is_named = client.name.is_some();
+        let cost = match self.room.budget.applies() {
+            true => parse(line, is_named).map_or(0, |request| self.room.cost(id, request)),
+            false => 0,
+        };
+        if cost == 0 {
+            return self.carry_out(id, line);
         }
-        self.carry_out(id, line);
+        if let Some(client) = self.room.clients.get_mut(id) {
+            client.waiting_request = Some(line.into());
+            self.room.budget.queue.push(id, cost as u64);
+        }
     }
 
     fn carry_out(&mut self, id: Id, line: &[u8]) {
@@ -1493,15 +1493,15 @@ impl Server {
                 let name = self.room.name(id).unwrap_or_default();
                 self.console.log(format_args!("{address} {name}: {text}"));
             }
-            Ok(Request::Quit) => self.leave(id, "quit"),
+            Ok(Request::Quit) => self.leave_and_close(id, "quit"),
             Ok(_) => {}
         }
     }
 
     // Writing
 
-    /// Writes pending output, once to each client: first to clients with own lines, in the order in
-    /// which they were served, then, if the log has grown, to all.
+    /// Writes pending output, at most once to each client: first to those in `Room::writes`, then, if
+    /// the log has grown, to all others.
     fn write_all(&mut self) {
         let (writes, end) = (mem::take(&mut self.room.writes), self.room.log.end());
         writes.into_iter().for_each(|id| self.write(id));
@@ -1519,26 +1519,29 @@ impl Server {
     }
 
     fn write(&mut self, id: Id) {
-        let Room { clients, log, own_lines, may_trim, .. } = &mut self.room;
+        let Room { clients, log, own_bytes, may_trim, .. } = &mut self.room;
         let Some(client) = clients.get_mut(id) else { return };
         client.is_write_queued = false;
         let held_log = client.outbox.cursor(log).is_some();
-        let Ok((taken, own)) = client.write(log, &mut self.output) else { return self.fail(id) };
-        *own_lines -= own;
+        let Ok((taken, own)) = client.write(log, &mut self.output) else {
+            return self.abandon_output(id);
+        };
+        *own_bytes -= own;
         *may_trim |= held_log && taken > 0;
-        self.after_write(id, taken > 0);
+        self.enforce_pending_limits(id, taken > 0);
     }
 
-    /// Acts on how much output is pending: limits, deadlines, the end of a closing connection.
-    fn after_write(&mut self, id: Id, has_taken: bool) {
+    /// Acts on how much output is pending: disconnects above the hard limit, sets the deadline after
+    /// which the client is stalled, ends a closing connection that has drained.
+    fn enforce_pending_limits(&mut self, id: Id, has_taken: bool) {
         let Some(client) = self.room.clients.get(id) else { return };
         let pending = client.outbox.pending(&self.room.log);
         if pending > HARD_LIMIT {
             return self.disconnect(id, "slow");
         }
         match pending > SOFT_LIMIT {
-            true => self.budget.behind.insert(id),
-            false => self.budget.behind.remove(&id),
+            true => self.room.budget.over_soft_limit.insert(id),
+            false => self.room.budget.over_soft_limit.remove(&id),
         };
         if pending > 0 && !client.is_blocked {
             self.room.queue_write(id);
@@ -1551,8 +1554,8 @@ impl Server {
                 self.set_deadline(id, Some(os::now() + STALL_TIMEOUT));
             }
             State::Closing { .. } if pending == 0 => return self.linger(id),
-            State::Closing { closed_by } if has_taken => {
-                self.set_deadline(id, Some(closed_by.min(self.now + CLOSE_STALL_TIMEOUT)));
+            State::Closing { close_deadline } if has_taken => {
+                self.set_deadline(id, Some(close_deadline.min(self.now + CLOSE_STALL_TIMEOUT)));
             }
             _ => {}
         }
@@ -1568,49 +1571,51 @@ impl Server {
             && mem::replace(&mut client.interest, interest) != interest
             && self.poller.modify(&client.socket, id, interest).is_err()
         {
-            self.fail(id);
+            self.abandon_output(id);
         }
     }
 
-    /// Decides whether the budget applies now. While it does, the console is told from time to time.
+    /// Decides whether the budget applies now. While it does, the console is told from time to time,
+    /// with the client that has the most pending output.
     fn update_budget(&mut self) {
-        self.budget.update(self.room.own_lines, self.now);
-        self.room.withhold_rosters(self.budget.applies());
-        let is_told = self.told_limit.is_some_and(|last| self.now < last + Self::LIMIT_NOTICE);
-        if self.budget.applies() && !is_told {
-            self.told_limit = Some(self.now);
-            let first = self.budget.behind.first().and_then(|&id| self.room.clients.get(id));
-            let name =
-                first.and_then(|client| client.name.as_deref()).unwrap_or("everybody together");
-            let pending = first.map(|client| client.outbox.pending(&self.room.log));
-            let pending = pending.unwrap_or(self.room.own_lines) >> 10;
-            self.console.log(format_args!("the budget applies: {name} has {pending} KiB unread"));
+        self.room.update_budget(self.now);
+        let next = self.budget_notice.map(|last| last + Self::BUDGET_NOTICE_INTERVAL);
+        if !self.room.budget.applies() || Some(self.now) < next {
+            return;
+        }
+        self.budget_notice = Some(self.now);
+        let clients = self.room.clients.iter().map(|(_, client)| client);
+        let pending = clients.map(|it| (it.outbox.pending(&self.room.log), it.address));
+        if let Some((pending, address)) = pending.max() {
+            let pending = pending >> 10;
+            self.console.log(format_args!("the budget applies: {pending} KiB wait for {address}"));
         }
     }
 
     // Leaving and closing:
     //
-    //     QUIT, a line that closes, ERR timeout ──┐
-    //     end_of_input while Open or Failed ──────┴─ leave ─── begin_close: Closing
-    //         Closing ─── after_write, all drained ─── linger: Lingering
-    //         Lingering ─── end_of_input, or expire ─── release
-    //     write error or hang-up ─── fail: Failed ─── read to its end: end_of_input, or an error
-    //     read error, hard limit, stalled ─── disconnect ─── release
+    //     Open ─┬─ QUIT, half-close, another protocol, no name in time ─ leave_and_close ─ begin_close
+    //           ├─ stop ───────────────────────────────────────────────────────────────── begin_close
+    //           ├─ write error, hang-up while not reading ─ abandon_output: Failed
+    //           └─ read error, hard limit, stall ─ disconnect ─ release
+    //     begin_close: Closing ─ drained ─ linger: Lingering ─ half-close, time-out, failure ─ release
+    //         (no Lingering if the client has half-closed; a time-out or a failure releases at once)
+    //     Failed ─ end or error of what can still be read ─ release
 
-    /// The client has ended its side of the stream. An unfinished line is dropped.
-    fn end_of_input(&mut self, id: Id) {
+    /// The client has ended its side of the stream (EOF, half-close). An unfinished line is dropped.
+    fn handle_end_of_stream(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         client.input_ended = true;
         match client.state {
-            State::Open | State::Failed => self.leave(id, "disconnected"),
+            State::Open | State::Failed => self.leave_and_close(id, "disconnected"),
             State::Closing { .. } => self.update_interest(id),
             State::Lingering => self.release(id),
         }
     }
 
-    /// Nothing can be sent to the client any longer. What it sent before counts, and is read in
-    /// time.
-    fn fail(&mut self, id: Id) {
+    /// Stops writing to a client after a failure such as a reset, and discards its output. What it
+    /// sent before the failure is still read.
+    fn abandon_output(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         if client.is_closing() || client.state == State::Failed {
             return self.disconnect(id, "disconnected");
@@ -1621,21 +1626,21 @@ impl Server {
         }
         let outbox = mem::take(&mut client.outbox);
         let _ = self.poller.delete(&client.socket, id);
-        self.room.own_lines -= outbox.own.len();
+        self.room.own_bytes -= outbox.own.len();
         self.room.may_trim = true;
-        self.budget.behind.remove(&id);
+        self.room.budget.over_soft_limit.remove(&id);
         self.to_serve.push(id, Self::QUANTUM);
     }
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
     /// has drained.
-    fn leave(&mut self, id: Id, reason: &str) {
+    fn leave_and_close(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.begin_close(id);
     }
 
-    /// Removes a client from the room and drops the connection, whatever is pending in either
-    /// direction.
+    /// Removes a client from the room and closes the connection at once: input and output are
+    /// discarded.
     fn disconnect(&mut self, id: Id, reason: &str) {
         self.announce(id, reason);
         self.release(id);
@@ -1657,17 +1662,17 @@ impl Server {
         }
     }
 
-    /// Input is discarded from now on; what is pending drains.
+    /// Drains a client's output before the connection is closed. Its input is discarded.
     fn begin_close(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         if client.state == State::Failed {
             return self.release(id);
         }
-        client.state = State::Closing { closed_by: self.now + CLOSE_TIMEOUT };
-        client.unread = Box::default();
+        client.state = State::Closing { close_deadline: self.now + CLOSE_TIMEOUT };
+        client.unprocessed = Box::default();
         client.decoder = Decoder::default();
-        client.waiting = None;
-        self.budget.queue.remove(id);
+        client.waiting_request = None;
+        self.room.budget.queue.remove(id);
         self.set_deadline(id, Some(self.now + CLOSE_STALL_TIMEOUT));
         self.room.queue_write(id);
     }
@@ -1689,15 +1694,15 @@ impl Server {
         if client.state != State::Failed {
             let _ = self.poller.delete(&client.socket, id);
         }
-        self.room.own_lines -= client.outbox.own.len();
+        self.room.own_bytes -= client.outbox.own.len();
         self.room.may_trim = true;
-        self.budget.forget(id);
+        self.room.budget.forget(id);
         self.to_serve.remove(id);
-        let host = host(client.address);
-        if let Some(count) = self.hosts.get_mut(&host) {
+        let group = ip_group(client.address);
+        if let Some(count) = self.ip_groups.get_mut(&group) {
             *count -= 1;
             if *count == 0 {
-                self.hosts.remove(&host);
+                self.ip_groups.remove(&group);
             }
         }
     }
@@ -1717,13 +1722,13 @@ impl Server {
         if has_output || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
-        let budget = self.budget.next_time(self.polled);
-        let next = [self.next_deadline, budget, self.accept_again, self.stop_by];
+        let budget = self.room.budget.next_time(self.polled);
+        let next = [self.next_deadline, budget, self.accept_again, self.stop_deadline];
         Some(next.into_iter().flatten().min()?.saturating_duration_since(self.polled))
     }
 
-    /// Acts on the deadlines that had passed when the poller was asked. So if this process was
-    /// suspended past a deadline, it first looks at what has come meanwhile.
+    /// Acts on the deadlines that had passed before the poller was asked. So if this process was
+    /// suspended past a deadline, it first handles the input that has arrived meanwhile.
     fn expire(&mut self) {
         if self.next_deadline.is_some_and(|next| next <= self.polled) {
             let is_due = |client: &Client| client.deadline.is_some_and(|due| due <= self.polled);
@@ -1739,7 +1744,7 @@ impl Server {
     }
 
     fn time_out(&mut self, id: Id) {
-        // A request that has come in time may lie unread because the turn was full.
+        // A request that came in time may be unprocessed because the turn was full.
         self.room.work = 0;
         self.serve(id);
         self.requeue(id);
@@ -1748,7 +1753,7 @@ impl Server {
             return;
         }
         match client.state {
-            State::Open if client.name.is_some() => match self.budget.applies_since {
+            State::Open if client.name.is_some() => match self.room.budget.applies_since {
                 Some(since) if since + STALL_TIMEOUT <= self.now => self.disconnect(id, "slow"),
                 since => {
                     let since = since.unwrap_or(self.now);
@@ -1756,22 +1761,22 @@ impl Server {
                 }
             },
             // NAME has come in time, and waits for the budget.
-            State::Open | State::Failed if client.waiting.is_some() => {
+            State::Open | State::Failed if client.waiting_request.is_some() => {
                 self.set_deadline(id, Some(self.now + self.options.name_timeout));
             }
             State::Open | State::Failed => {
                 self.room.refuse(id, TIMED_OUT);
-                self.leave(id, "timeout");
+                self.leave_and_close(id, "timeout");
             }
             State::Closing { .. } | State::Lingering => self.release(id),
         }
     }
 
-    /// Says BYE to every client. The loop goes on until all connections have ended, or
-    /// `STOP_TIMEOUT` is over.
+    /// Sends BYE to every client that is not closing. The loop goes on until all connections have
+    /// ended, or `STOP_TIMEOUT` is over.
     fn stop(&mut self) {
         self.console.log(format_args!("stopping"));
-        self.stop_by = Some(self.now + STOP_TIMEOUT);
+        self.stop_deadline = Some(self.now + STOP_TIMEOUT);
         if self.accept_again.take().is_none() {
             let _ = self.poller.delete(&self.listener, LISTENER);
         }
@@ -1786,14 +1791,14 @@ impl Server {
 
     fn has_stopped(&self) -> bool {
         let is_over = |by| by <= self.now || self.room.clients.count() == 0;
-        self.stop_by.is_some_and(is_over)
+        self.stop_deadline.is_some_and(is_over)
     }
 }
 
-/// The host whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 network of
-/// 64 bits, of which one machine can use every address (RFC 7421).
-fn host(address: SocketAddr) -> IpAddr {
-    match address.ip().to_canonical() {
+/// The addresses whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 /64, of
+/// which one machine can use every address (RFC 7421).
+fn ip_group(address: SocketAddr) -> IpAddr {
+    match address.ip() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64))),
         ip => ip,
     }
@@ -1881,7 +1886,7 @@ fn utc(time: SystemTime) -> String {
 // 7. The command line
 // ---------------------------------------------------------------------------------------------
 
-const USAGE: &str = "Usage: linechat-server [OPTIONS] [ADDR]
+const HELP_TEXT: &str = "Usage: linechat-server [OPTIONS] [ADDR]
 
 One chat room that any line client can join: telnet, nc, or linechat-client.
 ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address. Port 0 picks a free one.
@@ -1946,7 +1951,7 @@ fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Comman
             "--name-timeout" => options.name_timeout = Duration::from_secs(number(1)?.into()),
             _ if has_value => return Err(format!("there is no option {argument}")),
             "--verbose" => options.verbose = true,
-            "--help" | "-h" => return Ok(Command::Show(USAGE.to_owned())),
+            "--help" | "-h" => return Ok(Command::Show(HELP_TEXT.to_owned())),
             "--version" | "-V" => {
                 let version = env!("CARGO_PKG_VERSION");
                 return Ok(Command::Show(format!("linechat-server {version}\n")));
@@ -2124,18 +2129,16 @@ mod system {
 
     /// Sockets that the poller can watch, and their numbers.
     #[cfg(unix)]
-    pub use std::os::fd::{AsRawFd as Pollable, RawFd as Number};
+    pub use std::os::fd::{AsRawFd as Pollable, RawFd as RawSocket};
     #[cfg(windows)]
-    pub use std::os::windows::io::{AsRawSocket as Pollable, RawSocket as Number};
+    pub use std::os::windows::io::{AsRawSocket as Pollable, RawSocket};
 
-    fn number_of(socket: &impl Pollable) -> Number {
+    fn raw_socket(socket: &impl Pollable) -> RawSocket {
         #[cfg(unix)]
         return socket.as_raw_fd();
         #[cfg(windows)]
         return socket.as_raw_socket();
     }
-
-    type Done = io::Result<()>;
 
     /// The result of a call, or the error that it left behind.
     fn check(result: c_int) -> io::Result<c_int> {
@@ -2145,8 +2148,8 @@ mod system {
         }
     }
 
-    /// How many are ready: none if a signal came first.
-    pub fn unless_interrupted(waited: io::Result<c_int>) -> io::Result<usize> {
+    /// The number of ready sockets: 0 if a signal interrupted the wait.
+    pub fn ready_count(waited: io::Result<c_int>) -> io::Result<usize> {
         match waited {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             waited => Ok(waited? as usize),
@@ -2163,8 +2166,8 @@ mod system {
     /// Readiness on Linux: epoll(7). `--cfg linechat_poll` builds what other systems have instead.
     #[cfg(all(target_os = "linux", not(linechat_poll)))]
     mod readiness {
-        use super::{check, milliseconds, number_of, unless_interrupted};
-        use super::{Done, Interest, Pollable, Readiness};
+        use super::{check, milliseconds, raw_socket, ready_count};
+        use super::{Interest, Pollable, Readiness};
         use std::ffi::c_int;
         use std::io;
         use std::os::fd::{FromRawFd, OwnedFd};
@@ -2208,29 +2211,43 @@ mod system {
                 Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
             }
 
-            pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+            pub fn add(
+                &mut self,
+                it: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
                 self.control(EPOLL_CTL_ADD, it, token, interest)
             }
 
-            pub fn modify(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+            pub fn modify(
+                &mut self,
+                it: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
                 self.control(EPOLL_CTL_MOD, it, token, interest)
             }
 
-            pub fn delete(&mut self, it: &impl Pollable, token: usize) -> Done {
+            pub fn delete(&mut self, it: &impl Pollable, token: usize) -> io::Result<()> {
                 let interest = Interest { read: false, write: false };
                 self.control(EPOLL_CTL_DEL, it, token, interest)
             }
 
             /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(&mut self, ready: &mut Vec<Readiness>, timeout: Option<Duration>) -> Done {
+            pub fn wait(
+                &mut self,
+                ready: &mut Vec<Readiness>,
+                timeout: Option<Duration>,
+            ) -> io::Result<()> {
                 ready.clear();
                 let timeout = milliseconds(timeout);
-                let room = self.events.len() as c_int;
-                // SAFETY: `events` is writable for `room` entries, and outlives the call.
+                let capacity = self.events.len() as c_int;
+                // SAFETY: `events` is writable for `capacity` entries, and outlives the call.
                 let waited = check(unsafe {
-                    epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), room, timeout)
+                    epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), capacity, timeout)
                 });
-                let count = unless_interrupted(waited)?;
+                let count = ready_count(waited)?;
                 if count == self.events.len() {
                     // There may be more; the next report has space for them.
                     self.events.resize(2 * count, EpollEvent { events: 0, token: 0 });
@@ -2254,13 +2271,13 @@ mod system {
                 it: &impl Pollable,
                 token: usize,
                 interest: Interest,
-            ) -> Done {
+            ) -> io::Result<()> {
                 let read = if interest.read { EPOLLIN } else { 0 };
                 let write = if interest.write { EPOLLOUT } else { 0 };
                 let mut event = EpollEvent { events: read | write, token: token as u64 };
                 // SAFETY: `event` outlives the call; the kernel keeps a copy.
                 check(unsafe {
-                    epoll_ctl(self.epoll.as_raw_fd(), operation, number_of(it), &mut event)
+                    epoll_ctl(self.epoll.as_raw_fd(), operation, raw_socket(it), &mut event)
                 })?;
                 Ok(())
             }
@@ -2271,8 +2288,8 @@ mod system {
     /// at every turn, so a large room costs more than with epoll.
     #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
     mod readiness {
-        use super::{check, milliseconds, number_of, unless_interrupted};
-        use super::{Done, Interest, Number, Pollable, Readiness};
+        use super::{check, milliseconds, raw_socket, ready_count};
+        use super::{Interest, Pollable, RawSocket, Readiness};
         use std::collections::{BTreeMap, BTreeSet};
         use std::io;
         use std::thread;
@@ -2281,7 +2298,7 @@ mod system {
         /// `struct pollfd` (<poll.h>); `WSAPOLLFD` (<winsock2.h>) has the same fields.
         #[repr(C)]
         struct Entry {
-            socket: Number,
+            socket: RawSocket,
             events: i16,
             returned: i16,
         }
@@ -2289,7 +2306,7 @@ mod system {
         /// The differences between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
         /// name. Windows lets nothing be asked for but POLLRDNORM, POLLRDBAND and POLLWRNORM.
         #[cfg(unix)]
-        mod system {
+        mod flags {
             #[cfg(target_os = "linux")]
             pub type Count = std::ffi::c_ulong;
             #[cfg(not(target_os = "linux"))]
@@ -2304,7 +2321,7 @@ mod system {
             }
         }
         #[cfg(windows)]
-        mod system {
+        mod flags {
             pub type Count = u32;
             pub const READ: i16 = 0x100 | 0x200;
             pub const WRITE: i16 = 0x10;
@@ -2318,19 +2335,19 @@ mod system {
             }
         }
 
-        /// A hang-up is none: on some systems it means that the peer has ended only its own
-        /// direction, and may still be owed something.
-        const FAILURE: i16 = system::ERROR | system::INVALID;
+        /// POLLHUP is not treated as a failure: on some systems it only means that the peer has
+        /// half-closed, and its output can still be sent.
+        const FAILURE: i16 = flags::ERROR | flags::INVALID;
 
-        /// A hang-up cannot be asked not to be reported. Where nobody can make use of it yet, the
-        /// socket is left out for so long, which is better than to spin.
+        /// poll reports POLLHUP even if it is not asked for. If the server does not want to read yet,
+        /// the socket is left out for this long, so that the loop does not spin.
         const REST: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
         /// for one socket, from `add` to `delete`.
         #[derive(Default)]
         pub struct Poller {
-            watched: BTreeMap<usize, (Number, Interest)>,
+            watched: BTreeMap<usize, (RawSocket, Interest)>,
             resting: BTreeSet<usize>,
             entries: Vec<Entry>,
             tokens: Vec<usize>,
@@ -2341,31 +2358,45 @@ mod system {
                 Ok(Poller::default())
             }
 
-            pub fn add(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
-                self.watched.insert(token, (number_of(it), interest));
+            pub fn add(
+                &mut self,
+                it: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
+                self.watched.insert(token, (raw_socket(it), interest));
                 Ok(())
             }
 
-            pub fn modify(&mut self, it: &impl Pollable, token: usize, interest: Interest) -> Done {
+            pub fn modify(
+                &mut self,
+                it: &impl Pollable,
+                token: usize,
+                interest: Interest,
+            ) -> io::Result<()> {
                 self.resting.remove(&token);
                 self.add(it, token, interest)
             }
 
-            pub fn delete(&mut self, _: &impl Pollable, token: usize) -> Done {
+            pub fn delete(&mut self, _: &impl Pollable, token: usize) -> io::Result<()> {
                 self.resting.remove(&token);
                 self.watched.remove(&token);
                 Ok(())
             }
 
             /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(&mut self, ready: &mut Vec<Readiness>, timeout: Option<Duration>) -> Done {
+            pub fn wait(
+                &mut self,
+                ready: &mut Vec<Readiness>,
+                timeout: Option<Duration>,
+            ) -> io::Result<()> {
                 ready.clear();
                 self.entries.clear();
                 self.tokens.clear();
                 for (&token, &(socket, interest)) in &self.watched {
                     if !self.resting.contains(&token) {
-                        let read = if interest.read { system::READ } else { 0 };
-                        let write = if interest.write { system::WRITE } else { 0 };
+                        let read = if interest.read { flags::READ } else { 0 };
+                        let write = if interest.write { flags::WRITE } else { 0 };
                         self.entries.push(Entry { socket, events: read | write, returned: 0 });
                         self.tokens.push(token);
                     }
@@ -2380,20 +2411,20 @@ mod system {
                     thread::sleep(timeout.unwrap_or(REST));
                     return Ok(());
                 }
-                let count = self.entries.len() as system::Count;
+                let count = self.entries.len() as flags::Count;
                 // SAFETY: `entries` has `count` entries, is writable, and outlives the call.
                 let waited = check(unsafe {
-                    system::poll(self.entries.as_mut_ptr(), count, milliseconds(timeout))
+                    flags::poll(self.entries.as_mut_ptr(), count, milliseconds(timeout))
                 });
-                if unless_interrupted(waited)? == 0 {
+                if ready_count(waited)? == 0 {
                     return Ok(());
                 }
                 for (&token, entry) in self.tokens.iter().zip(&self.entries) {
                     let failed = entry.returned & FAILURE != 0;
-                    let hangup = entry.returned & system::HANGUP != 0;
-                    let reads = entry.events & system::READ != 0;
-                    let readable = failed || entry.returned & system::READ != 0 || hangup && reads;
-                    let writable = failed || entry.returned & system::WRITE != 0;
+                    let hangup = entry.returned & flags::HANGUP != 0;
+                    let reads = entry.events & flags::READ != 0;
+                    let readable = failed || entry.returned & flags::READ != 0 || hangup && reads;
+                    let writable = failed || entry.returned & flags::WRITE != 0;
                     if readable || writable {
                         ready.push(Readiness { token, readable, writable, failed });
                     } else if hangup {
@@ -2415,9 +2446,9 @@ mod system {
     const SO_OOBINLINE: c_int = if IS_LINUX { 10 } else { 0x100 };
     const IPPROTO_TCP: c_int = 6;
 
-    /// When an idle peer is asked for a sign of life, how often then, and how many times: 30 s, 10 s,
-    /// 3; then how long what is sent may go unanswered; then how much of it the kernel may keep. By
-    /// tcp(7); <netinet/tcp.h> on the others, <ws2ipdef.h>.
+    /// Keepalive: the first probe after 30 s, then one every 10 s, 3 probes. Then the time that sent
+    /// data may stay unacknowledged, and the unsent bytes that the kernel may hold. From tcp(7);
+    /// <netinet/tcp.h> on the others, <ws2ipdef.h>.
     const TCP_OPTIONS: &[(c_int, c_int)] = if IS_LINUX {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT (ms), TCP_NOTSENT_LOWAT
         &[(4, 30), (5, 10), (6, 3), (18, 60_000), (25, 128 * 1024)]
@@ -2428,8 +2459,8 @@ mod system {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT (s)
         &[(3, 30), (17, 10), (16, 3), (5, 60)]
     } else if cfg!(target_os = "freebsd") {
-        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT. The BSDs have nothing for what is being sent:
-        // a peer that vanishes then is noticed after some ten minutes.
+        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT. The BSDs have no limit for unacknowledged data:
+        // if a peer vanishes while it is being sent to, this is noticed after some ten minutes.
         &[(256, 30), (512, 10), (1024, 3)]
     } else if cfg!(target_os = "netbsd") {
         &[(3, 30), (5, 10), (6, 3)]
@@ -2441,40 +2472,40 @@ mod system {
     #[cfg_attr(windows, link(name = "ws2_32"))]
     extern "system" {
         fn setsockopt(
-            socket: Number,
+            socket: RawSocket,
             level: c_int,
             name: c_int,
             value: *const c_int,
             size: c_int,
         ) -> c_int;
         #[cfg(unix)]
-        fn listen(socket: Number, queue: c_int) -> c_int;
+        fn listen(socket: RawSocket, queue: c_int) -> c_int;
     }
 
-    /// Lets a peer that vanished be noticed within about a minute, whether it is sent something
-    /// or not; telnet's urgent bytes be read in their place; and what a slow peer is owed wait
-    /// here, where it is limited, and not in the megabytes that the kernel would take. What a
-    /// system does not know is done without.
-    pub fn prepare(socket: &Socket) {
+    /// Sets the options of a client's socket. A peer that has vanished is noticed within about a
+    /// minute, whether the server is sending to it or not. Telnet's urgent bytes are read in their
+    /// place. The output of a slow peer is pending here, where it is limited, and not in the megabytes
+    /// that the kernel would take. Options that a system lacks are left out.
+    pub fn set_socket_options(socket: &Socket) {
         let set = |level: c_int, name: c_int, value: c_int| {
             let size = size_of::<c_int>() as c_int;
             // SAFETY: `value` outlives the call, and its size is the one given.
-            unsafe { setsockopt(number_of(socket), level, name, &value, size) };
+            unsafe { setsockopt(raw_socket(socket), level, name, &value, size) };
         };
         set(SOL_SOCKET, SO_KEEPALIVE, 1);
         set(SOL_SOCKET, SO_OOBINLINE, 1);
         TCP_OPTIONS.iter().for_each(|&(name, value)| set(IPPROTO_TCP, name, value));
     }
 
-    /// Sets how many connections wait to be accepted; std asks for 128. A turn in a large room takes a
-    /// while, and whoever then finds no place tries again only after a second (tcp(7),
-    /// tcp_syn_retries). The kernel lowers it to its own limit (listen(2)). Windows cannot be asked a
-    /// second time.
+    /// Sets how many connections can wait to be accepted; std asks for 128. During a long turn in a
+    /// large room the queue may be full, and a refused client tries again only after a second (tcp(7),
+    /// tcp_syn_retries). The kernel lowers the number to its own limit (listen(2)). On Windows a second
+    /// call has no effect.
     pub fn set_accept_queue(listener: &Listener) {
         #[cfg(unix)]
         // SAFETY: takes no pointer; a socket that listens already may be told again.
         unsafe {
-            listen(number_of(listener), 4096);
+            listen(raw_socket(listener), 4096);
         }
         #[cfg(windows)]
         let _ = listener;
@@ -2488,8 +2519,8 @@ mod system {
         fn setrlimit(resource: c_int, limit: *const ResourceLimit) -> c_int;
     }
 
-    /// `struct rlimit` (<sys/resource.h>), where `rlim_t` is 64 bits wide everywhere but in glibc
-    /// on 32-bit machines, where it is as wide as `unsigned long`, x32 excepted.
+    /// `struct rlimit` (<sys/resource.h>). `rlim_t` has 64 bits, except in glibc on 32-bit machines
+    /// (where x32 has 64 bits too).
     #[cfg(unix)]
     #[repr(C)]
     struct ResourceLimit {
@@ -2612,8 +2643,8 @@ mod system {
         static WRITER: OnceLock<UdpSocket> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Becomes readable when the server is to stop; to be asked a second time ends the process
-        /// at once. What wakes it is a packet that the socket sends to itself.
+        /// Becomes readable when an event asks the server to stop. A second event ends the process at
+        /// once. The handler wakes the event loop by a packet that the socket sends to itself.
         pub type Signals = UdpSocket;
 
         pub fn catch_signals() -> io::Result<Signals> {
@@ -2642,8 +2673,9 @@ mod system {
                 let _ = socket.send(b"!");
             }
             if event == CTRL_CLOSE_EVENT {
-                // The process is ended when this returns; the loop needs at most a second.
-                thread::sleep(Duration::from_secs(2));
+                // The process ends when this returns. The loop needs up to a second to drain, and
+                // the console up to a second to print (`STOP_TIMEOUT`).
+                thread::sleep(Duration::from_secs(3));
             }
             1
         }

@@ -54,7 +54,7 @@ impl Simulation {
     }
 
     fn run_until_limited(&mut self) {
-        while !self.session.server.budget.applies() {
+        while !self.session.server.room.budget.applies() {
             self.run(10 * MILLISECOND);
             assert!(os::time() < seconds(20), "nobody is ever over the soft limit");
         }
@@ -69,7 +69,7 @@ impl Simulation {
             let cost = self.crowd.borrow().history.cost - before;
             let earned = BUDGET as f64 * (1.0 + (os::time() - since).as_secs_f64());
             assert!(cost as f64 <= earned, "{cost} bytes instead of {earned}");
-            assert!(self.session.server.budget.applies());
+            assert!(self.session.server.room.budget.applies());
         }
     }
 
@@ -111,7 +111,7 @@ impl Session {
         clients.clone().for_each(|id| room.join(id, &format!("{id:x<50}")));
         room.log.bytes.truncate(logged);
         for id in clients {
-            room.clients.get_mut(id).expect("a client").outbox.join(&room.log);
+            room.clients.get_mut(id).expect("a client").outbox.start_at_end(&room.log);
         }
     }
 }
@@ -159,7 +159,7 @@ fn own_messages_count_as_pending_while_something_before_them_is() {
     session.connect([10, 0, 0, 1], "NAME reader\n");
     talker.send(msg(3000).repeat(100).as_bytes());
     session.run(seconds(1));
-    assert!(session.pending(0) > SOFT_LIMIT && session.server.budget.applies());
+    assert!(session.pending(0) > SOFT_LIMIT && session.server.room.budget.applies());
     session.run(seconds(61));
     assert!(talker.is_dropped() && session.server.room.log.bytes.is_empty());
 }
@@ -232,9 +232,9 @@ fn behind(bytes: usize) -> (Session, [Peer; 2]) {
 
 #[test]
 fn limits_are_passed_by_the_first_byte_beyond_them() {
-    assert!(behind(SOFT_LIMIT + 1).0.server.budget.applies());
+    assert!(behind(SOFT_LIMIT + 1).0.server.room.budget.applies());
     let (mut session, [slow, _]) = behind(SOFT_LIMIT);
-    assert!(!session.server.budget.applies());
+    assert!(!session.server.room.budget.applies());
     for (bytes, is_dropped) in [(HARD_LIMIT - SOFT_LIMIT, false), (1, true)] {
         session.server.room.push_own(0, &vec![b'x'; bytes], false);
         session.turn();
@@ -283,7 +283,7 @@ fn the_budget_is_kept_while_a_client_is_behind_and_limits_nothing_otherwise() {
     let floods = [SHORT, Flood::Msg { length: 3000 }, Flood::Mixed].map(flooder);
     let mut simulation = Simulation::with([restless(); 2].into_iter().chain(floods));
     simulation.run(100 * MILLISECOND);
-    assert!(!simulation.session.server.budget.applies());
+    assert!(!simulation.session.server.room.budget.applies());
     assert!(simulation.crowd.borrow().history.text.len() > 1_000_000, "somebody is limited");
     simulation.add(lurker(Reading::Never));
     simulation.run_until_limited();
@@ -308,7 +308,7 @@ fn each_request_pays_its_cost_once() {
     session.turn();
     let costs = ["MSG p2 hello\r\n".len(), "PRIV p3 psst\r\n".len(), 2 * "carol".len() + 43];
     let cost: usize = costs.iter().sum();
-    assert_eq!(session.server.budget.paid_until - full, time_for(cost as u64));
+    assert_eq!(session.server.room.budget.paid_until.unwrap() - full, time_for(cost as u64));
     session.run(MILLISECOND);
     let lines = take_lines(p2);
     let told = |start| lines.iter().any(|line| line.starts_with(start));
@@ -347,7 +347,7 @@ fn a_flood_of_200_delays_a_short_line_by_less_than_half_a_second() {
         simulation.run(seconds(1));
         simulation.add_all(vec![others; 200]);
         simulation.run(seconds(5));
-        assert!(simulation.session.server.budget.applies());
+        assert!(simulation.session.server.room.budget.applies());
     }
 }
 
@@ -444,14 +444,14 @@ fn requests_that_go_on_together_delay_a_ping_by_few_turns() {
     let line = msg(3900);
     people[200..300].iter().for_each(|peer| peer.send(line.as_bytes()));
     session.run(seconds(1));
-    assert!(session.server.budget.applies());
+    assert!(session.server.room.budget.applies());
     people[..199].iter().for_each(|peer| peer.send(line.as_bytes()));
     session.run(100 * MILLISECOND);
-    while session.server.budget.applies() {
+    while session.server.room.budget.applies() {
         slow.take(usize::MAX, &mut Vec::new());
         session.turn();
     }
-    let waiting = session.server.budget.queue.waiting.len();
+    let waiting = session.server.room.budget.queue.waiting.len();
     assert!(waiting > 150, "{waiting} requests wait");
     let ping = session.delay(bystander, "PING", "PONG");
     assert!(ping < 100 * MILLISECOND, "{ping:?}");
@@ -470,7 +470,7 @@ fn hundreds_that_read_nothing_share_one_log() {
         simulation.check_books();
         let room = &simulation.session.server.room;
         most = most.max(room.log.bytes.len());
-        assert!(room.own_lines < 4 << 20, "{} bytes of own lines", room.own_lines);
+        assert!(room.own_bytes < 4 << 20, "{} bytes of own lines", room.own_bytes);
     }
     let turn = 256 * 1024;
     assert!((HARD_LIMIT..2 * (HARD_LIMIT + turn)).contains(&most), "a log of {most} bytes");
@@ -496,16 +496,20 @@ fn hundreds_that_are_whispered_to_and_read_nothing_are_removed() {
             }
         }
         session.run(MILLISECOND * if limited.is_none() { 1 } else { 100 });
-        let Server { room, budget, .. } = &session.server;
+        let Server { room, .. } = &session.server;
+        let Room { budget, .. } = room;
         assert!(limited.is_some() || !victims.iter().any(|peer| peer.is_dropped()));
-        most = most.max(room.own_lines);
-        assert!(budget.behind.is_empty() || limited.is_some(), "somebody is over the soft limit");
+        most = most.max(room.own_bytes);
+        assert!(
+            budget.over_soft_limit.is_empty() || limited.is_some(),
+            "somebody is over the soft limit"
+        );
         limited = limited.or_else(|| budget.applies().then(os::time));
     }
     assert!(victims.iter().all(|peer| peer.is_dropped()));
     let turn = 1 << 20;
-    let most_allowed = OWN_LINES_LIMIT + turn + 61 * BUDGET;
-    assert!((OWN_LINES_LIMIT..most_allowed).contains(&most), "{most} bytes of own lines");
+    let most_allowed = OWN_BYTES_LIMIT + turn + 61 * BUDGET;
+    assert!((OWN_BYTES_LIMIT..most_allowed).contains(&most), "{most} bytes of own lines");
 }
 
 // Suspended processes
@@ -523,7 +527,7 @@ fn a_suspended_server_removes_nobody_that_was_in_time() {
             flooder.send(msg(1000).repeat(600).as_bytes());
             session.run(seconds(1));
         }
-        assert_eq!(session.server.budget.applies(), is_flooded);
+        assert_eq!(session.server.room.budget.applies(), is_flooded);
         let peers = newcomers.clone();
         let suspend = move || {
             for (at, peer) in peers.iter().enumerate() {
@@ -755,9 +759,9 @@ fn the_console_tells_every_ten_seconds_that_the_budget_applies() {
     let mut simulation = Simulation::with(people);
     simulation.run_until_limited();
     simulation.run(seconds(35));
-    let told = simulation.session.console.split(" the budget applies: p1 has ").skip(1);
-    let pending =
-        told.map(|it| it.split_once(" KiB unread\n").expect("a size").0.parse().expect("KiB"));
+    let told = simulation.session.console.split(" the budget applies: ").skip(1);
+    let address = " KiB wait for 10.";
+    let pending = told.map(|it| it.split_once(address).expect("a client").0.parse().expect("KiB"));
     let pending: Vec<usize> = pending.collect();
     assert!(matches!(pending[..], [256..400, _, _, ..]) && pending.len() <= 4, "{pending:?} KiB");
 }

@@ -132,7 +132,7 @@ fn texts_hold_no_control_character_and_none_that_turns_the_direction() {
             0..=0x1f | 0x7f..=0x9f | 0x2028..=0x202e | 0x2066..=0x2069 => true,
             _ => false,
         };
-        assert_eq!(is_forbidden(character), is_listed, "{}", character.escape_unicode());
+        assert_eq!(is_forbidden_in_text(character), is_listed, "{}", character.escape_unicode());
     }
 }
 
@@ -309,7 +309,7 @@ fn an_outbox_gives_out_each_byte_once_and_in_order() {
             5..=9 => drop(client.take(&log, chance.below(200))),
             10..=12 if step % 500 > 9 => drop(client.take(&log, usize::MAX)),
             13 if client.left_at == Some(0) => {
-                client.outbox.join(&log);
+                client.outbox.start_at_end(&log);
                 client.left_at = None;
             }
             14 if client.left_at.is_some() => {
@@ -317,7 +317,7 @@ fn an_outbox_gives_out_each_byte_once_and_in_order() {
                 *client = Checked { left_at: Some(0), ..Checked::default() };
             }
             15 if chance.below(20) == 0 => {
-                client.outbox.leave(&log);
+                client.outbox.stop_at_end(&log);
                 client.left_at.get_or_insert(log.end());
             }
             _ => {
@@ -352,7 +352,7 @@ fn an_outbox_gives_out_each_byte_once_and_in_order() {
 #[test]
 fn a_flooder_with_one_unread_byte_needs_few_inserts() {
     let (mut log, mut outbox) = (Log::default(), Outbox::default());
-    outbox.join(&log);
+    outbox.start_at_end(&log);
     log.bytes.extend(b"x");
     for _ in 0..1000 {
         log.bytes.extend(b"MSG flooder text\r\n");
@@ -396,7 +396,7 @@ fn room_with(names: &[&str]) -> Room {
     for id in 0..names.len() {
         let Client { outbox, .. } = room.clients.get_mut(id).unwrap();
         *outbox = Outbox::default();
-        outbox.join(&room.log);
+        outbox.start_at_end(&room.log);
     }
     room.work = 0;
     room
@@ -446,8 +446,8 @@ fn a_line_for_everybody_is_stored_once() {
 
 /// A budget that applies, with an empty bucket and these clients waiting with requests of this cost.
 fn budget_with(now: Instant, waiting: &[(Id, u64)]) -> Budget {
-    let mut budget = Budget::new(now);
-    budget.behind.insert(99);
+    let mut budget = Budget::default();
+    budget.over_soft_limit.insert(99);
     budget.update(0, now);
     budget.queue.push(98, BUDGET as u64);
     assert_eq!(budget.next(now), Some(98));
@@ -463,14 +463,14 @@ fn batch(budget: &mut Budget, now: Instant) -> Vec<Id> {
 #[test]
 fn the_budget_applies_while_a_client_is_behind_or_own_lines_fill_64_mib() {
     let now = os::now();
-    let mut budget = Budget::new(now);
-    let mut applies = |own_lines, is_behind| {
-        budget.behind = BTreeSet::from_iter(Some(7).filter(|_| is_behind));
-        budget.update(own_lines, now);
+    let mut budget = Budget::default();
+    let mut applies = |own_bytes, is_behind| {
+        budget.over_soft_limit = BTreeSet::from_iter(Some(7).filter(|_| is_behind));
+        budget.update(own_bytes, now);
         budget.applies()
     };
     assert!(!applies(0, false) && applies(0, true) && !applies(0, false));
-    assert!(!applies(OWN_LINES_LIMIT, false) && applies(OWN_LINES_LIMIT + 1, false));
+    assert!(!applies(OWN_BYTES_LIMIT, false) && applies(OWN_BYTES_LIMIT + 1, false));
     // It keeps the time when it began.
     let mut budget = budget_with(now, &[]);
     budget.update(0, now + Duration::from_secs(5));
@@ -584,7 +584,7 @@ fn a_request_pays_its_cost_as_read_though_it_is_refused_later() {
     os::set_alarm(Some(os::time()));
     let Ok(Command::Run(options)) = arguments("") else { panic!("refused") };
     let mut server = Server::new(options, listener, signals, Console::new().0).unwrap();
-    server.budget.behind.insert(99);
+    server.room.budget.over_soft_limit.insert(99);
     let peers = [1, 2].map(|at| Peer::connect(([192, 0, 2, at], 7).into(), Buffers::UNLIMITED));
     // From its first turn on, the budget applies.
     server.turn().unwrap();
@@ -600,7 +600,7 @@ fn a_request_pays_its_cost_as_read_though_it_is_refused_later() {
     {
         assert_eq!(received.matches(lines).count(), count, "{lines}: {received}");
     }
-    assert_eq!(server.budget.paid_until - server.now, 2 * time_for(2 * 3 + 43));
+    assert_eq!(server.room.budget.paid_until.unwrap() - server.now, 2 * time_for(2 * 3 + 43));
 }
 
 // 6. The console
@@ -789,7 +789,7 @@ fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
         format!("until the client's end, for at most {} s;", LINGER_TIMEOUT.as_secs()),
         format!("| waiting replies | {} KiB |", kib(REPLY_LIMIT)),
         format!("| soft limit | {} KiB |", kib(SOFT_LIMIT)),
-        format!("| own lines | {} MiB |", mib(OWN_LINES_LIMIT)),
+        format!("| own lines | {} MiB |", mib(OWN_BYTES_LIMIT)),
         format!("| budget | {0} KiB/s, saved up to {0} KiB |", kib(BUDGET)),
         format!("| hard limit | {} MiB |", mib(HARD_LIMIT)),
         format!("| stall | {} s |", STALL_TIMEOUT.as_secs()),
@@ -913,7 +913,7 @@ fn a_hang_up_rests_unless_reading_was_asked_for() {
 
 #[test]
 fn an_interruption_is_not_a_failure_of_the_poller() {
-    let waited = |kind: ErrorKind| system::unless_interrupted(Err(kind.into())).ok();
+    let waited = |kind: ErrorKind| system::ready_count(Err(kind.into())).ok();
     assert_eq!(waited(ErrorKind::Interrupted), Some(0));
     assert_eq!(waited(ErrorKind::InvalidInput), None);
 }
@@ -938,7 +938,7 @@ fn without_a_time_out_the_poller_waits_for_readiness() {
 #[cfg(target_os = "linux")]
 fn the_kernel_keeps_at_most_256_kib_for_a_slow_peer() {
     let (mut near, far) = socket_pair();
-    system::prepare(&near);
+    system::set_socket_options(&near);
     near.set_nonblocking(true).unwrap();
     let mut taken = 0;
     while let Ok(length) = near.write(&[0; 16 * 1024]) {

@@ -407,7 +407,7 @@ impl Listener {
 
 pub struct Socket(usize);
 
-pub fn prepare(_: &Socket) {}
+pub fn set_socket_options(_: &Socket) {}
 
 impl Socket {
     pub fn peer(&self) -> Peer {

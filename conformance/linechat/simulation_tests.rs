@@ -1019,7 +1019,8 @@ impl Simulation {
 
     /// What the checks of the next turn must know.
     fn before_turn(&mut self) {
-        let Server { room, budget, .. } = &self.session.server;
+        let Server { room, .. } = &self.session.server;
+        let Room { budget, .. } = room;
         let crowd = &mut *self.crowd.borrow_mut();
         let History { withholds, .. } = &mut crowd.history;
         *withholds = [budget.applies(), withholds[0]];
@@ -1082,28 +1083,31 @@ impl Simulation {
 
     /// What must be true of the server's books after every turn.
     fn check_books(&self) {
-        let Server { room, budget, hosts, to_serve, options, next_deadline, .. } =
-            &self.session.server;
-        let Room { clients, members, by_name, log, .. } = room;
+        let Server { room, ip_groups, to_serve, options, next_deadline, .. } = &self.session.server;
+        let Room { clients, members, by_name, log, budget, .. } = room;
         let count = |is: fn(&Client) -> bool| clients.iter().filter(|it| is(it.1)).count();
         let named = count(|it| it.name.is_some());
         assert!(clients.count() <= options.max_clients);
-        assert_eq!(hosts.values().sum::<usize>(), clients.count());
+        assert_eq!(ip_groups.values().sum::<usize>(), clients.count());
         assert_eq!(os::descriptors(), clients.count());
         assert_eq!((members.len(), by_name.len(), room.names().count()), (named, named, named));
-        assert_eq!(budget.queue.waiting.len(), count(|it| it.waiting.is_some()));
+        assert_eq!(budget.queue.waiting.len(), count(|it| it.waiting_request.is_some()));
         assert!(budget.queue.finishes.len() <= clients.count());
-        assert_eq!(room.own_lines, clients.iter().map(|it| it.1.outbox.own.len()).sum::<usize>());
+        assert_eq!(room.own_bytes, clients.iter().map(|it| it.1.outbox.own.len()).sum::<usize>());
         let mut slowest = log.end();
         // Lines that are logged after the writing count from the next turn on.
         let is_written = self.session.server.written == log.end() && room.writes.is_empty();
         for (id, client) in clients.iter() {
-            let Client { name, outbox, deadline, unread, decoder, state, .. } = client;
+            let Client { name, outbox, deadline, unprocessed, decoder, state, .. } = client;
             let pending = outbox.pending(log);
-            assert!(name.as_ref().is_none_or(|name| by_name[&fold_case(name)] == id));
+            assert!(name.as_ref().is_none_or(|name| by_name[&name_key(name)] == id));
             slowest = slowest.min(outbox.cursor(log).unwrap_or(slowest));
             if is_written {
-                assert_eq!(budget.behind.contains(&id), pending > SOFT_LIMIT, "{pending} bytes");
+                assert_eq!(
+                    budget.over_soft_limit.contains(&id),
+                    pending > SOFT_LIMIT,
+                    "{pending} bytes"
+                );
             }
             assert!(pending <= HARD_LIMIT + 256 * 1024, "{pending} bytes are pending");
             assert!(outbox.until_reply as usize <= outbox.own.len());
@@ -1117,8 +1121,8 @@ impl Simulation {
             };
             assert!(deadline.is_some() || !needs_deadline, "{state:?} without a deadline");
             let is_queued = || to_serve.waiting.keys().any(|key| key.1 == id);
-            assert!(unread.is_empty() || !client.takes_requests() || is_queued(), "forgotten");
-            assert!(unread.len() <= 16 * 1024 && decoder.line.capacity() <= 16 * 1024);
+            assert!(unprocessed.is_empty() || !client.takes_requests() || is_queued(), "forgotten");
+            assert!(unprocessed.len() <= 16 * 1024 && decoder.line.capacity() <= 16 * 1024);
         }
         assert!(slowest >= log.start, "the log lacks {} bytes", log.start - slowest);
         let needed = (log.end() - slowest) as usize;
@@ -1128,8 +1132,9 @@ impl Simulation {
 
     fn check_books_are_empty(&self) {
         self.check_books();
-        let Server { room, budget, to_serve, .. } = &self.session.server;
-        assert_eq!((room.clients.count(), room.own_lines, budget.behind.len()), (0, 0, 0));
+        let Server { room, to_serve, .. } = &self.session.server;
+        let Room { budget, .. } = room;
+        assert_eq!((room.clients.count(), room.own_bytes, budget.over_soft_limit.len()), (0, 0, 0));
         assert!(to_serve.waiting.is_empty() && budget.queue.finishes.is_empty());
         assert!(room.log.bytes.is_empty() && room.writes.is_empty());
     }
