@@ -1,13 +1,12 @@
-//! Many people for a long time: they join, talk, whisper, stall, are reset and leave at random, and
-//! everything that each receives is checked.
+//! Two thousand clients for a long time on the real kernel: they join, talk, pause, stop reading, reset
+//! their connections and quit at random.
 //!
-//!     make soak                                     two thousand people, ten minutes
+//!     make soak                                     ten minutes
 //!     cargo test --release --test soak -- 60        as many seconds
 //!
-//! One client, the observer, says nothing: what it receives is the history of the room, of which
-//! everybody else must receive the part that history.rs says. Private messages are only load here;
-//! the simulation checks them. At the end the server must have given its descriptors and its memory
-//! back.
+//! The observer says nothing, so it receives the history of the room. Every other client must receive
+//! the part of it that history.rs says. At the end every request must have been carried out, and the
+//! server must have given its descriptors and its memory back.
 
 mod chance;
 mod history;
@@ -19,59 +18,53 @@ use chance::Chance;
 use history::{History, Received};
 use person::Person;
 use process::{descriptor_limit, Server, STUCK};
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-const PEOPLE: usize = 2000;
-
+const CLIENTS: usize = 2000;
+const MOST_STUCK: usize = 20;
 /// Each run begins with the same seed, so that it can be repeated.
 const SEED: u64 = 0x2545_F491_4F6C_DD1D;
 
-/// One of the crowd, whose socket is non-blocking.
+/// A client with a non-blocking socket, which asks for a name at once.
 struct Member {
-    received: Received,
+    number: usize,
     person: Person,
+    received: Received,
     /// Lines for everybody that the observer may not have received yet.
     events: Vec<String>,
-    messages: usize,
-    reads_again: Option<Instant>,
-    is_welcome: bool,
+    reads_again: Instant,
     is_leaving: bool,
     has_ended: bool,
 }
 
 impl Member {
-    fn connect(server: &Server, name: String) -> Member {
-        let mut person = Person::connect(&server.address);
+    fn connect(address: &str, number: usize) -> Member {
+        let name = format!("p{number}");
+        let mut person = Person::connect(address);
         person.say(&format!("NAME {name}"));
         person.socket().set_nonblocking(true).expect("does not block");
         Member {
-            received: Received::new(&name),
+            number,
             person,
+            received: Received::new(&name),
             events: Vec::new(),
-            messages: 0,
-            reads_again: None,
-            is_welcome: false,
+            reads_again: Instant::now(),
             is_leaving: false,
             has_ended: false,
         }
     }
 
-    fn name(&self) -> &str {
-        &self.received.name
-    }
-
-    /// The next line that is there.
-    fn receive(&mut self) -> Option<String> {
-        match self.person.next() {
-            Ok(line) => {
-                self.has_ended = line.is_none();
-                line
+    /// Reads all that has arrived. A line that `Received` does not expect makes it fail later.
+    fn receive(&mut self) {
+        while self.reads_again <= Instant::now() && !self.has_ended {
+            match self.person.next() {
+                Ok(Some(line)) if is_for_everybody(&line) => self.events.push(line),
+                Ok(line) => self.has_ended = line.is_none(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{}: {error}", self.received.name),
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-            Err(error) => panic!("{}: {error}", self.name()),
         }
     }
 
@@ -81,151 +74,115 @@ impl Member {
     }
 }
 
+fn is_for_everybody(line: &str) -> bool {
+    !["HELLO ", "WELCOME ", "BYE "].iter().any(|start| line.starts_with(start))
+}
+
 struct Soak {
     server: Server,
     observer: Person,
     history: History,
-    people: Vec<Option<Member>>,
-    /// Members that have stopped reading, and are removed some time.
-    stuck: HashMap<String, Member>,
+    slots: Vec<Option<Member>>,
+    /// Members that no longer read, until the server or the kernel removes them.
+    stuck: Vec<Member>,
     chance: Chance,
-    counts: Counts,
-}
-
-#[derive(Default)]
-struct Counts {
-    joins: usize,
+    /// How many messages each member has sent, by its number.
+    sent: Vec<usize>,
     deliveries: usize,
-    whispers: usize,
-    quits: usize,
     resets: usize,
     removed: usize,
 }
 
 impl Soak {
+    /// Every member reads, and what it has received is checked. Then random members act.
     fn step(&mut self, acts: usize) {
-        (0..self.people.len()).for_each(|slot| self.receive(slot));
+        self.slots.iter_mut().flatten().for_each(Member::receive);
         // The observer reads all that the others can have received by now.
-        self.observer.fence().iter().for_each(|line| self.observe(line));
-        let (history, counts) = (&self.history, &mut self.counts);
-        for slot in &mut self.people {
-            let Some(member) = slot else { continue };
-            counts.deliveries += member.events.len();
-            for event in member.events.drain(..) {
-                member.received.line(&event, history);
-            }
-            if member.has_ended {
-                // The server removes no client that reads, so this one has quit.
-                let name = member.name();
-                assert!(member.is_leaving, "{name} was disconnected");
-                let past = history.members.get(name).expect("a member");
-                assert!(past.left.is_some(), "{name} has gone without LEFT");
-                assert_eq!(past.said.len(), member.messages, "{name}'s messages");
-                assert_eq!(member.received.next(history), b"", "{} misses this", member.name());
-                *slot = None;
-                counts.quits += 1;
+        for line in self.observer.fence() {
+            self.history.push(&line);
+            if let ["MSG", from, number, ..] = line.split(' ').collect::<Vec<_>>()[..] {
+                let expected = self.history.members[from].said.len();
+                assert_eq!(number, expected.to_string(), "the number of {from}'s message");
             }
         }
-        self.stuck.retain(|name, _| {
+        let history = &self.history;
+        for slot in &mut self.slots {
+            let Some(member) = slot else { continue };
+            self.deliveries += member.events.len();
+            member.events.drain(..).for_each(|event| member.received.line(&event, history));
+            if member.has_ended {
+                let name = member.received.name.clone();
+                assert!(member.is_leaving, "{name} was disconnected though it reads");
+                assert_eq!(member.received.next(history), b"", "{name} misses this");
+                *slot = None;
+            }
+        }
+        let before = self.stuck.len();
+        self.stuck.retain(|member| {
+            let name = &member.received.name;
             let Some((_, reason)) = &history.members[name].left else { return true };
-            // By the server, or by the kernel, for which its window was shut for a minute.
+            // `disconnected`: the client's window was shut for so long that the kernel gave it up.
             assert!(["slow", "disconnected"].contains(&&**reason), "{name} left: {reason}");
-            counts.removed += 1;
             false
         });
+        self.removed += before - self.stuck.len();
         for _ in 0..acts {
-            let slot = self.chance.below(self.people.len());
+            let slot = self.chance.below(self.slots.len());
             self.act(slot);
         }
     }
 
-    /// The observer has received a line. Messages are numbered by their senders.
-    fn observe(&mut self, line: &str) {
-        self.history.push(line);
-        if let ["MSG", from, number, ..] = line.split(' ').collect::<Vec<_>>()[..] {
-            let expected = self.history.members[from].said.len();
-            assert_eq!(number, expected.to_string(), "the number of {from}'s message");
-        }
-    }
-
-    fn receive(&mut self, slot: usize) {
-        let Some(member) = &mut self.people[slot] else { return };
-        if member.reads_again.is_some_and(|again| again > Instant::now()) {
-            return;
-        }
-        while let Some(line) = member.receive() {
-            match line.split(' ').next() {
-                Some("MSG" | "JOINED" | "LEFT" | "USERS") => member.events.push(line),
-                Some("PRIV") => self.counts.whispers += 1,
-                Some("WELCOME") => member.is_welcome = true,
-                Some("HELLO" | "SENT" | "BYE") => {}
-                _ if line.starts_with("ERR no-such-user ") => {}
-                _ => panic!("{} received: {line}", member.name()),
-            }
-        }
-    }
-
     fn act(&mut self, slot: usize) {
-        let Some(member) = &mut self.people[slot] else {
-            self.counts.joins += 1;
-            let name = format!("p{}", self.counts.joins);
-            self.people[slot] = Some(Member::connect(&self.server, name));
-            return;
+        let Some(member) = &mut self.slots[slot] else {
+            self.slots[slot] = Some(Member::connect(&self.server.address, self.sent.len()));
+            return self.sent.push(0);
         };
-        if member.reads_again.is_some_and(|again| again <= Instant::now()) {
-            member.reads_again = None;
-        }
-        // No member says more than the budget lets through.
-        let said = self.history.members.get(member.name()).map_or(0, |it| it.said.len());
-        let is_waiting = said < member.messages;
-        if !member.is_welcome || member.is_leaving || member.reads_again.is_some() || is_waiting {
+        let said = self.history.members.get(&member.received.name).map_or(0, |it| it.said.len());
+        let sent = &mut self.sent[member.number];
+        // The server may have let the last message wait for the budget.
+        if member.is_leaving || member.reads_again > Instant::now() || said < *sent {
             return;
         }
         match self.chance.below(100) {
-            0..=54 => {
-                member.messages += 1;
+            0..=84 => {
+                *sent += 1;
                 let text = "la ".repeat(self.chance.below(40));
-                member.person.say(&format!("MSG {} {text}", member.messages));
-            }
-            55..=84 => {
-                let other = self.chance.below(self.people.len());
-                let to = self.people[other].as_ref().map(|other| other.name().to_owned());
-                if let (Some(to), Some(member)) = (to, &mut self.people[slot]) {
-                    member.person.say(&format!("PRIV @{to} psst"));
-                }
+                member.person.say(&format!("MSG {sent} {text}"));
             }
             85..=88 => member.quit(),
             89..=90 => {
-                // Mostly with something unread, so the kernel resets the connection.
-                self.people[slot] = None;
-                self.counts.resets += 1;
+                // Mostly something is unread, so the kernel resets the connection.
+                *sent += 1;
+                member.person.say(&format!("MSG {sent} last words"));
+                self.slots[slot] = None;
+                self.resets += 1;
             }
             91..=92 => {
                 let pause = Duration::from_millis(self.chance.below(2000) as u64);
-                member.reads_again = Some(Instant::now() + pause);
+                member.reads_again = Instant::now() + pause;
             }
-            93 if self.stuck.len() < 20 => {
-                if let Some(member) = self.people[slot].take() {
-                    self.stuck.insert(member.name().to_owned(), member);
-                }
+            93 if self.stuck.len() < MOST_STUCK && said > 0 => {
+                self.stuck.extend(self.slots[slot].take());
             }
             _ => {}
         }
     }
 
-    /// Everybody leaves.
+    /// Every member quits.
     fn wind_down(&mut self) {
         self.stuck.clear();
-        let since = Instant::now();
-        while self.people.iter().any(Option::is_some) {
-            for member in self.people.iter_mut().flatten() {
-                member.reads_again = None;
-                if member.is_welcome && !member.is_leaving {
-                    member.quit();
-                }
+        for member in self.slots.iter_mut().flatten() {
+            member.reads_again = Instant::now();
+            if !member.is_leaving {
+                member.quit();
             }
+        }
+        let since = Instant::now();
+        let mut left = 0;
+        while self.slots.iter().any(Option::is_some) || left < self.sent.len() {
             self.step(0);
-            assert!(since.elapsed() < 4 * STUCK, "somebody who has quit is still connected");
+            left = self.history.members.values().filter(|it| it.left.is_some()).count();
+            assert!(since.elapsed() < 4 * STUCK, "a client that is gone is still in the room");
         }
     }
 }
@@ -236,8 +193,8 @@ fn main() -> ExitCode {
         eprintln!("soak: '{seconds}' is not a number of seconds");
         return ExitCode::from(2);
     };
-    // Large pieces of memory are given back at once (mallopt(3)), so that what the server still has
-    // at the end is what it still needs, and not what the allocator keeps.
+    // The allocator gives large pieces of memory back at once (mallopt(3)), so that the server's
+    // memory is what it still needs.
     let mut command = Command::new(env!("CARGO_BIN_EXE_linechat-server"));
     let server = Server::start_as(command.env("MALLOC_MMAP_THRESHOLD_", "65536"));
     let server = server.expect("the server starts");
@@ -247,14 +204,15 @@ fn main() -> ExitCode {
         server,
         observer,
         history: History::default(),
-        people: (0..PEOPLE.min(descriptor_limit())).map(|_| None).collect(),
-        stuck: HashMap::new(),
+        slots: (0..CLIENTS.min(descriptor_limit())).map(|_| None).collect(),
+        stuck: Vec::new(),
         chance: Chance(SEED),
-        counts: Counts::default(),
+        sent: Vec::new(),
+        deliveries: 0,
+        resets: 0,
+        removed: 0,
     };
-    for slot in 0..soak.people.len() {
-        soak.act(slot);
-    }
+    (0..soak.slots.len()).for_each(|slot| soak.act(slot));
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut most = 0;
     while Instant::now() < end {
@@ -262,23 +220,22 @@ fn main() -> ExitCode {
         most = most.max(soak.server.memory());
     }
     soak.wind_down();
-    let Soak { server, observer, history, counts, .. } = soak;
+    let Soak { server, observer, history, sent, deliveries, resets, removed, .. } = soak;
     observer.leave();
     let since = Instant::now();
     while server.descriptors().len() != open - 1 {
         assert!(since.elapsed() < STUCK, "descriptors: {open}, then {:?}", server.descriptors());
     }
+    for (number, &sent) in sent.iter().enumerate() {
+        let said = &history.members[&format!("p{number}")].said;
+        assert_eq!(said.len(), sent, "messages of p{number}");
+    }
     let after = server.memory();
     println!(
-        "soak: {seconds} s, {} joins, {} KiB of history, {} deliveries, each line once and in order; \
-         {} private messages, {} quits, {} resets, {} removed that did not read; memory {} KiB, at most {}, then {}",
-        counts.joins,
+        "soak: {seconds} s, {} joins, {} KiB of history, {deliveries} deliveries, each line once and in \
+         order; {resets} resets, {removed} removed that did not read; memory {} KiB, at most {}, then {}",
+        sent.len(),
         history.text.len() >> 10,
-        counts.deliveries,
-        counts.whispers,
-        counts.quits,
-        counts.resets,
-        counts.removed,
         memory >> 10,
         most >> 10,
         after >> 10,
