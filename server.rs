@@ -84,12 +84,9 @@ const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may take to drain its output.
+/// How long a closing connection may take until its output has drained and its client has ended its
+/// side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may take none of its output.
-const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server lingers for the client's end of the stream after it has ended its own.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last lines may take to drain when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections from one address or IPv6 /64, unless `--max-per-ip` says otherwise.
@@ -135,15 +132,13 @@ struct Decoder {
     telnet: Telnet,
     /// The current line is too long, and the rest of it is discarded.
     is_skipping: bool,
-    /// `line` has been handed out; the next call clears it.
-    is_handed_out: bool,
 }
 
 /// What `Decoder::next` has found.
 #[derive(Debug, PartialEq, Eq)]
-enum Decoded<'a> {
+enum Decoded {
     /// A whole line without its ending; never an empty one.
-    Line(&'a [u8]),
+    Line(Vec<u8>),
     /// A line has just passed `MAX_REQUEST`.
     TooLong,
     /// The answer to a telnet command.
@@ -152,20 +147,17 @@ enum Decoded<'a> {
 
 impl Decoder {
     /// Takes bytes from the front of `input` until something is found; `None`: all bytes are taken.
-    fn next(&mut self, input: &mut &[u8]) -> Option<Decoded<'_>> {
-        if mem::take(&mut self.is_handed_out) {
-            self.line.clear();
-        }
+    fn next(&mut self, input: &mut &[u8]) -> Option<Decoded> {
         loop {
             self.take_run(input);
             let (&byte, rest) = input.split_first()?;
             *input = rest;
-            if !self.ends_line(byte) {
-                if let Some(found) = self.take(byte) {
-                    return Some(found);
-                }
-            } else if self.end_line() {
-                return Some(Decoded::Line(&self.line));
+            let found = match self.ends_line(byte) {
+                true => self.end_line(),
+                false => self.take(byte),
+            };
+            if found.is_some() {
+                return found;
             }
         }
     }
@@ -188,20 +180,18 @@ impl Decoder {
         self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
     }
 
-    /// Ends the current line. Returns true if the line is handed out: it is not empty or skipped.
-    fn end_line(&mut self) -> bool {
-        if self.line.last() == Some(&b'\r') {
-            self.line.pop();
+    /// Ends the current line, which is found unless it is empty or skipped.
+    fn end_line(&mut self) -> Option<Decoded> {
+        let mut line = mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
         }
-        if mem::take(&mut self.is_skipping) {
-            self.line.clear();
-        }
-        self.is_handed_out = !self.line.is_empty();
-        self.is_handed_out
+        let is_found = !mem::take(&mut self.is_skipping) && !line.is_empty();
+        is_found.then_some(Decoded::Line(line))
     }
 
     /// Takes a byte that does not end the line.
-    fn take(&mut self, byte: u8) -> Option<Decoded<'static>> {
+    fn take(&mut self, byte: u8) -> Option<Decoded> {
         self.telnet = match (self.telnet, byte) {
             (Telnet::Text, telnet::COMMAND) => Telnet::Command,
             (Telnet::Text, BACKSPACE | DELETE) => {
@@ -230,7 +220,7 @@ impl Decoder {
     }
 
     /// Appends a byte to the line. A CR may begin the line's ending, so it does not count yet.
-    fn push(&mut self, byte: u8) -> Option<Decoded<'static>> {
+    fn push(&mut self, byte: u8) -> Option<Decoded> {
         if self.is_skipping {
             self.line.clear();
         }
@@ -248,14 +238,6 @@ impl Decoder {
     fn erase(&mut self) {
         let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
         while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
-    }
-
-    /// Frees the line's memory unless it holds part of a line.
-    fn shrink(&mut self) {
-        if self.is_handed_out || self.line.is_empty() {
-            self.is_handed_out = false;
-            self.line = Vec::new();
-        }
     }
 }
 
@@ -316,12 +298,10 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let verbs =
+    let mut verbs =
         REQUEST_USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
-    let (verb, usage) = verbs
-        .into_iter()
-        .find(|(verb, _)| verb.eq_ignore_ascii_case(word))
-        .ok_or(UNKNOWN_COMMAND)?;
+    let (verb, usage) =
+        verbs.find(|(verb, _)| verb.eq_ignore_ascii_case(word)).ok_or(UNKNOWN_COMMAND)?;
     let required = |text| Some(text).filter(|text: &&str| !text.is_empty());
     let no_argument = |request| argument.bytes().all(|byte| byte == b' ').then_some(request);
     let request = match (verb, is_named) {
@@ -637,8 +617,6 @@ struct Client {
     is_write_queued: bool,
     /// The socket takes nothing now; the poller tells when it does again.
     is_blocked: bool,
-    /// The client has ended its side of the stream.
-    input_ended: bool,
     /// The readiness that the poller has been asked for.
     interest: Interest,
     /// Open or failed, without a name: the name time-out. Open, with a name: `Some` only while output
@@ -655,8 +633,8 @@ enum State {
     /// Writing has failed, mostly because of a reset. Requests that arrived before are still read and
     /// carried out. The poller would report the failure for ever, so it no longer watches the socket.
     Failed,
-    /// Pending output drains, for so long at most; input is discarded.
-    Closing { close_deadline: Instant },
+    /// Pending output drains. Input is discarded, until the client ends its side of the stream.
+    Closing { input_ended: bool },
     /// Everything is sent and the server has ended its side of the stream. Closing the socket now
     /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
     /// and could so destroy the last lines. So the server lingers for the client's end.
@@ -686,7 +664,6 @@ impl Client {
             outbox: Outbox::default(),
             is_write_queued: false,
             is_blocked: false,
-            input_ended: false,
             interest: READ,
             deadline: None,
         }
@@ -696,18 +673,21 @@ impl Client {
         matches!(self.state, State::Closing { .. } | State::Lingering)
     }
 
-    /// Returns true if the next request can be carried out: no other request waits, and the client
-    /// has taken its replies. If it has not, the server stops reading (back-pressure).
+    /// Returns true if the next request of a client that is not closing can be carried out: no other
+    /// request waits, and the client has taken its replies. If not, the server stops reading
+    /// (back-pressure).
     fn takes_requests(&self) -> bool {
-        !self.is_closing()
-            && self.waiting_request.is_none()
-            && self.outbox.until_reply as usize <= REPLY_LIMIT
+        self.waiting_request.is_none() && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
     /// Returns true if the server should read from this client: to carry out requests, or to discard
     /// input.
     fn takes_input(&self) -> bool {
-        !self.input_ended && (self.is_closing() || self.takes_requests())
+        match self.state {
+            State::Open | State::Failed => self.takes_requests(),
+            State::Closing { input_ended } => !input_ended,
+            State::Lingering => true,
+        }
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. In `State::Failed` that is
@@ -1129,12 +1109,6 @@ impl Budget {
         let batch = self.next_batch.filter(|_| self.applies());
         (!self.queue.is_empty()).then_some(batch.unwrap_or(now))
     }
-
-    /// Removes a client.
-    fn forget(&mut self, id: Id) {
-        self.over_soft_limit.remove(&id);
-        self.queue.remove(id);
-    }
 }
 
 /// The time in which the budget grows by `bytes`.
@@ -1268,11 +1242,11 @@ impl Server {
     fn handle_readiness(&mut self, readiness: Readiness) {
         let id = readiness.token;
         let Some(client) = self.room.clients.get_mut(id) else { return };
+        let is_read = client.interest.read;
         if readiness.writable && mem::take(&mut client.is_blocked) {
             self.room.queue_write(id);
         }
-        let Some(client) = self.room.clients.get(id) else { return };
-        if readiness.readable && client.interest.read {
+        if readiness.readable && is_read {
             self.to_serve.push(id, Self::QUANTUM);
         } else if readiness.failed {
             self.abandon_output(id);
@@ -1384,14 +1358,14 @@ impl Server {
         }
     }
 
-    /// Processes a client's input: first what is left, then what can be read.
+    /// Processes input that is left from before, or else reads.
     fn serve(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        let unprocessed = mem::take(&mut client.unprocessed);
-        if !unprocessed.is_empty() {
-            self.process_input(id, &unprocessed);
+        let input = mem::take(&mut client.unprocessed);
+        match input.is_empty() {
+            true => self.read(id),
+            false => self.process_input(id, &input),
         }
-        self.read(id);
     }
 
     /// Queues a client again if it has more input that can be processed, and updates what the poller
@@ -1405,21 +1379,18 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, unless earlier input is left or no input is wanted.
+    /// Reads once, if input is wanted.
     fn read(&mut self, id: Id) {
-        let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() || !client.unprocessed.is_empty() {
+        let Some(client) = self.room.clients.get_mut(id).filter(|it| it.takes_input()) else {
             return;
-        }
+        };
         let mut input = mem::take(&mut self.input);
         match client.read(&mut input) {
             Ok(None) => {}
             Ok(Some(0)) => self.handle_end_of_stream(id),
             Ok(Some(length)) => {
                 self.room.work += length as u64 * Room::BYTE_FOR_ALL;
-                if !client.is_closing() {
-                    self.process_input(id, &input[..length]);
-                }
+                self.process_input(id, &input[..length]);
             }
             Err(_) => self.disconnect(id, "disconnected"),
         }
@@ -1427,30 +1398,25 @@ impl Server {
     }
 
     /// Carries out requests line by line, until the turn is full, the quantum is used up while other
-    /// clients wait, or this client must wait. The rest of `input` is kept.
+    /// clients wait, or this client must wait. The rest of `input` is kept. A closing client's input
+    /// is discarded.
     fn process_input(&mut self, id: Id, mut input: &[u8]) {
-        let Some(client) = self.room.clients.get_mut(id) else { return };
-        let mut decoder = mem::take(&mut client.decoder);
         let full = match self.to_serve.is_empty() {
             true => Room::FULL_TURN,
             false => Room::FULL_TURN.min(self.room.work + Self::QUANTUM),
         };
-        while self.room.work < full && self.room.clients.get(id).is_some_and(Client::takes_requests)
-        {
-            match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.handle_line(id, Some(line)),
+        while let Some(client) = self.room.clients.get_mut(id).filter(|it| !it.is_closing()) {
+            if self.room.work >= full || !client.takes_requests() {
+                client.unprocessed = input.into();
+                return;
+            }
+            match client.decoder.next(&mut input) {
+                Some(Decoded::Line(line)) => self.handle_line(id, Some(&line)),
                 Some(Decoded::TooLong) => self.handle_line(id, None),
                 Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, &answer, true),
-                None => break,
+                None => return,
             }
         }
-        let Some(client) = self.room.clients.get_mut(id).filter(|client| !client.is_closing())
-        else {
-            return;
-        };
-        decoder.shrink();
-        client.decoder = decoder;
-        client.unprocessed = input.into();
     }
 
     /// Handles one line; `None` is a line that is too long. It is refused, carried out, or waits for
@@ -1553,10 +1519,7 @@ impl Server {
                 // The turn may have begun a while before the output was taken.
                 self.set_deadline(id, Some(os::now() + STALL_TIMEOUT));
             }
-            State::Closing { .. } if pending == 0 => return self.linger(id),
-            State::Closing { close_deadline } if has_taken => {
-                self.set_deadline(id, Some(close_deadline.min(self.now + CLOSE_STALL_TIMEOUT)));
-            }
+            State::Closing { .. } if pending == 0 => self.linger(id),
             _ => {}
         }
         // Replies may have drained, so that the next request no longer waits.
@@ -1604,12 +1567,11 @@ impl Server {
 
     /// The client has ended its side of the stream (EOF, half-close). An unfinished line is dropped.
     fn handle_end_of_stream(&mut self, id: Id) {
+        self.leave_and_close(id, "disconnected");
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        client.input_ended = true;
-        match client.state {
-            State::Open | State::Failed => self.leave_and_close(id, "disconnected"),
-            State::Closing { .. } => self.update_interest(id),
-            State::Lingering => self.release(id),
+        match &mut client.state {
+            State::Closing { input_ended } => *input_ended = true,
+            _ => self.release(id),
         }
     }
 
@@ -1617,19 +1579,25 @@ impl Server {
     /// sent before the failure is still read.
     fn abandon_output(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.is_closing() || client.state == State::Failed {
-            return self.disconnect(id, "disconnected");
+        if client.is_closing() {
+            return self.release(id);
         }
         client.state = State::Failed;
         if client.name.is_some() {
             client.deadline = None;
         }
-        let outbox = mem::take(&mut client.outbox);
+        self.discard_output(id);
+        self.to_serve.push(id, Self::QUANTUM);
+    }
+
+    /// Discards a client's pending output, and has the poller no longer watch its socket.
+    fn discard_output(&mut self, id: Id) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
         let _ = self.poller.delete(&client.socket, id);
+        let outbox = mem::take(&mut client.outbox);
         self.room.own_bytes -= outbox.own.len();
         self.room.may_trim = true;
         self.room.budget.over_soft_limit.remove(&id);
-        self.to_serve.push(id, Self::QUANTUM);
     }
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
@@ -1665,38 +1633,35 @@ impl Server {
     /// Drains a client's output before the connection is closed. Its input is discarded.
     fn begin_close(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.state == State::Failed {
-            return self.release(id);
+        match client.state {
+            State::Open => {}
+            State::Failed => return self.release(id),
+            State::Closing { .. } | State::Lingering => return,
         }
-        client.state = State::Closing { close_deadline: self.now + CLOSE_TIMEOUT };
+        client.state = State::Closing { input_ended: false };
         client.unprocessed = Box::default();
         client.decoder = Decoder::default();
         client.waiting_request = None;
         self.room.budget.queue.remove(id);
-        self.set_deadline(id, Some(self.now + CLOSE_STALL_TIMEOUT));
+        self.set_deadline(id, Some(self.now + CLOSE_TIMEOUT));
         self.room.queue_write(id);
     }
 
     /// Half-closes a connection whose output has drained, and lingers for the client's end.
     fn linger(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.input_ended || client.socket.shutdown(Shutdown::Write).is_err() {
+        let has_ended = client.state == State::Closing { input_ended: true };
+        if has_ended || client.socket.shutdown(Shutdown::Write).is_err() {
             return self.release(id);
         }
         client.state = State::Lingering;
-        self.set_deadline(id, Some(self.now + LINGER_TIMEOUT));
-        self.update_interest(id);
     }
 
     /// Closes the socket and frees the slot. The client is no longer in the room.
     fn release(&mut self, id: Id) {
+        self.discard_output(id);
         let Some(client) = self.room.clients.remove(id) else { return };
-        if client.state != State::Failed {
-            let _ = self.poller.delete(&client.socket, id);
-        }
-        self.room.own_bytes -= client.outbox.own.len();
-        self.room.may_trim = true;
-        self.room.budget.forget(id);
+        self.room.budget.queue.remove(id);
         self.to_serve.remove(id);
         let group = ip_group(client.address);
         if let Some(count) = self.ip_groups.get_mut(&group) {
