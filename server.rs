@@ -162,7 +162,7 @@ impl Decoder {
         }
     }
 
-    /// Takes printable ASCII, which nearly everything is, in runs.
+    /// Takes a run of printable ASCII at once, because most input is that.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
@@ -419,8 +419,8 @@ struct Log {
 }
 
 impl Log {
-    /// Bytes of memory that an empty log keeps.
-    const KEPT_CAPACITY: usize = 256 * 1024;
+    /// Bytes of memory that an empty log keeps: enough for one turn.
+    const KEPT_CAPACITY: usize = 128 * 1024;
 
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
@@ -514,7 +514,7 @@ impl Outbox {
         }
     }
 
-    /// A member does not receive the last `length` bytes of the log: it said them itself.
+    /// A member does not receive the last `length` bytes of the log: it sent them itself.
     fn skip(&mut self, length: usize, log: &Log) {
         if self.end != Self::IN_ROOM {
             return;
@@ -615,7 +615,7 @@ struct Client {
     outbox: Outbox,
     /// The client stands in `Room::writes`.
     is_write_queued: bool,
-    /// The socket takes nothing now; the poller tells when it does again.
+    /// The socket takes nothing now. The poller reports when it is writable again.
     is_blocked: bool,
     /// The readiness that the poller has been asked for.
     interest: Interest,
@@ -919,7 +919,7 @@ impl Room {
     fn send_private(&mut self, id: Id, to: &str, text: &str) -> Result<(), Refusal> {
         let to = self.find(to).ok_or(NO_SUCH_USER)?;
         let (from, to_name) = (self.name(id).ok_or(NOT_NAMED)?, self.name(to).ok_or(NO_SUCH_USER)?);
-        self.push_own(to, &line(&["PRIV", &from, text]), to == id);
+        self.push_own(to, &line(&["PRIV", &from, text]), false);
         self.reply(id, &["SENT", &to_name, text]);
         Ok(())
     }
@@ -957,15 +957,6 @@ impl Room {
         }
     }
 
-    /// Decides whether the budget applies from now on. If it has ceased, a roster that was withheld is
-    /// pushed.
-    fn update_budget(&mut self, now: Instant) {
-        self.budget.update(self.own_bytes, now);
-        if self.owes_roster && !self.budget.applies() {
-            self.push_roster();
-        }
-    }
-
     /// Trims the log to the slowest client's cursor.
     fn trim_log(&mut self) {
         if !mem::take(&mut self.may_trim) {
@@ -976,8 +967,9 @@ impl Room {
         self.log.trim(slowest);
     }
 }
+
 // ---------------------------------------------------------------------------------------------
-// 4. Flow control: the fair queue, and the budget that applies while a client is behind
+// 4. Flow control: the fair queue, and the budget that applies while output piles up
 // ---------------------------------------------------------------------------------------------
 
 /// Fair queueing (Demers, Keshav and Shenker, 1989): the waiting client with the smallest virtual
@@ -1115,6 +1107,7 @@ impl Budget {
 fn time_for(bytes: u64) -> Duration {
     Duration::from_nanos(bytes * 1_000_000_000 / BUDGET as u64)
 }
+
 // ---------------------------------------------------------------------------------------------
 // 5. The event loop
 // ---------------------------------------------------------------------------------------------
@@ -1141,7 +1134,7 @@ struct Server {
     room: Room,
     /// Clients with input, whose cost is `Room::work`.
     to_serve: FairQueue,
-    /// How many connections there are from each host.
+    /// The number of connections from each IPv4 address or IPv6 /64.
     ip_groups: HashMap<IpAddr, usize>,
     /// The end of the log when it was last written to all clients.
     written: u64,
@@ -1526,7 +1519,7 @@ impl Server {
         self.requeue(id);
     }
 
-    /// Asks the poller for just what the client's state can use.
+    /// Asks the poller for the readiness that the client's state can use, and for no other.
     fn update_interest(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let interest = Interest { read: client.takes_input(), write: client.is_blocked };
@@ -1538,10 +1531,13 @@ impl Server {
         }
     }
 
-    /// Decides whether the budget applies now. While it does, the console is told from time to time,
-    /// with the client that has the most pending output.
+    /// Decides whether the budget applies now. If it has ceased, a roster that was withheld is pushed.
+    /// While it applies, the console is told from time to time which client has most pending output.
     fn update_budget(&mut self) {
-        self.room.update_budget(self.now);
+        self.room.budget.update(self.room.own_bytes, self.now);
+        if self.room.owes_roster && !self.room.budget.applies() {
+            self.room.push_roster();
+        }
         let next = self.budget_notice.map(|last| last + Self::BUDGET_NOTICE_INTERVAL);
         if !self.room.budget.applies() || Some(self.now) < next {
             return;
@@ -1768,13 +1764,14 @@ fn ip_group(address: SocketAddr) -> IpAddr {
         ip => ip,
     }
 }
+
 // ---------------------------------------------------------------------------------------------
 // 6. The console: what the operator sees
 // ---------------------------------------------------------------------------------------------
 
 /// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
-/// which text is selected) blocks its writer, and must not block the chat. Lines that nobody reads
-/// are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
+/// which text is selected) blocks its writer, and must not block the chat. While
+/// `MAX_PENDING` bytes wait to be printed, lines are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
 /// line.
 struct Console {
     text: String,
@@ -1859,8 +1856,8 @@ ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address. Port 0 p
 Options:
   --max-clients N      connections at the same time (default, and at most: what the limit on
                        open files allows)
-  --max-per-ip N       connections at the same time from one address, an IPv6 /64 being one;
-                       0 for no limit (default: 200, and no limit for this machine's own)
+  --max-per-ip N       connections at the same time from one address (an IPv6 /64 counts
+                       as one); 0 for no limit (default: 200, but none for this machine's own)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
@@ -2173,7 +2170,7 @@ mod system {
             pub fn new() -> io::Result<Self> {
                 // SAFETY: takes no pointer; the descriptor it returns is nobody else's.
                 let epoll = unsafe { OwnedFd::from_raw_fd(check(epoll_create1(EPOLL_CLOEXEC))?) };
-                Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
+                Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 4096] })
             }
 
             pub fn add(
@@ -2213,10 +2210,6 @@ mod system {
                     epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), capacity, timeout)
                 });
                 let count = ready_count(waited)?;
-                if count == self.events.len() {
-                    // There may be more; the next report has space for them.
-                    self.events.resize(2 * count, EpollEvent { events: 0, token: 0 });
-                }
                 ready.extend(self.events.iter().take(count).map(|event| {
                     let EpollEvent { events, token } = *event;
                     let failed = events & (EPOLLERR | EPOLLHUP) != 0;
@@ -2480,26 +2473,20 @@ mod system {
 
     #[cfg(unix)]
     extern "C" {
+        // With 64 bits on 32-bit machines too, where glibc has two versions (getrlimit(2), NOTES).
+        #[cfg_attr(target_env = "gnu", link_name = "getrlimit64")]
         fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
+        #[cfg_attr(target_env = "gnu", link_name = "setrlimit64")]
         fn setrlimit(resource: c_int, limit: *const ResourceLimit) -> c_int;
     }
 
-    /// `struct rlimit` (<sys/resource.h>). `rlim_t` has 64 bits, except in glibc on 32-bit machines
-    /// (where x32 has 64 bits too).
+    /// `struct rlimit` (<sys/resource.h>).
     #[cfg(unix)]
     #[repr(C)]
     struct ResourceLimit {
-        soft: RlimT,
-        hard: RlimT,
+        soft: u64,
+        hard: u64,
     }
-
-    #[cfg(all(
-        unix,
-        not(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))
-    ))]
-    type RlimT = u64;
-    #[cfg(all(unix, target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
-    type RlimT = u32;
 
     /// Raises the soft limit on open files to the hard one, or as far as the system lets it be
     /// raised. Returns what then holds. Windows has no such limit.
@@ -2510,12 +2497,12 @@ mod system {
         {
             const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
             // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
-            const OPEN_MAX: RlimT = 10_240;
+            const OPEN_MAX: u64 = 10_240;
             // If nothing can be learnt, this is what every system has.
             let mut limit = ResourceLimit { soft: 256, hard: 256 };
             // SAFETY: `limit` outlives the call, which writes it as the structure it is.
             unsafe { getrlimit(RLIMIT_NOFILE, &mut limit) };
-            let raise = |to: RlimT| {
+            let raise = |to: u64| {
                 let raised = ResourceLimit { soft: to.max(limit.soft), hard: limit.hard };
                 // SAFETY: `raised` outlives the call, which reads it as the structure it is.
                 (unsafe { setrlimit(RLIMIT_NOFILE, &raised) } == 0).then_some(raised.soft)
