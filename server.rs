@@ -84,12 +84,9 @@ const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may take to drain its output.
+/// How long a closing connection may take until its output has drained and its client has ended its
+/// side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may take none of its output.
-const CLOSE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server lingers for the client's end of the stream after it has ended its own.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last lines may take to drain when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections from one address or IPv6 /64, unless `--max-per-ip` says otherwise.
@@ -135,15 +132,13 @@ struct Decoder {
     telnet: Telnet,
     /// The current line is too long, and the rest of it is discarded.
     is_skipping: bool,
-    /// `line` has been handed out; the next call clears it.
-    is_handed_out: bool,
 }
 
 /// What `Decoder::next` has found.
 #[derive(Debug, PartialEq, Eq)]
-enum Decoded<'a> {
+enum Decoded {
     /// A whole line without its ending; never an empty one.
-    Line(&'a [u8]),
+    Line(Vec<u8>),
     /// A line has just passed `MAX_REQUEST`.
     TooLong,
     /// The answer to a telnet command.
@@ -152,25 +147,22 @@ enum Decoded<'a> {
 
 impl Decoder {
     /// Takes bytes from the front of `input` until something is found; `None`: all bytes are taken.
-    fn next(&mut self, input: &mut &[u8]) -> Option<Decoded<'_>> {
-        if mem::take(&mut self.is_handed_out) {
-            self.line.clear();
-        }
+    fn next(&mut self, input: &mut &[u8]) -> Option<Decoded> {
         loop {
             self.take_run(input);
             let (&byte, rest) = input.split_first()?;
             *input = rest;
-            if !self.ends_line(byte) {
-                if let Some(found) = self.take(byte) {
-                    return Some(found);
-                }
-            } else if self.end_line() {
-                return Some(Decoded::Line(&self.line));
+            let found = match self.ends_line(byte) {
+                true => self.end_line(),
+                false => self.take(byte),
+            };
+            if found.is_some() {
+                return found;
             }
         }
     }
 
-    /// Takes printable ASCII, which nearly everything is, in runs.
+    /// Takes a run of printable ASCII at once, because most input is that.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
@@ -188,20 +180,18 @@ impl Decoder {
         self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
     }
 
-    /// Ends the current line. Returns true if the line is handed out: it is not empty or skipped.
-    fn end_line(&mut self) -> bool {
-        if self.line.last() == Some(&b'\r') {
-            self.line.pop();
+    /// Ends the current line, which is found unless it is empty or skipped.
+    fn end_line(&mut self) -> Option<Decoded> {
+        let mut line = mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
         }
-        if mem::take(&mut self.is_skipping) {
-            self.line.clear();
-        }
-        self.is_handed_out = !self.line.is_empty();
-        self.is_handed_out
+        let is_found = !mem::take(&mut self.is_skipping) && !line.is_empty();
+        is_found.then_some(Decoded::Line(line))
     }
 
     /// Takes a byte that does not end the line.
-    fn take(&mut self, byte: u8) -> Option<Decoded<'static>> {
+    fn take(&mut self, byte: u8) -> Option<Decoded> {
         self.telnet = match (self.telnet, byte) {
             (Telnet::Text, telnet::COMMAND) => Telnet::Command,
             (Telnet::Text, BACKSPACE | DELETE) => {
@@ -230,7 +220,7 @@ impl Decoder {
     }
 
     /// Appends a byte to the line. A CR may begin the line's ending, so it does not count yet.
-    fn push(&mut self, byte: u8) -> Option<Decoded<'static>> {
+    fn push(&mut self, byte: u8) -> Option<Decoded> {
         if self.is_skipping {
             self.line.clear();
         }
@@ -248,14 +238,6 @@ impl Decoder {
     fn erase(&mut self) {
         let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
         while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
-    }
-
-    /// Frees the line's memory unless it holds part of a line.
-    fn shrink(&mut self) {
-        if self.is_handed_out || self.line.is_empty() {
-            self.is_handed_out = false;
-            self.line = Vec::new();
-        }
     }
 }
 
@@ -316,12 +298,10 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let verbs =
+    let mut verbs =
         REQUEST_USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
-    let (verb, usage) = verbs
-        .into_iter()
-        .find(|(verb, _)| verb.eq_ignore_ascii_case(word))
-        .ok_or(UNKNOWN_COMMAND)?;
+    let (verb, usage) =
+        verbs.find(|(verb, _)| verb.eq_ignore_ascii_case(word)).ok_or(UNKNOWN_COMMAND)?;
     let required = |text| Some(text).filter(|text: &&str| !text.is_empty());
     let no_argument = |request| argument.bytes().all(|byte| byte == b' ').then_some(request);
     let request = match (verb, is_named) {
@@ -439,8 +419,8 @@ struct Log {
 }
 
 impl Log {
-    /// Bytes of memory that an empty log keeps.
-    const KEPT_CAPACITY: usize = 256 * 1024;
+    /// Bytes of memory that an empty log keeps: enough for one turn.
+    const KEPT_CAPACITY: usize = 128 * 1024;
 
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
@@ -534,7 +514,7 @@ impl Outbox {
         }
     }
 
-    /// A member does not receive the last `length` bytes of the log: it said them itself.
+    /// A member does not receive the last `length` bytes of the log: it sent them itself.
     fn skip(&mut self, length: usize, log: &Log) {
         if self.end != Self::IN_ROOM {
             return;
@@ -635,10 +615,8 @@ struct Client {
     outbox: Outbox,
     /// The client stands in `Room::writes`.
     is_write_queued: bool,
-    /// The socket takes nothing now; the poller tells when it does again.
+    /// The socket takes nothing now. The poller reports when it is writable again.
     is_blocked: bool,
-    /// The client has ended its side of the stream.
-    input_ended: bool,
     /// The readiness that the poller has been asked for.
     interest: Interest,
     /// Open or failed, without a name: the name time-out. Open, with a name: `Some` only while output
@@ -655,8 +633,8 @@ enum State {
     /// Writing has failed, mostly because of a reset. Requests that arrived before are still read and
     /// carried out. The poller would report the failure for ever, so it no longer watches the socket.
     Failed,
-    /// Pending output drains, for so long at most; input is discarded.
-    Closing { close_deadline: Instant },
+    /// Pending output drains. Input is discarded, until the client ends its side of the stream.
+    Closing { input_ended: bool },
     /// Everything is sent and the server has ended its side of the stream. Closing the socket now
     /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
     /// and could so destroy the last lines. So the server lingers for the client's end.
@@ -686,7 +664,6 @@ impl Client {
             outbox: Outbox::default(),
             is_write_queued: false,
             is_blocked: false,
-            input_ended: false,
             interest: READ,
             deadline: None,
         }
@@ -696,18 +673,21 @@ impl Client {
         matches!(self.state, State::Closing { .. } | State::Lingering)
     }
 
-    /// Returns true if the next request can be carried out: no other request waits, and the client
-    /// has taken its replies. If it has not, the server stops reading (back-pressure).
+    /// Returns true if the next request of a client that is not closing can be carried out: no other
+    /// request waits, and the client has taken its replies. If not, the server stops reading
+    /// (back-pressure).
     fn takes_requests(&self) -> bool {
-        !self.is_closing()
-            && self.waiting_request.is_none()
-            && self.outbox.until_reply as usize <= REPLY_LIMIT
+        self.waiting_request.is_none() && self.outbox.until_reply as usize <= REPLY_LIMIT
     }
 
     /// Returns true if the server should read from this client: to carry out requests, or to discard
     /// input.
     fn takes_input(&self) -> bool {
-        !self.input_ended && (self.is_closing() || self.takes_requests())
+        match self.state {
+            State::Open | State::Failed => self.takes_requests(),
+            State::Closing { input_ended } => !input_ended,
+            State::Lingering => true,
+        }
     }
 
     /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. In `State::Failed` that is
@@ -939,7 +919,7 @@ impl Room {
     fn send_private(&mut self, id: Id, to: &str, text: &str) -> Result<(), Refusal> {
         let to = self.find(to).ok_or(NO_SUCH_USER)?;
         let (from, to_name) = (self.name(id).ok_or(NOT_NAMED)?, self.name(to).ok_or(NO_SUCH_USER)?);
-        self.push_own(to, &line(&["PRIV", &from, text]), to == id);
+        self.push_own(to, &line(&["PRIV", &from, text]), false);
         self.reply(id, &["SENT", &to_name, text]);
         Ok(())
     }
@@ -977,15 +957,6 @@ impl Room {
         }
     }
 
-    /// Decides whether the budget applies from now on. If it has ceased, a roster that was withheld is
-    /// pushed.
-    fn update_budget(&mut self, now: Instant) {
-        self.budget.update(self.own_bytes, now);
-        if self.owes_roster && !self.budget.applies() {
-            self.push_roster();
-        }
-    }
-
     /// Trims the log to the slowest client's cursor.
     fn trim_log(&mut self) {
         if !mem::take(&mut self.may_trim) {
@@ -996,8 +967,9 @@ impl Room {
         self.log.trim(slowest);
     }
 }
+
 // ---------------------------------------------------------------------------------------------
-// 4. Flow control: the fair queue, and the budget that applies while a client is behind
+// 4. Flow control: the fair queue, and the budget that applies while output piles up
 // ---------------------------------------------------------------------------------------------
 
 /// Fair queueing (Demers, Keshav and Shenker, 1989): the waiting client with the smallest virtual
@@ -1129,18 +1101,13 @@ impl Budget {
         let batch = self.next_batch.filter(|_| self.applies());
         (!self.queue.is_empty()).then_some(batch.unwrap_or(now))
     }
-
-    /// Removes a client.
-    fn forget(&mut self, id: Id) {
-        self.over_soft_limit.remove(&id);
-        self.queue.remove(id);
-    }
 }
 
 /// The time in which the budget grows by `bytes`.
 fn time_for(bytes: u64) -> Duration {
     Duration::from_nanos(bytes * 1_000_000_000 / BUDGET as u64)
 }
+
 // ---------------------------------------------------------------------------------------------
 // 5. The event loop
 // ---------------------------------------------------------------------------------------------
@@ -1167,7 +1134,7 @@ struct Server {
     room: Room,
     /// Clients with input, whose cost is `Room::work`.
     to_serve: FairQueue,
-    /// How many connections there are from each host.
+    /// The number of connections from each IPv4 address or IPv6 /64.
     ip_groups: HashMap<IpAddr, usize>,
     /// The end of the log when it was last written to all clients.
     written: u64,
@@ -1268,11 +1235,11 @@ impl Server {
     fn handle_readiness(&mut self, readiness: Readiness) {
         let id = readiness.token;
         let Some(client) = self.room.clients.get_mut(id) else { return };
+        let is_read = client.interest.read;
         if readiness.writable && mem::take(&mut client.is_blocked) {
             self.room.queue_write(id);
         }
-        let Some(client) = self.room.clients.get(id) else { return };
-        if readiness.readable && client.interest.read {
+        if readiness.readable && is_read {
             self.to_serve.push(id, Self::QUANTUM);
         } else if readiness.failed {
             self.abandon_output(id);
@@ -1384,14 +1351,14 @@ impl Server {
         }
     }
 
-    /// Processes a client's input: first what is left, then what can be read.
+    /// Processes input that is left from before, or else reads.
     fn serve(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        let unprocessed = mem::take(&mut client.unprocessed);
-        if !unprocessed.is_empty() {
-            self.process_input(id, &unprocessed);
+        let input = mem::take(&mut client.unprocessed);
+        match input.is_empty() {
+            true => self.read(id),
+            false => self.process_input(id, &input),
         }
-        self.read(id);
     }
 
     /// Queues a client again if it has more input that can be processed, and updates what the poller
@@ -1405,21 +1372,18 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, unless earlier input is left or no input is wanted.
+    /// Reads once, if input is wanted.
     fn read(&mut self, id: Id) {
-        let Some(client) = self.room.clients.get_mut(id) else { return };
-        if !client.takes_input() || !client.unprocessed.is_empty() {
+        let Some(client) = self.room.clients.get_mut(id).filter(|it| it.takes_input()) else {
             return;
-        }
+        };
         let mut input = mem::take(&mut self.input);
         match client.read(&mut input) {
             Ok(None) => {}
             Ok(Some(0)) => self.handle_end_of_stream(id),
             Ok(Some(length)) => {
                 self.room.work += length as u64 * Room::BYTE_FOR_ALL;
-                if !client.is_closing() {
-                    self.process_input(id, &input[..length]);
-                }
+                self.process_input(id, &input[..length]);
             }
             Err(_) => self.disconnect(id, "disconnected"),
         }
@@ -1427,30 +1391,25 @@ impl Server {
     }
 
     /// Carries out requests line by line, until the turn is full, the quantum is used up while other
-    /// clients wait, or this client must wait. The rest of `input` is kept.
+    /// clients wait, or this client must wait. The rest of `input` is kept. A closing client's input
+    /// is discarded.
     fn process_input(&mut self, id: Id, mut input: &[u8]) {
-        let Some(client) = self.room.clients.get_mut(id) else { return };
-        let mut decoder = mem::take(&mut client.decoder);
         let full = match self.to_serve.is_empty() {
             true => Room::FULL_TURN,
             false => Room::FULL_TURN.min(self.room.work + Self::QUANTUM),
         };
-        while self.room.work < full && self.room.clients.get(id).is_some_and(Client::takes_requests)
-        {
-            match decoder.next(&mut input) {
-                Some(Decoded::Line(line)) => self.handle_line(id, Some(line)),
+        while let Some(client) = self.room.clients.get_mut(id).filter(|it| !it.is_closing()) {
+            if self.room.work >= full || !client.takes_requests() {
+                client.unprocessed = input.into();
+                return;
+            }
+            match client.decoder.next(&mut input) {
+                Some(Decoded::Line(line)) => self.handle_line(id, Some(&line)),
                 Some(Decoded::TooLong) => self.handle_line(id, None),
                 Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, &answer, true),
-                None => break,
+                None => return,
             }
         }
-        let Some(client) = self.room.clients.get_mut(id).filter(|client| !client.is_closing())
-        else {
-            return;
-        };
-        decoder.shrink();
-        client.decoder = decoder;
-        client.unprocessed = input.into();
     }
 
     /// Handles one line; `None` is a line that is too long. It is refused, carried out, or waits for
@@ -1553,17 +1512,14 @@ impl Server {
                 // The turn may have begun a while before the output was taken.
                 self.set_deadline(id, Some(os::now() + STALL_TIMEOUT));
             }
-            State::Closing { .. } if pending == 0 => return self.linger(id),
-            State::Closing { close_deadline } if has_taken => {
-                self.set_deadline(id, Some(close_deadline.min(self.now + CLOSE_STALL_TIMEOUT)));
-            }
+            State::Closing { .. } if pending == 0 => self.linger(id),
             _ => {}
         }
         // Replies may have drained, so that the next request no longer waits.
         self.requeue(id);
     }
 
-    /// Asks the poller for just what the client's state can use.
+    /// Asks the poller for the readiness that the client's state can use, and for no other.
     fn update_interest(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let interest = Interest { read: client.takes_input(), write: client.is_blocked };
@@ -1575,10 +1531,13 @@ impl Server {
         }
     }
 
-    /// Decides whether the budget applies now. While it does, the console is told from time to time,
-    /// with the client that has the most pending output.
+    /// Decides whether the budget applies now. If it has ceased, a roster that was withheld is pushed.
+    /// While it applies, the console is told from time to time which client has most pending output.
     fn update_budget(&mut self) {
-        self.room.update_budget(self.now);
+        self.room.budget.update(self.room.own_bytes, self.now);
+        if self.room.owes_roster && !self.room.budget.applies() {
+            self.room.push_roster();
+        }
         let next = self.budget_notice.map(|last| last + Self::BUDGET_NOTICE_INTERVAL);
         if !self.room.budget.applies() || Some(self.now) < next {
             return;
@@ -1604,12 +1563,11 @@ impl Server {
 
     /// The client has ended its side of the stream (EOF, half-close). An unfinished line is dropped.
     fn handle_end_of_stream(&mut self, id: Id) {
+        self.leave_and_close(id, "disconnected");
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        client.input_ended = true;
-        match client.state {
-            State::Open | State::Failed => self.leave_and_close(id, "disconnected"),
-            State::Closing { .. } => self.update_interest(id),
-            State::Lingering => self.release(id),
+        match &mut client.state {
+            State::Closing { input_ended } => *input_ended = true,
+            _ => self.release(id),
         }
     }
 
@@ -1617,19 +1575,25 @@ impl Server {
     /// sent before the failure is still read.
     fn abandon_output(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.is_closing() || client.state == State::Failed {
-            return self.disconnect(id, "disconnected");
+        if client.is_closing() {
+            return self.release(id);
         }
         client.state = State::Failed;
         if client.name.is_some() {
             client.deadline = None;
         }
-        let outbox = mem::take(&mut client.outbox);
+        self.discard_output(id);
+        self.to_serve.push(id, Self::QUANTUM);
+    }
+
+    /// Discards a client's pending output, and has the poller no longer watch its socket.
+    fn discard_output(&mut self, id: Id) {
+        let Some(client) = self.room.clients.get_mut(id) else { return };
         let _ = self.poller.delete(&client.socket, id);
+        let outbox = mem::take(&mut client.outbox);
         self.room.own_bytes -= outbox.own.len();
         self.room.may_trim = true;
         self.room.budget.over_soft_limit.remove(&id);
-        self.to_serve.push(id, Self::QUANTUM);
     }
 
     /// Removes a client from the room, tells the others, and closes the connection when its output
@@ -1665,38 +1629,35 @@ impl Server {
     /// Drains a client's output before the connection is closed. Its input is discarded.
     fn begin_close(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.state == State::Failed {
-            return self.release(id);
+        match client.state {
+            State::Open => {}
+            State::Failed => return self.release(id),
+            State::Closing { .. } | State::Lingering => return,
         }
-        client.state = State::Closing { close_deadline: self.now + CLOSE_TIMEOUT };
+        client.state = State::Closing { input_ended: false };
         client.unprocessed = Box::default();
         client.decoder = Decoder::default();
         client.waiting_request = None;
         self.room.budget.queue.remove(id);
-        self.set_deadline(id, Some(self.now + CLOSE_STALL_TIMEOUT));
+        self.set_deadline(id, Some(self.now + CLOSE_TIMEOUT));
         self.room.queue_write(id);
     }
 
     /// Half-closes a connection whose output has drained, and lingers for the client's end.
     fn linger(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        if client.input_ended || client.socket.shutdown(Shutdown::Write).is_err() {
+        let has_ended = client.state == State::Closing { input_ended: true };
+        if has_ended || client.socket.shutdown(Shutdown::Write).is_err() {
             return self.release(id);
         }
         client.state = State::Lingering;
-        self.set_deadline(id, Some(self.now + LINGER_TIMEOUT));
-        self.update_interest(id);
     }
 
     /// Closes the socket and frees the slot. The client is no longer in the room.
     fn release(&mut self, id: Id) {
+        self.discard_output(id);
         let Some(client) = self.room.clients.remove(id) else { return };
-        if client.state != State::Failed {
-            let _ = self.poller.delete(&client.socket, id);
-        }
-        self.room.own_bytes -= client.outbox.own.len();
-        self.room.may_trim = true;
-        self.room.budget.forget(id);
+        self.room.budget.queue.remove(id);
         self.to_serve.remove(id);
         let group = ip_group(client.address);
         if let Some(count) = self.ip_groups.get_mut(&group) {
@@ -1803,13 +1764,14 @@ fn ip_group(address: SocketAddr) -> IpAddr {
         ip => ip,
     }
 }
+
 // ---------------------------------------------------------------------------------------------
 // 6. The console: what the operator sees
 // ---------------------------------------------------------------------------------------------
 
 /// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
-/// which text is selected) blocks its writer, and must not block the chat. Lines that nobody reads
-/// are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
+/// which text is selected) blocks its writer, and must not block the chat. While
+/// `MAX_PENDING` bytes wait to be printed, lines are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
 /// line.
 struct Console {
     text: String,
@@ -1894,8 +1856,8 @@ ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address. Port 0 p
 Options:
   --max-clients N      connections at the same time (default, and at most: what the limit on
                        open files allows)
-  --max-per-ip N       connections at the same time from one address, an IPv6 /64 being one;
-                       0 for no limit (default: 200, and no limit for this machine's own)
+  --max-per-ip N       connections at the same time from one address (an IPv6 /64 counts
+                       as one); 0 for no limit (default: 200, but none for this machine's own)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
@@ -2208,7 +2170,7 @@ mod system {
             pub fn new() -> io::Result<Self> {
                 // SAFETY: takes no pointer; the descriptor it returns is nobody else's.
                 let epoll = unsafe { OwnedFd::from_raw_fd(check(epoll_create1(EPOLL_CLOEXEC))?) };
-                Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 1024] })
+                Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 4096] })
             }
 
             pub fn add(
@@ -2248,10 +2210,6 @@ mod system {
                     epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), capacity, timeout)
                 });
                 let count = ready_count(waited)?;
-                if count == self.events.len() {
-                    // There may be more; the next report has space for them.
-                    self.events.resize(2 * count, EpollEvent { events: 0, token: 0 });
-                }
                 ready.extend(self.events.iter().take(count).map(|event| {
                     let EpollEvent { events, token } = *event;
                     let failed = events & (EPOLLERR | EPOLLHUP) != 0;
@@ -2515,26 +2473,20 @@ mod system {
 
     #[cfg(unix)]
     extern "C" {
+        // With 64 bits on 32-bit machines too, where glibc has two versions (getrlimit(2), NOTES).
+        #[cfg_attr(target_env = "gnu", link_name = "getrlimit64")]
         fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
+        #[cfg_attr(target_env = "gnu", link_name = "setrlimit64")]
         fn setrlimit(resource: c_int, limit: *const ResourceLimit) -> c_int;
     }
 
-    /// `struct rlimit` (<sys/resource.h>). `rlim_t` has 64 bits, except in glibc on 32-bit machines
-    /// (where x32 has 64 bits too).
+    /// `struct rlimit` (<sys/resource.h>).
     #[cfg(unix)]
     #[repr(C)]
     struct ResourceLimit {
-        soft: RlimT,
-        hard: RlimT,
+        soft: u64,
+        hard: u64,
     }
-
-    #[cfg(all(
-        unix,
-        not(all(target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))
-    ))]
-    type RlimT = u64;
-    #[cfg(all(unix, target_env = "gnu", target_pointer_width = "32", not(target_arch = "x86_64")))]
-    type RlimT = u32;
 
     /// Raises the soft limit on open files to the hard one, or as far as the system lets it be
     /// raised. Returns what then holds. Windows has no such limit.
@@ -2545,12 +2497,12 @@ mod system {
         {
             const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
             // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
-            const OPEN_MAX: RlimT = 10_240;
+            const OPEN_MAX: u64 = 10_240;
             // If nothing can be learnt, this is what every system has.
             let mut limit = ResourceLimit { soft: 256, hard: 256 };
             // SAFETY: `limit` outlives the call, which writes it as the structure it is.
             unsafe { getrlimit(RLIMIT_NOFILE, &mut limit) };
-            let raise = |to: RlimT| {
+            let raise = |to: u64| {
                 let raised = ResourceLimit { soft: to.max(limit.soft), hard: limit.hard };
                 // SAFETY: `raised` outlives the call, which reads it as the structure it is.
                 (unsafe { setrlimit(RLIMIT_NOFILE, &raised) } == 0).then_some(raised.soft)

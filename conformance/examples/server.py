@@ -9,7 +9,7 @@ import time
 
 MAX_REQUEST, MAX_LINE, MAX_NAME, MAX_ROSTER = 4000, 4096, 50, 100  # bytes, bytes, bytes, people
 MAX_CLIENTS, MAX_PENDING = 500, 4 << 20  # connections; bytes that one client has not taken
-NAME_TIMEOUT, CLOSE_TIMEOUT = 60, 10  # seconds
+NAME_TIMEOUT, CLOSE_TIMEOUT = 60, 60  # seconds
 ARGUMENTS = {"NAME": ".+", "MSG": ".+", "PRIV": "@[^ ]+ .+", "PING": ".*",
              "LIST": " *", "HELP": " *", "QUIT": " *"}
 BAD_TEXT = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

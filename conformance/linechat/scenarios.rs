@@ -595,7 +595,7 @@ fn a_closing_connection_keeps_its_slot_until_it_is_over() {
         for (requests, there) in [(0, [10, 0, 0, 2]), (9_000, [10, 0, 0, 3])] {
             let requests = "LIST\n".repeat(requests);
             let ana = session.connect(here, &format!("NAME ana\n{requests}QUIT\n"));
-            session.run(seconds(8));
+            session.run(seconds(58));
             assert!(session.greeting(here).starts_with("ERR full "));
             assert!(session.greeting(there).starts_with(elsewhere));
             assert!(!ana.is_dropped());
@@ -611,8 +611,8 @@ fn a_closing_connection_keeps_its_slot_until_it_is_over() {
 }
 
 #[test]
-fn closing_has_ten_seconds_without_progress_and_a_minute_in_all() {
-    for (progress, dropped) in [(0, 10), (1000, 60)] {
+fn a_closing_client_is_dropped_after_a_minute_whatever_it_takes() {
+    for progress in [0, 1000] {
         let mut session = Session::new(1, Conditions::default(), options());
         let ana = session.connect([10, 0, 0, 1], "");
         let bob = session.connect([10, 0, 0, 2], "NAME bob\n");
@@ -623,7 +623,7 @@ fn closing_has_ten_seconds_without_progress_and_a_minute_in_all() {
             session.run(MILLISECOND);
         }
         for second in 0..70 {
-            assert_eq!(ana.is_dropped(), second >= dropped, "after {second} seconds");
+            assert_eq!(ana.is_dropped(), second >= 60, "after {second} seconds");
             ana.take(progress, &mut Vec::new());
             bob.send(b"MSG what others say is no progress\n");
             session.run(seconds(1));
@@ -646,7 +646,7 @@ fn a_client_without_a_name_is_told_and_dropped() {
     assert!(take_lines(silent)[0].starts_with("ERR timeout "));
     assert!(session.console.contains(" 10.0.0.1:1024 left (timeout)\n"));
     assert!(silent.sees_end() && !silent.is_dropped());
-    session.run(seconds(10) + MILLISECOND);
+    session.run(seconds(60) + MILLISECOND);
     assert!(silent.is_dropped());
     // A connection that ends without a name is gone in the same turn.
     let shy = session.connect([10, 0, 0, 1], "");

@@ -493,7 +493,7 @@ impl Person {
             Phase::Leaving { .. } => {
                 // A client that takes the rest too slowly is dropped after a while.
                 let is_eager = self.behaviour.reading == Reading::Eager;
-                if is_eager || os::time() - membership.left_at < CLOSE_STALL_TIMEOUT {
+                if is_eager || os::time() - membership.left_at < CLOSE_TIMEOUT {
                     assert!(self.received.is_empty(), "{} gets half a line", membership.name);
                     self.check_all(history, membership.left);
                     self.has_all = true;
