@@ -2,7 +2,8 @@
 //!
 //!     make bench
 //!     cargo bench --bench bench -- flood flight        only these parts; `PARTS` has all
-//!     cargo bench --bench bench -- ./before ./after    other servers: paths, with a slash in them
+//!     cargo bench --bench bench -- ./before ./after    other servers, one after the other: paths, with
+//!                                                      a slash in them
 //!
 //! The *floor* is a bare loop in a process of its own that writes the same bytes to as many
 //! loopback sockets. Servers and floor are measured in turn, on the same processor, by the
@@ -20,10 +21,10 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{env, fs, iter, thread};
+use std::{env, fs, thread};
 
 /// A part of the run, by the word that selects it.
-type Part = (&'static str, fn(&[String]));
+type Part = (&'static str, fn(&str));
 const PARTS: [Part; 5] =
     [("rooms", rooms), ("flight", flight), ("flood", flood), ("memory", memory), ("storm", storm)];
 const ROUNDS: usize = 7;
@@ -184,20 +185,8 @@ fn floor(count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What is measured of a server: its ratio to the floor, and the figures behind it.
-type Measured = (f64, String);
-
-/// Prints a row for each server, with its multiple of the first one.
-fn print(what: &str, of: &str, servers: impl IntoIterator<Item = Measured>) {
-    let mut first = None;
-    for (at, (ratio, figures)) in servers.into_iter().enumerate() {
-        let change = match first {
-            None => String::new(),
-            Some(first) => format!("server {}: {:.2} × server 1; ", at + 1, ratio / first),
-        };
-        first.get_or_insert(ratio);
-        println!("| {what} | {ratio:.2} × {of} | {change}{figures} |");
-    }
+fn print(what: &str, ratio: f64, of: &str, figures: &str) {
+    println!("| {what} | {ratio:.2} × {of} | {figures} |");
 }
 
 /// The least, the median, and the greatest.
@@ -207,74 +196,86 @@ fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     [values[0], values[values.len() / 2], values[values.len() - 1]]
 }
 
-/// The floor, and after it the servers to be measured, with as many clients each.
-fn gather(servers: &[String], people: usize) -> Vec<Crowd> {
-    // The floor gets as many clients as the limit on open files leaves for it.
-    let left = descriptor_limit().saturating_sub(people * servers.len());
-    let floor = Crowd::gather(FLOOR, people.min(left));
-    iter::once(floor).chain(servers.iter().map(|it| Crowd::gather(it, people))).collect()
+/// The floor and a server, with as many clients each.
+struct Pair {
+    floor: Crowd,
+    server: Crowd,
 }
 
-/// Measures the floor and the servers in turn, as two methods of `Crowd` do.
-fn compare(
-    what: &str,
-    of: &str,
-    crowds: &mut [Crowd],
-    floor_cost: impl Fn(&mut Crowd) -> f64,
-    server_cost: impl Fn(&mut Crowd) -> f64,
-) {
-    let (floor, servers) = crowds.split_first_mut().expect("a floor");
-    let measured = servers.iter_mut().map(|crowd| {
-        let mut round = || (floor_cost(floor), server_cost(crowd));
+impl Pair {
+    fn gather(server: &str, people: usize) -> Pair {
+        // The floor gets as many clients as the limit on open files leaves for it.
+        let left = descriptor_limit().saturating_sub(people);
+        let floor = Crowd::gather(FLOOR, people.min(left));
+        Pair { floor, server: Crowd::gather(server, people) }
+    }
+
+    /// Measures both in turn, by methods of `Crowd`.
+    fn compare(
+        &mut self,
+        what: &str,
+        of: &str,
+        floor_cost: impl Fn(&mut Crowd) -> f64,
+        server_cost: impl Fn(&mut Crowd) -> f64,
+    ) {
+        let mut round = || (floor_cost(&mut self.floor), server_cost(&mut self.server));
         let costs: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
         let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
         let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
         let rate = 1e6 / cost;
-        (ratio, format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second"))
-    });
-    print(what, of, measured);
+        let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
+        print(what, ratio, of, &figures);
+    }
+
+    fn in_flight(&mut self, window: usize) {
+        let people = self.server.people.len();
+        let senders = 10.min(people - 1);
+        self.compare(
+            &format!("a delivery in a room of {people}, {senders} × {window} in flight"),
+            "the floor's batches",
+            |floor| floor.write(4, senders * window),
+            |server| server.talk(senders, 4 * window + 60, window),
+        );
+    }
 }
 
 /// Messages, private messages, joins and leaves in rooms of several sizes.
-fn rooms(servers: &[String]) {
-    let most = (descriptor_limit() - 2000) / servers.len();
+fn rooms(server: &str) {
+    let most = descriptor_limit() - 2000;
     for people in [10, 100, 1000, most.min(10_000)] {
-        let rooms = &mut gather(servers, people);
+        let mut pair = Pair::gather(server, people);
         let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
         for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
-            let what = format!("a delivery in a room of {people}, {what} at a time");
-            let write = |floor: &mut Crowd| floor.write(rounds, 1);
-            let talk = |crowd: &mut Crowd| crowd.talk(senders, rounds, 1);
-            compare(&what, "a floor write", rooms, write, talk);
+            pair.compare(
+                &format!("a delivery in a room of {people}, {what} at a time"),
+                "a floor write",
+                |floor| floor.write(rounds, 1),
+                |server| server.talk(senders, rounds, 1),
+            );
         }
-        in_flight(rooms, 128);
+        pair.in_flight(128);
         if (40..5000).contains(&people) {
-            let write = |floor: &mut Crowd| floor.write(few, 1);
-            let what = format!("private message with confirmation, room of {people}");
-            compare(&what, "a floor write", rooms, write, |crowd| crowd.whisper(100));
-            let what = format!("join and leave, room of {people}, and two PINGs from each");
-            let write_each = |floor: &mut Crowd| write(floor) * people as f64;
-            let rounds = (10_000 / people).clamp(1, 20);
-            let join = |crowd: &mut Crowd| crowd.come_and_go(rounds);
-            compare(&what, "a write to each", rooms, write_each, join);
+            pair.compare(
+                &format!("private message with confirmation, room of {people}"),
+                "a floor write",
+                |floor| floor.write(few, 1),
+                |server| server.whisper(100),
+            );
+            pair.compare(
+                &format!("join and leave, room of {people}, and two PINGs from each"),
+                "a write to each",
+                |floor| floor.write(few, 1) * people as f64,
+                |server| server.come_and_go((10_000 / people).clamp(1, 20)),
+            );
         }
     }
 }
 
-fn in_flight(rooms: &mut [Crowd], window: usize) {
-    let people = rooms[1].people.len();
-    let senders = 10.min(people - 1);
-    let what = format!("a delivery in a room of {people}, {senders} × {window} in flight");
-    let write = |floor: &mut Crowd| floor.write(4, senders * window);
-    let talk = |crowd: &mut Crowd| crowd.talk(senders, 4 * window + 60, window);
-    compare(&what, "the floor's batches", rooms, write, talk);
-}
-
 /// The more messages are in flight, the less a delivery costs; a row that costs more than the one
 /// before it is a cliff.
-fn flight(servers: &[String]) {
-    let rooms = &mut gather(servers, 1000);
-    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| in_flight(rooms, window));
+fn flight(server: &str) {
+    let mut pair = Pair::gather(server, 1000);
+    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| pair.in_flight(window));
 }
 
 /// Until `end`, the first `flooders` clients send these lines without pause, and the first `readers`
@@ -317,75 +318,64 @@ fn pings(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> 
 }
 
 /// PINGs of a bystander while others flood the room.
-fn flood(servers: &[String]) {
+fn flood(server: &str) {
     for (people, flooders) in [(100, 20), (1000, 1), (1000, 100), (3000, 20)] {
         // In the largest room the flooders ask for the roster, too.
         let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
         let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
-        let measured = servers.iter().map(|server| {
-            let times = (0..3).flat_map(|_| pings(server, people, flooders, lines));
-            let [_, middle, worst] = spread(times);
-            (middle / write, format!("{middle:.2} ms, at worst {worst:.2}"))
-        });
-        let what =
-            format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
-        print(&what, "a write to each", measured);
+        let times = (0..3).flat_map(|_| pings(server, people, flooders, lines));
+        let [_, middle, worst] = spread(times);
+        print(
+            &format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause"),
+            middle / write,
+            "a write to each",
+            &format!("{middle:.2} ms, at worst {worst:.2}"),
+        );
     }
 }
 
 /// Three clients talk without pause for twenty seconds, and 500 read nothing.
-fn memory(servers: &[String]) {
-    let measured = |server: &String| {
-        let mut crowd = Crowd::gather(server, 503);
-        let before = crowd.process.memory();
-        rush(&mut crowd, 3, 3, &format!("MSG {TEXT}\n"), Instant::now() + Duration::from_secs(20));
-        let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
-            .map(|bytes| bytes.saturating_sub(before) as f64 / 1024.0);
-        let each = now / 500.0;
-        (peak / 4096.0, format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each"))
-    };
-    let what = "memory beside 500 clients that read nothing while 3 talk for 20 s";
-    print(what, "4 MiB", servers.iter().map(measured));
+fn memory(server: &str) {
+    let mut crowd = Crowd::gather(server, 503);
+    let before = crowd.process.memory();
+    rush(&mut crowd, 3, 3, &format!("MSG {TEXT}\n"), Instant::now() + Duration::from_secs(20));
+    let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
+        .map(|bytes| bytes.saturating_sub(before) as f64 / 1024.0);
+    let each = now / 500.0;
+    print(
+        "memory beside 500 clients that read nothing while 3 talk for 20 s",
+        peak / 4096.0,
+        "4 MiB",
+        &format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each"),
+    );
 }
 
 /// Ten thousand clients connect at once, do nothing, and disconnect at once.
-fn storm(servers: &[String]) {
-    let people = 10_000;
-    let results = servers.iter().map(|server| {
-        let write = Crowd::gather(FLOOR, 1000).write(60, 1);
-        let mut crowd = Crowd::gather(server, 0);
-        let empty = crowd.process.memory();
-        let coming = crowd.cost(1, people, |crowd| {
-            crowd.join(people);
-            crowd.fence();
-        });
-        // The lines of the console that are not read would count as well.
-        while let Ok(Some(_)) = crowd.process.next_line_within(Duration::from_secs(1)) {}
-        let each = crowd.process.memory().saturating_sub(empty) / people;
-        let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5)));
-        let mut last = crowd.people.pop().expect("a client");
-        last.socket().set_nonblocking(false).expect("blocks");
-        let going = crowd.cost(1, people, |crowd| {
-            crowd.people.clear();
-            while !last.line().ends_with(" 1 disconnected") {}
-        });
-        [
-            (coming / write, format!("{coming:.1} µs each")),
-            (each as f64 / 400.0, format!("{each} bytes each; {idle:.1} ms of processor in 5 s")),
-            (going / write, format!("{going:.1} µs each")),
-        ]
+fn storm(server: &str) {
+    let (people, of) = (10_000, "a floor write for each");
+    let write = Crowd::gather(FLOOR, 1000).write(60, 1);
+    let mut crowd = Crowd::gather(server, 0);
+    let empty = crowd.process.memory();
+    let cost = crowd.cost(1, people, |crowd| {
+        crowd.join(people);
+        crowd.fence();
     });
-    let results: Vec<_> = results.collect();
-    for (row, (what, of)) in [
-        ("10000 join at once", "a floor write for each"),
-        ("10000 idle clients, after they have joined at once", "400 bytes each"),
-        ("all but one of 10000 disconnect at once", "a floor write for each"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        print(what, of, results.iter().map(|server| server[row].clone()));
-    }
+    print("10000 join at once", cost / write, of, &format!("{cost:.1} µs each"));
+    // The lines of the console that are not read would count as well.
+    while let Ok(Some(_)) = crowd.process.next_line_within(Duration::from_secs(1)) {}
+    let each = crowd.process.memory().saturating_sub(empty) / people;
+    let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5)));
+    let what = "10000 idle clients, after they have joined at once";
+    let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");
+    print(what, each as f64 / 400.0, "400 bytes each", &figures);
+    let mut last = crowd.people.pop().expect("a client");
+    last.socket().set_nonblocking(false).expect("blocks");
+    let cost = crowd.cost(1, people, |crowd| {
+        crowd.people.clear();
+        while !last.line().ends_with(" 1 disconnected") {}
+    });
+    let what = "all but one of 10000 disconnect at once";
+    print(what, cost / write, of, &format!("{cost:.1} µs each"));
 }
 
 fn main() {
@@ -399,13 +389,13 @@ fn main() {
     if servers.is_empty() {
         servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
-    for (at, server) in servers.iter().enumerate() {
-        println!("server {}: {server}", at + 1);
-    }
-    println!("\n| what | ratio | figures |\n|---|---|---|");
-    for (part, run) in PARTS {
-        if only.is_empty() || only.iter().any(|word| word == part) {
-            run(&servers);
+    for server in servers {
+        println!("{server}\n\n| what | ratio | figures |\n|---|---|---|");
+        for (part, run) in PARTS {
+            if only.is_empty() || only.iter().any(|word| word == part) {
+                run(&server);
+            }
         }
+        println!();
     }
 }

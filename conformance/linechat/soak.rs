@@ -23,7 +23,6 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 2000;
-const MOST_STUCK: usize = 20;
 /// Each run begins with the same seed, so that it can be repeated.
 const SEED: u64 = 0x2545_F491_4F6C_DD1D;
 
@@ -34,7 +33,8 @@ struct Member {
     received: Received,
     /// Lines for everybody that the observer may not have received yet.
     events: Vec<String>,
-    reads_again: Instant,
+    /// `None`: the member no longer reads, until the server or the kernel removes it.
+    reads_again: Option<Instant>,
     is_leaving: bool,
     has_ended: bool,
 }
@@ -50,7 +50,7 @@ impl Member {
             person,
             received: Received::new(&name),
             events: Vec::new(),
-            reads_again: Instant::now(),
+            reads_again: Some(Instant::now()),
             is_leaving: false,
             has_ended: false,
         }
@@ -58,7 +58,7 @@ impl Member {
 
     /// Reads all that has arrived. A line that `Received` does not expect makes it fail later.
     fn receive(&mut self) {
-        while self.reads_again <= Instant::now() && !self.has_ended {
+        while self.reads() && !self.has_ended {
             match self.person.next() {
                 Ok(Some(line)) if is_for_everybody(&line) => self.events.push(line),
                 Ok(line) => self.has_ended = line.is_none(),
@@ -66,6 +66,10 @@ impl Member {
                 Err(error) => panic!("{}: {error}", self.received.name),
             }
         }
+    }
+
+    fn reads(&self) -> bool {
+        self.reads_again.is_some_and(|again| again <= Instant::now())
     }
 
     fn quit(&mut self) {
@@ -83,8 +87,6 @@ struct Soak {
     observer: Person,
     history: History,
     slots: Vec<Option<Member>>,
-    /// Members that no longer read, until the server or the kernel removes them.
-    stuck: Vec<Member>,
     chance: Chance,
     /// How many messages each member has sent, by its number.
     sent: Vec<usize>,
@@ -110,22 +112,19 @@ impl Soak {
             let Some(member) = slot else { continue };
             self.deliveries += member.events.len();
             member.events.drain(..).for_each(|event| member.received.line(&event, history));
-            if member.has_ended {
-                let name = member.received.name.clone();
+            let name = &member.received.name;
+            let left = history.members.get(name).and_then(|it| it.left.as_ref());
+            if let (None, Some((_, reason))) = (member.reads_again, left) {
+                // `disconnected`: its window was shut for so long that the kernel gave it up.
+                assert!(["slow", "disconnected"].contains(&&**reason), "{name} left: {reason}");
+                self.removed += 1;
+                *slot = None;
+            } else if member.has_ended {
                 assert!(member.is_leaving, "{name} was disconnected though it reads");
-                assert_eq!(member.received.next(history), b"", "{name} misses this");
+                assert_eq!(member.received.next(history), b"", "p{} misses this", member.number);
                 *slot = None;
             }
         }
-        let before = self.stuck.len();
-        self.stuck.retain(|member| {
-            let name = &member.received.name;
-            let Some((_, reason)) = &history.members[name].left else { return true };
-            // `disconnected`: the client's window was shut for so long that the kernel gave it up.
-            assert!(["slow", "disconnected"].contains(&&**reason), "{name} left: {reason}");
-            false
-        });
-        self.removed += before - self.stuck.len();
         for _ in 0..acts {
             let slot = self.chance.below(self.slots.len());
             self.act(slot);
@@ -140,39 +139,38 @@ impl Soak {
         let said = self.history.members.get(&member.received.name).map_or(0, |it| it.said.len());
         let sent = &mut self.sent[member.number];
         // The server may have let the last message wait for the budget.
-        if member.is_leaving || member.reads_again > Instant::now() || said < *sent {
+        if member.is_leaving || !member.reads() || said < *sent {
             return;
         }
-        match self.chance.below(100) {
-            0..=84 => {
+        match self.chance.below(1000) {
+            0..=859 => {
                 *sent += 1;
                 let text = "la ".repeat(self.chance.below(40));
                 member.person.say(&format!("MSG {sent} {text}"));
             }
-            85..=88 => member.quit(),
-            89..=90 => {
+            860..=899 => member.quit(),
+            900..=919 => {
                 // Mostly something is unread, so the kernel resets the connection.
                 *sent += 1;
                 member.person.say(&format!("MSG {sent} last words"));
                 self.slots[slot] = None;
                 self.resets += 1;
             }
-            91..=92 => {
+            920..=939 => {
                 let pause = Duration::from_millis(self.chance.below(2000) as u64);
-                member.reads_again = Instant::now() + pause;
+                member.reads_again = Some(Instant::now() + pause);
             }
-            93 if self.stuck.len() < MOST_STUCK && said > 0 => {
-                self.stuck.extend(self.slots[slot].take());
-            }
+            940 if said > 0 => member.reads_again = None,
             _ => {}
         }
     }
 
-    /// Every member quits.
+    /// Every member that reads quits; the others close their connections.
     fn wind_down(&mut self) {
-        self.stuck.clear();
-        for member in self.slots.iter_mut().flatten() {
-            member.reads_again = Instant::now();
+        for slot in &mut self.slots {
+            drop(slot.take_if(|member| member.reads_again.is_none()));
+            let Some(member) = slot else { continue };
+            member.reads_again = Some(Instant::now());
             if !member.is_leaving {
                 member.quit();
             }
@@ -205,7 +203,6 @@ fn main() -> ExitCode {
         observer,
         history: History::default(),
         slots: (0..CLIENTS.min(descriptor_limit())).map(|_| None).collect(),
-        stuck: Vec::new(),
         chance: Chance(SEED),
         sent: Vec::new(),
         deliveries: 0,

@@ -1,4 +1,4 @@
-//! What the server needs from the real operating system: descriptors, signals, a console, ports, memory
+//! What the server needs from the real operating system: descriptors, signals, a console, memory
 //! beside thousands of connections, and the notice that a peer has vanished. scenarios.rs has what a
 //! simulated network can show, the transcripts what a few clients can. Each test starts a server of
 //! its own on a free port.
@@ -143,17 +143,6 @@ fn a_console_that_goes_away_does_not_stop_the_chat() {
         talker.fence();
     }
     assert!(server.child.try_wait().expect("a status").is_none());
-}
-
-#[test]
-fn a_port_can_be_used_again_at_once() {
-    let mut server = start("");
-    let ana = Person::join(&server.address, "ana");
-    send(&server, "TERM");
-    // The server ends its side first, so its port waits for stray segments (TIME-WAIT).
-    assert!(ana.ends());
-    server.child.wait().expect("ended");
-    start_by(&format!("exec \"$0\" {}", server.address));
 }
 
 #[test]
