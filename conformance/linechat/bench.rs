@@ -166,8 +166,8 @@ impl Crowd {
     }
 }
 
-/// The bare loop: accepts `count` connections; then the first of them tells how many lines to write
-/// to each. It shows where it listens as the server does.
+/// The bare loop: accepts `count` connections. The first client then says how many lines to write to
+/// each. The loop prints where it listens, as the server does.
 fn floor(count: usize) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("2000-01-01T00:00:00Z listening on {}", listener.local_addr()?);
