@@ -4,7 +4,7 @@
 //! its own on a free port.
 //!
 //!     cargo test --release --test stress
-//!     cargo test --release --test stress -- --ignored    what needs root and a minute
+//!     cargo test --release --test stress -- --ignored    what needs root and two minutes
 
 // It looks into /proc, and takes a network link down.
 #![cfg(target_os = "linux")]
@@ -195,7 +195,7 @@ fn ip(arguments: &str) -> bool {
 
 /// The peers are in a network namespace of their own, whose link is taken down.
 #[test]
-#[ignore = "needs root and iproute2, and takes a minute"]
+#[ignore = "needs root and iproute2, and takes up to two minutes"]
 fn a_vanished_peer_is_announced() {
     let id = std::process::id();
     let (space, inner, outer) = (format!("linechat-{id}"), format!("lci{id}"), format!("lco{id}"));
@@ -212,7 +212,8 @@ fn a_vanished_peer_is_announced() {
     let server = start_by("exec \"$0\" 10.213.7.1:0");
     let mut ana = Person::join(&server.address, "ana");
     ana.socket().set_read_timeout(Some(Duration::from_secs(75))).expect("a time-out");
-    // When the link goes down, a line is on its way to busy, and nothing to idle.
+    // When the link goes down, a line is on its way to busy, and nothing to idle. Idle is announced
+    // a minute later if the LEFT of busy is sent to it before the kernel gives it up.
     let mut peers = ["idle", "busy"].map(|name| {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &space, "nc"]).args(server.address.split(':'));
