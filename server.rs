@@ -931,7 +931,8 @@ impl Room {
         let name = client.name.take()?;
         client.outbox.stop_at_end(&self.log);
         self.by_name.remove(&name_key(&name));
-        self.members.retain(|&member| member != id);
+        let place = self.members.iter().position(|&member| member == id)?;
+        self.members.remove(place);
         Some(name)
     }
 

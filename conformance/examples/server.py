@@ -9,7 +9,7 @@ import time
 
 MAX_REQUEST, MAX_LINE, MAX_NAME, MAX_ROSTER = 4000, 4096, 50, 100  # bytes, bytes, bytes, people
 MAX_CLIENTS, MAX_PENDING = 500, 4 << 20  # connections; bytes that one client has not taken
-NAME_TIMEOUT, CLOSE_TIMEOUT = 60, 60  # seconds
+TIMEOUT = 60  # seconds that a client has to choose a name, and a closing client to end its side
 ARGUMENTS = {"NAME": ".+", "MSG": ".+", "PRIV": "@[^ ]+ .+", "PING": ".*",
              "LIST": " *", "HELP": " *", "QUIT": " *"}
 BAD_TEXT = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -49,8 +49,8 @@ class Client:
         self.fileno, self.name = self.sock.fileno, None  # select.select() calls fileno()
         self.input, self.output = b"", bytearray()  # an unfinished line; what is pending
         self.is_first, self.skipping = True, False  # before the first line; inside a long one
-        self.closing, self.ended = False, False  # carries out no more; is not read any more
-        self.deadline = time.monotonic() + NAME_TIMEOUT  # None while in the room
+        self.closing, self.ended = False, False  # input is thrown away; the client has ended its side
+        self.deadline = time.monotonic() + TIMEOUT  # None while in the room
         clients.append(self)
         if len(clients) <= MAX_CLIENTS:
             self.send("HELLO linechat/1 send NAME and your name")
@@ -68,7 +68,7 @@ class Client:
         if self.name:
             del room[self.name.lower()]
             tell_room(f"LEFT {self.name} {len(room)} {reason}", with_roster=True)
-        self.name, self.closing, self.deadline = None, True, time.monotonic() + CLOSE_TIMEOUT
+        self.name, self.closing, self.deadline = None, True, time.monotonic() + TIMEOUT
 
     def receive(self):
         try:
@@ -134,10 +134,7 @@ class Client:
     # Sends as much of the output as the client takes, and enforces the limits.
     def flush(self):
         try:
-            sent = self.sock.send(self.output) if self.output else 0
-            del self.output[:sent]
-            if sent and self.closing:
-                self.deadline = time.monotonic() + CLOSE_TIMEOUT
+            del self.output[:self.sock.send(self.output) if self.output else 0]
             if self.closing and not self.output:
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
