@@ -418,8 +418,9 @@ fn a_console_that_is_not_read_drops_lines_and_tells_how_many() {
     assert_eq!(texts.try_iter().count(), kept - 1);
     console.pending.store(Console::MAX_PENDING - 1, Ordering::Relaxed);
     console.log(format_args!("after"));
+    console.log(format_args!("that"));
     let lines: Vec<_> = console.text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-    assert_eq!(lines, ["1000 lines dropped: the console was not read", "after"]);
+    assert_eq!(lines, ["1000 lines dropped: the console was not read", "after", "that"]);
 }
 
 #[test]
