@@ -203,11 +203,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn gather(server: &str, people: usize) -> Pair {
+    fn gather(program: &str, people: usize) -> Pair {
         // The floor gets as many clients as the limit on open files leaves for it.
         let left = descriptor_limit().saturating_sub(people);
         let floor = Crowd::gather(FLOOR, people.min(left));
-        Pair { floor, server: Crowd::gather(server, people) }
+        Pair { floor, server: Crowd::gather(program, people) }
     }
 
     /// Measures both in turn, by methods of `Crowd`.
@@ -240,10 +240,10 @@ impl Pair {
 }
 
 /// Messages, private messages, joins and leaves in rooms of several sizes.
-fn rooms(server: &str) {
+fn rooms(program: &str) {
     let most = descriptor_limit() - 2000;
     for people in [10, 100, 1000, most.min(10_000)] {
-        let mut pair = Pair::gather(server, people);
+        let mut pair = Pair::gather(program, people);
         let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
         for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
             pair.compare(
@@ -273,8 +273,8 @@ fn rooms(server: &str) {
 
 /// The more messages are in flight, the less a delivery costs; a row that costs more than the one
 /// before it is a cliff.
-fn flight(server: &str) {
-    let mut pair = Pair::gather(server, 1000);
+fn flight(program: &str) {
+    let mut pair = Pair::gather(program, 1000);
     [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| pair.in_flight(window));
 }
 
@@ -294,8 +294,8 @@ fn rush(crowd: &mut Crowd, flooders: usize, readers: usize, lines: &str, end: In
 }
 
 /// How many milliseconds each PING of the last client takes during a flood.
-fn pings(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> {
-    let mut crowd = Crowd::gather(server, people);
+fn pings(program: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> {
+    let mut crowd = Crowd::gather(program, people);
     let mut bystander = crowd.people.pop().expect("a client");
     bystander.socket().set_nonblocking(false).expect("blocks");
     let (mut times, end) = (Vec::new(), Instant::now() + Duration::from_secs(3));
@@ -318,12 +318,12 @@ fn pings(server: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64> 
 }
 
 /// PINGs of a bystander while others flood the room.
-fn flood(server: &str) {
+fn flood(program: &str) {
     for (people, flooders) in [(100, 20), (1000, 1), (1000, 100), (3000, 20)] {
         // In the largest room the flooders ask for the roster, too.
         let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
         let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
-        let times = (0..3).flat_map(|_| pings(server, people, flooders, lines));
+        let times = (0..3).flat_map(|_| pings(program, people, flooders, lines));
         let [_, middle, worst] = spread(times);
         print(
             &format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause"),
@@ -335,8 +335,8 @@ fn flood(server: &str) {
 }
 
 /// Three clients talk without pause for twenty seconds, and 500 read nothing.
-fn memory(server: &str) {
-    let mut crowd = Crowd::gather(server, 503);
+fn memory(program: &str) {
+    let mut crowd = Crowd::gather(program, 503);
     let before = crowd.process.memory();
     rush(&mut crowd, 3, 3, &format!("MSG {TEXT}\n"), Instant::now() + Duration::from_secs(20));
     let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
@@ -351,10 +351,10 @@ fn memory(server: &str) {
 }
 
 /// Ten thousand clients connect at once, do nothing, and disconnect at once.
-fn storm(server: &str) {
+fn storm(program: &str) {
     let (people, of) = (10_000, "a floor write for each");
     let write = Crowd::gather(FLOOR, 1000).write(60, 1);
-    let mut crowd = Crowd::gather(server, 0);
+    let mut crowd = Crowd::gather(program, 0);
     let empty = crowd.process.memory();
     let cost = crowd.cost(1, people, |crowd| {
         crowd.join(people);

@@ -176,10 +176,10 @@ impl Soak {
             }
         }
         let since = Instant::now();
-        let mut left = 0;
-        while self.slots.iter().any(Option::is_some) || left < self.sent.len() {
+        let mut gone = 0;
+        while self.slots.iter().any(Option::is_some) || gone < self.sent.len() {
             self.step(0);
-            left = self.history.members.values().filter(|it| it.left.is_some()).count();
+            gone = self.history.members.values().filter(|it| it.left.is_some()).count();
             assert!(since.elapsed() < 4 * STUCK, "a client that is gone is still in the room");
         }
     }

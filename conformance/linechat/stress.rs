@@ -1,12 +1,11 @@
-//! What the server needs from the real operating system: descriptors, signals, a console, memory
-//! beside thousands of connections, and the notice that a peer has vanished. scenarios.rs has what a
-//! simulated network can show, the transcripts what a few clients can. Each test starts a server of
-//! its own on a free port.
+//! What only the real operating system shows: descriptors, signals, a console, the memory of thousands
+//! of connections, and a peer that vanishes. scenarios.rs has what a simulated network shows, the
+//! transcripts what a few clients show. Each test starts a server of its own on a free port.
 //!
 //!     cargo test --release --test stress
 //!     cargo test --release --test stress -- --ignored    what needs root and two minutes
 
-// It looks into /proc, and takes a network link down.
+// These tests read /proc, and take a network link down.
 #![cfg(target_os = "linux")]
 
 mod person;
