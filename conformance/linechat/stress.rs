@@ -86,7 +86,7 @@ fn an_error_is_one_line_and_an_exit_status() {
         ("exec \"$0\" --nonsense", 2, ["--nonsense", "--help"]),
         ("exec \"$0\" \"$1\"", 1, [port, "another server"]),
         // No client could be served.
-        ("ulimit -n 8; exec \"$0\" 127.0.0.1:0", 1, ["8 open files", "ulimit -n"]),
+        ("ulimit -n 8; exec \"$0\" \"$1\"", 1, ["8 open files", "ulimit -n"]),
     ] {
         let output = Command::new("sh").args(["-c", script, PROGRAM, address]).output();
         let output = output.expect("runs");
