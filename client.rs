@@ -50,8 +50,6 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 /// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
-/// After BYE, the time in which input that follows `/quit` must come to be reported as unread.
-const UNREAD_TIME: Duration = Duration::from_millis(200);
 /// Seconds before each attempt to reconnect; the last one is repeated.
 const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
 /// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
@@ -107,11 +105,13 @@ struct Roster {
     is_first: bool,
 }
 
+/// Starts the connection with this number, and returns the queue of lines to send.
+type Connect = Box<dyn FnMut(usize) -> SyncSender<String>>;
+
 struct Client {
     options: Options,
     screen: Screen,
-    /// Starts the connection with a number, and returns the queue of lines to send.
-    connect: Box<dyn FnMut(usize) -> SyncSender<String>>,
+    connect: Connect,
     /// The number of the current connection; news of earlier ones is ignored.
     connection: usize,
     /// To the thread that writes to the server. When this is dropped, the connection is closed.
@@ -146,17 +146,13 @@ struct Client {
 }
 
 impl Client {
-    fn new(
-        options: Options,
-        screen: Screen,
-        mut connect: impl FnMut(usize) -> SyncSender<String> + 'static,
-    ) -> Self {
+    fn new(options: Options, screen: Screen, mut connect: Connect) -> Self {
         Client {
             name: options.name.clone(),
             options,
             screen,
             out: connect(1),
-            connect: Box::new(connect),
+            connect,
             connection: 1,
             stage: Stage::Connecting,
             lost: None,
@@ -181,6 +177,20 @@ impl Client {
         typed: &Receiver<Vec<u8>>,
     ) -> Result<(), Vec<String>> {
         loop {
+            match self.screen.flush(&self.prompt()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Vec::new()),
+                Err(error) => self.finish(Some(say(text::NO_OUTPUT, &[&explain(&error)]))),
+            }
+            // Input that follows `/quit` may still come.
+            let leaves_input = || typed.recv_timeout(Duration::from_millis(200)).is_ok();
+            match self.end.take() {
+                None => {}
+                Some(Ok(())) if self.options.is_piped && leaves_input() => {
+                    return Err(vec![say(text::UNREAD, &[])]);
+                }
+                Some(outcome) => return outcome,
+            }
             let wait = self.wake_up().saturating_duration_since(Instant::now());
             let first = events.recv_timeout(wait);
             for event in first.into_iter().chain(events.try_iter()).take(MAX_QUEUED) {
@@ -189,20 +199,6 @@ impl Client {
             self.take_input(typed);
             // A server that never pauses must not keep the deadlines from being looked at.
             self.time_passed(Instant::now());
-            // The last lines are shown even if this turn is the last.
-            match self.screen.flush(&self.prompt()) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Vec::new()),
-                Err(error) => self.finish(Some(say(text::NO_OUTPUT, &[&explain(&error)]))),
-            }
-            let leaves_input = || typed.recv_timeout(UNREAD_TIME).is_ok();
-            match self.end.take() {
-                None => {}
-                Some(Ok(())) if self.options.is_piped && leaves_input() => {
-                    return Err(vec![say(text::UNREAD, &[])]);
-                }
-                Some(outcome) => return outcome,
-            }
         }
     }
 
@@ -258,14 +254,14 @@ impl Client {
         if self.stage == Stage::Talking {
             self.lost = Some(now);
             self.screen.complain(text::LOST_FOR_NOW, &[&reason]);
-            // The key Up brings back what the connection may have lost.
-            for (text, line) in self.unsent() {
-                self.screen.show(PLAIN, &say(text, &[&line]));
-                self.screen.editor.remember(&line);
-            }
-            self.requests.clear();
-            self.sent = 0;
         }
+        // The key Up brings back what the connection may have lost.
+        for (text, line) in self.unsent() {
+            self.screen.show(PLAIN, &say(text, &[&line]));
+            self.screen.editor.remember(&line);
+        }
+        self.requests.clear();
+        self.sent = 0;
         let [.., longest] = RETRY_DELAYS;
         let delay = *RETRY_DELAYS.get(self.attempts).unwrap_or(&longest);
         self.attempts += 1;
@@ -327,10 +323,13 @@ impl Client {
             (Stage::Talking, _) if is_slow => {
                 say(text::UNCONFIRMED, &[&self.requests.len().to_string()])
             }
-            (Stage::Talking, _) => "> ".to_owned(),
-            _ if self.lost.is_some() => say(text::NOT_CONNECTED_NOW, &[&self.attempts.to_string()]),
-            (Stage::Naming, _) => "> ".to_owned(),
-            _ => say(text::CONNECTING, &[&self.options.address()]),
+            (Stage::Waiting | Stage::Connecting | Stage::Naming, _) if self.lost.is_some() => {
+                say(text::NOT_CONNECTED_NOW, &[&self.attempts.to_string()])
+            }
+            (Stage::Waiting | Stage::Connecting, _) => {
+                say(text::CONNECTING, &[&self.options.address()])
+            }
+            _ => "> ".to_owned(),
         }
     }
 
@@ -699,9 +698,7 @@ impl Client {
 
     /// Leaves after what was typed before has been sent; the second time, at once.
     fn leave(&mut self) {
-        if self.is_leaving {
-            self.finish(Some(say(text::LEFT_AT_ONCE, &[])));
-        } else if !self.is_connected() {
+        if self.is_leaving || !self.is_connected() {
             self.finish(None);
         }
         self.is_leaving = true;
@@ -780,9 +777,8 @@ impl Roster {
 
 /// Returns true if a name can perhaps hold this character (PROTOCOL.md, "Names").
 fn is_part_of_name(character: char) -> bool {
-    let is_mark = matches!(character, '_' | '-' | '.');
-    let is_foreign = !character.is_ascii() && !character.is_whitespace();
-    is_mark || is_foreign || character.is_ascii_alphanumeric()
+    let is_separator = character.is_ascii_control() || character.is_whitespace();
+    matches!(character, '_' | '-' | '.') || !(is_separator || character.is_ascii_punctuation())
 }
 
 fn is_part_of_word(character: char) -> bool {
@@ -928,8 +924,6 @@ struct Search {
     pattern: String,
     /// Lines of the history before this one are searched.
     end: usize,
-    /// The line before the search.
-    line: String,
 }
 
 impl Editor {
@@ -967,9 +961,9 @@ impl Editor {
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
-                let (line, end) = (self.line.clone(), self.history.len());
+                self.undo.push((self.line.clone(), self.cursor));
                 self.keep_line();
-                self.search = Some(Search { pattern: String::new(), end, line });
+                self.search = Some(Search { pattern: String::new(), end: self.history.len() });
             }
             Key::Up => {
                 self.keep_line();
@@ -997,10 +991,7 @@ impl Editor {
                 end = search.end;
             }
             Key::Search => end = end.saturating_sub(1),
-            Key::Interrupt => {
-                self.replace(search.line);
-                return None;
-            }
+            Key::Interrupt => return self.press(Key::Undo),
             key => return self.press(key),
         }
         // If no older line fits, the last one that was found stays.
@@ -1021,13 +1012,18 @@ impl Editor {
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
         let is_gap = |character| !is_part_of_word(character);
+        // An accent belongs to the character before it.
+        let is_mark = |character| width(character) == 0;
         let end = self.line.len();
         match to {
             Place::Left => {
-                (0..self.cursor).rev().find(|&at| self.is_between_characters(at)).unwrap_or(0)
+                let letters = before.trim_end_matches(is_mark);
+                letters.char_indices().next_back().map_or(0, |(at, _)| at)
             }
             Place::Right => {
-                (self.cursor + 1..end).find(|&at| self.is_between_characters(at)).unwrap_or(end)
+                let mut rest = after.chars();
+                rest.next();
+                end - rest.as_str().trim_start_matches(is_mark).len()
             }
             Place::Start => 0,
             Place::End => end,
@@ -1073,9 +1069,8 @@ impl Editor {
         let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
         let lines: Vec<_> = lines.map(|line| line.replace(is_unprintable, "")).collect();
         match lines.as_slice() {
-            [] => {}
             [line] => self.insert(line),
-            _ => self.paste = Some(lines),
+            _ => self.paste = Some(lines).filter(|lines| !lines.is_empty()),
         }
     }
 
@@ -1132,13 +1127,6 @@ impl Editor {
         let completed = format!("{head}{name}{gap}");
         (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
         self.completion = Some((line, cursor, shown));
-    }
-
-    /// Returns true if the cursor may stand here: not within a character's bytes, and not before an
-    /// accent.
-    fn is_between_characters(&self, at: usize) -> bool {
-        let after = self.line.get(at..);
-        after.is_some_and(|after| !after.starts_with(|character| width(character) == 0))
     }
 
     /// Returns the text to show before and after the cursor in this many columns, one of which is
@@ -1452,9 +1440,6 @@ static KEYS: [(&[&str], Key); 25] = [
 
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
-/// Bytes of the longest escape sequence; a longer one is dropped.
-const MAX_SEQUENCE: usize = 18;
-
 impl Key {
     /// Adds a byte from the terminal to those of a key that is not complete. Returns the key that
     /// the byte completes.
@@ -1471,10 +1456,9 @@ impl Key {
             _ if bytes.starts_with(PASTE_BEGINS) => bytes.ends_with(PASTE_ENDS),
             // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode.
             [0x1b] | [0x1b, b'[' | b'O'] | [0x1b, b'[', b'[' | b'O'] => false,
-            // `ESC [ … final` or `ESC O final` (ECMA-48); with Shift, rxvt's end with `$`.
-            [0x1b, b'[' | b'O', .., last] => {
-                matches!(last, b'$' | 0x40..=0x7e) || bytes.len() > MAX_SEQUENCE
-            }
+            // `ESC [ … final` or `ESC O final` (ECMA-48); with Shift, rxvt's end with `$`. None has
+            // more bytes.
+            [0x1b, b'[' | b'O', .., last] => matches!(last, b'$' | 0x40..=0x7e) || bytes.len() > 18,
             _ => !std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none()),
         };
         is_complete.then(|| Key::sent_as(&mem::take(pending)))
@@ -1625,7 +1609,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
         thread::spawn(move || talk_to_server(&host, port, lines, report));
         out
     };
-    let mut client = Client::new(options, screen, connect);
+    let mut client = Client::new(options, screen, Box::new(connect));
     client.offer = login_name(variable).filter(|_| has_editor);
     let outcome = client.run(&happened, &typed);
     terminal::give_back();
@@ -1698,7 +1682,27 @@ mod terminal {
     /// Sends an event when the input line must be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let _ = SETTINGS.set(stty(&["-g"])?);
-        watch_signals(events)?;
+        let (reader, writer) = UnixStream::pair()?;
+        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
+        for number in ENDING.into_iter().chain([SIGCONT, SIGWINCH]) {
+            // SAFETY: the handler only does what signal-safety(7) allows.
+            unsafe { signal(number, on_signal as *const () as usize) };
+        }
+        thread::spawn(move || {
+            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
+                match c_int::from(number) {
+                    // The shell has changed the terminal's settings meanwhile.
+                    SIGCONT => drop(enter_raw_mode()),
+                    SIGWINCH => {}
+                    number => {
+                        give_back();
+                        // A shell reports this status for a program that a signal ended.
+                        process::exit(128 + number);
+                    }
+                }
+                let _ = events.send(Event::Redraw);
+            }
+        });
         enter_raw_mode().inspect_err(|_| give_back())
     }
 
@@ -1763,46 +1767,14 @@ mod terminal {
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
     const SIGWINCH: c_int = 28;
-    const SIG_DFL: usize = 0;
 
     /// The descriptor to which the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
-    fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
-        let (reader, writer) = UnixStream::pair()?;
-        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
-        for number in ENDING.into_iter().chain([SIGCONT, SIGWINCH]) {
-            // SAFETY: the handler only does what signal-safety(7) allows.
-            unsafe { signal(number, on_signal as *const () as usize) };
-        }
-        thread::spawn(move || {
-            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
-                match c_int::from(number) {
-                    // The shell has changed the terminal's settings meanwhile.
-                    SIGCONT => drop(enter_raw_mode()),
-                    SIGWINCH => {}
-                    number => {
-                        give_back();
-                        // A shell reports this status for a program that a signal ended.
-                        process::exit(128 + number);
-                    }
-                }
-                let _ = events.send(Event::Redraw);
-            }
-        });
-        Ok(())
-    }
-
     extern "C" fn on_signal(number: c_int) {
         let byte = number as u8;
         // SAFETY: the descriptor stays open for ever, and one byte is readable at `byte`.
-        // A second ending signal ends the process even if the terminal cannot be restored.
-        unsafe {
-            if ENDING.contains(&number) {
-                signal(number, SIG_DFL);
-            }
-            write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
-        }
+        unsafe { write(SIGNALS.load(Ordering::SeqCst), &byte, 1) };
     }
 }
 
@@ -2035,7 +2007,6 @@ Seta acima traz linhas anteriores, Ctrl-R as procura, Ctrl-C apaga a linha."
     PERHAPS_NOT_SENT "perhaps not sent: {}" "talvez não enviado: {}"
     SOME_NOT_TAKEN "not all that was typed was taken" "nem tudo que foi digitado foi aceito"
     UNREAD "the rest of the input was not read" "o resto da entrada não foi lido"
-    LEFT_AT_ONCE "did not wait for the server's BYE" "saiu sem esperar o BYE do servidor"
     NO_OUTPUT "cannot write to standard output: {}"
         "não foi possível escrever na saída padrão: {}"
     NO_LOG_FILE "cannot open the log {}: {}" "não foi possível abrir o registro {}: {}"
