@@ -27,8 +27,11 @@ use std::{env, mem, panic, thread};
 const MAX_REQUEST: usize = 4000;
 const MAX_LINE: u64 = 4096;
 const MAX_NAME: usize = 50;
-/// The server pushes no roster in a larger room; the client asks once (PROTOCOL.md, "Joining, leaving, roster").
+/// The server pushes no roster in a larger room, so the client asks once (PROTOCOL.md, "Joining,
+/// leaving, roster").
 const MAX_PUSHED_ROSTER: usize = 100;
+/// In a larger room, joins and leaves are shown without the roster.
+const MAX_SHOWN_ROSTER: usize = 10;
 /// Names that the client remembers, whatever a server claims.
 const MAX_ROSTER: usize = 100_000;
 /// Latest speakers, whose names are completed first.
@@ -312,8 +315,8 @@ impl Client {
         if let Some(lines) = &self.screen.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
-        if let Some(search) = &self.screen.editor.search {
-            return say(text::SEARCH, &[&search.pattern]);
+        if let Some((pattern, _)) = &self.screen.editor.search {
+            return say(text::SEARCH, &[pattern]);
         }
         let is_slow = self.requests.front().is_some_and(|it| it.since.elapsed() >= SLOW);
         match (self.stage, &self.offer) {
@@ -338,7 +341,9 @@ impl Client {
     fn arrived(&mut self, line: &str) {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
-        let closed = |reason: &str| say(text::CLOSED_BY, &[&self.options.address(), reason]);
+        let is_last = self.stage == Stage::Connecting || matches!(first, "full" | "timeout");
+        let server = self.options.address();
+        let closed = |reason: &str| say(text::CLOSED_BY, &[&server, reason]);
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => {
                 // What was sent before QUIT has been carried out.
@@ -350,14 +355,8 @@ impl Client {
                 Some(name) => self.try_name(name),
                 None => self.ask_for_name(),
             },
-            (_, "ERR")
-                if self.stage == Stage::Connecting || matches!(first, "full" | "timeout") =>
-            {
-                self.disconnected(closed(&explain_code(first, text)));
-            }
-            (Stage::Connecting, _) => {
-                self.disconnected(say(text::NOT_LINECHAT, &[&self.options.address()]));
-            }
+            (_, "ERR") if is_last => self.disconnected(closed(&explain_code(first, text))),
+            (Stage::Connecting, _) => self.disconnected(say(text::NOT_LINECHAT, &[&server])),
             (Stage::Naming, "WELCOME") => self.welcomed(first, text),
             (Stage::Naming, "ERR") => self.name_refused(first, &explain_code(first, text)),
             (_, "ERR") => self.refused(first, text),
@@ -397,25 +396,24 @@ impl Client {
         }
     }
 
-    /// Shows a join or a leave, with the roster if it is known and fits into the row.
+    /// Shows a join or a leave, with the roster if it is known and short.
     fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
-        if self.options.is_quiet {
-            return;
-        }
-        let mut line = say(text, &[name]);
         let count = counted.split(' ').next().unwrap_or_default();
-        if let Ok(number) = count.parse::<usize>() {
-            let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
-            let width = width_of(&line) + width_of(&roster) + TIME;
-            let fits = !self.screen.has_editor || width <= self.screen.columns;
-            let headcount = say(text::HEADCOUNT, &[count]);
-            line += if is_known && fits { &roster } else { &headcount };
+        let number = count.parse().unwrap_or(0);
+        let counted = match self.roster.sorted() {
+            _ if number == 0 => String::new(),
+            names if number == names.len() && number <= MAX_SHOWN_ROSTER => {
+                say(text::ONLINE, &[count, &names.join(", ")])
+            }
+            _ => say(text::HEADCOUNT, &[count]),
+        };
+        if !self.options.is_quiet {
+            self.screen.show_event(DIM, &(say(text, &[name]) + &counted));
         }
-        self.screen.show_event(DIM, &line);
     }
 
-    /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer at a terminal sees the first.
+    /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer sees the
+    /// first list.
     fn list(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();
@@ -443,9 +441,8 @@ impl Client {
     /// Handles an ERR, which answers the oldest unconfirmed request.
     fn refused(&mut self, code: &str, text: &str) {
         let request = self.requests.front_mut().filter(|_| self.sent > 0);
-        let take =
-            |request: &mut Request| (mem::take(&mut request.wire), mem::take(&mut request.typed));
-        let (wire, typed) = request.map(take).unwrap_or_default();
+        let refused = request.map(|it| (mem::take(&mut it.wire), mem::take(&mut it.typed)));
+        let (wire, typed) = refused.unwrap_or_default();
         let to = wire.strip_prefix("PRIV @").and_then(|rest| rest.split(' ').next());
         match to.filter(|_| code == "no-such-user") {
             Some(to) if typed.trim_start().starts_with('/') => {
@@ -569,8 +566,17 @@ impl Client {
         let editor = &mut self.screen.editor;
         match editor.press(key) {
             Some(Key::ClearScreen) => self.screen.control += CLEAR,
-            Some(Key::Interrupt) => self.interrupt(),
+            Some(Key::Interrupt) => {
+                // In the room it must be pressed twice.
+                let last = self.interrupted.replace(Instant::now());
+                let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
+                match is_confirmed || self.lost.is_none() || self.is_leaving {
+                    true => self.leave(),
+                    false => self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[])),
+                }
+            }
             Some(Key::EndOfInput) => self.leave(),
+            #[cfg(unix)]
             Some(Key::Suspend) => terminal::suspend(),
             Some(Key::Tab) => self.complete(1),
             Some(Key::ShiftTab) => self.complete(-1),
@@ -580,30 +586,17 @@ impl Client {
                         self.enqueue(format!("MSG {line}\n"), &line);
                     }
                 }
-                None => self.enter_line(),
+                None => {
+                    let (line, is_name) = (editor.enter(), self.name.is_none());
+                    match self.entered(&line) {
+                        false => self.screen.editor.replace(line),
+                        true if is_name => {}
+                        true => self.screen.editor.remember(&line),
+                    }
+                }
             },
             _ => {}
         }
-    }
-
-    fn enter_line(&mut self) {
-        let line = self.screen.editor.enter();
-        let is_name = self.name.is_none();
-        if !self.entered(&line) {
-            self.screen.editor.replace(line);
-        } else if !is_name {
-            self.screen.editor.remember(&line);
-        }
-    }
-
-    /// Handles Ctrl-C on an empty line. In the room it must be pressed twice.
-    fn interrupt(&mut self) {
-        let last = self.interrupted.replace(Instant::now());
-        let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
-        if is_confirmed || self.lost.is_none() || self.is_leaving {
-            return self.leave();
-        }
-        self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[]));
     }
 
     /// Completes a word, or on an empty line answers the last private message.
@@ -914,16 +907,10 @@ struct Editor {
     /// The line and the cursor before Tab completed a word, and the number of the candidate that is
     /// shown; another Tab tries the next.
     completion: Option<(String, usize, isize)>,
-    search: Option<Search>,
+    /// The text that Ctrl-R searches for, and how many lines of the history are searched.
+    search: Option<(String, usize)>,
     /// Pasted lines, until the user says whether to send them.
     paste: Option<Vec<String>>,
-}
-
-/// A search of the history, which Ctrl-R begins.
-struct Search {
-    pattern: String,
-    /// Lines of the history before this one are searched.
-    end: usize,
 }
 
 impl Editor {
@@ -963,7 +950,7 @@ impl Editor {
             Key::Search => {
                 self.undo.push((self.line.clone(), self.cursor));
                 self.keep_line();
-                self.search = Some(Search { pattern: String::new(), end: self.history.len() });
+                self.search = Some((String::new(), self.history.len()));
             }
             Key::Up => {
                 self.keep_line();
@@ -981,26 +968,26 @@ impl Editor {
     }
 
     /// Handles a key during a search. A key that does not belong to it accepts the line.
-    fn press_in_search(&mut self, mut search: Search, key: Key) -> Option<Key> {
-        let mut end = search.end;
+    fn press_in_search(&mut self, search: (String, usize), key: Key) -> Option<Key> {
+        let (mut pattern, mut count) = search;
+        let mut older = count;
         match key {
-            Key::Character(character) => search.pattern.push(character),
+            Key::Character(character) => pattern.push(character),
             Key::Erase(Place::Left) => {
-                search.pattern.pop();
-                search.end = self.history.len();
-                end = search.end;
+                pattern.pop();
+                (count, older) = (self.history.len(), self.history.len());
             }
-            Key::Search => end = end.saturating_sub(1),
+            Key::Search => older = count.saturating_sub(1),
             Key::Interrupt => return self.press(Key::Undo),
             key => return self.press(key),
         }
         // If no older line fits, the last one that was found stays.
-        let fits = |line: &String| !search.pattern.is_empty() && line.contains(&search.pattern);
-        if let Some(at) = self.history.iter().take(end).rposition(fits) {
+        let fits = |line: &String| !pattern.is_empty() && line.contains(&pattern);
+        if let Some(at) = self.history.iter().take(older).rposition(fits) {
             self.go_back(self.history.len() - at);
-            search.end = at + 1;
+            count = at + 1;
         }
-        self.search = Some(search);
+        self.search = Some((pattern, count));
         None
     }
 
@@ -1164,8 +1151,6 @@ const DIM: &str = "2";
 const RED: &str = "31";
 /// Spaces before every row of a line but the first.
 const INDENT: usize = 4;
-/// Columns of the time and the space before an event.
-const TIME: usize = 6;
 /// Columns that a prompt must leave to the line that is being typed.
 const MIN_TO_TYPE: usize = 8;
 /// To the start of the row, and erase from there on (ECMA-48: CR, ED).
@@ -1276,9 +1261,9 @@ impl Screen {
         self.painted(&colour.to_string(), name)
     }
 
-    /// Adapts to a window with this many columns; 0 if the terminal does not know. If the cursor stood beyond its edge, the terminal
-    /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
-    /// rows above. The cursor's position shows which.
+    /// Adapts to a window with this many columns; 0 if the terminal does not know. If the cursor
+    /// stood beyond its edge, the terminal may have folded the line into several rows, or may have
+    /// cut it (xterm), with messages in the rows above. The cursor's position shows which.
     fn resize(&mut self, columns: usize) {
         self.columns = if columns > 0 { columns } else { 80 };
         if self.drawn >= self.columns {
@@ -1837,9 +1822,6 @@ mod terminal {
         }
     }
 
-    /// Windows does not suspend programs.
-    pub fn suspend() {}
-
     /// The columns of the window; 0 if there is no console.
     pub fn columns() -> usize {
         let output = io::stdout().as_raw_handle();
@@ -1897,9 +1879,6 @@ fn explain_code(code: &str, text: &str) -> String {
         "bad-text" => text::CONTROL_CHARACTERS,
         "full" => text::FULL,
         "timeout" => text::NO_NAME_IN_TIME,
-        "usage" | "unknown-command" | "not-named" | "already-named" | "no-such-user" => {
-            text::NOT_UNDERSTOOD
-        }
         _ => return format!("\"{}\"", if text.is_empty() { code } else { text }),
     };
     say(ours, &[])
@@ -1970,7 +1949,6 @@ mod text {
     FULL "no more connections can be taken now; try again later"
         "o servidor está lotado; tente mais tarde"
     NO_NAME_IN_TIME "no name was given in time" "você demorou demais para escolher um nome"
-    NOT_UNDERSTOOD "the server did not understand that" "o servidor não entendeu isso"
     HELP "\
 Type a line and press Enter to say it to everybody.
 @name text  says it to one person alone; so do /name text and /msg name text
