@@ -44,17 +44,17 @@ const MAX_UNCONFIRMED: usize = 64;
 const MAX_QUEUED: usize = 256;
 /// After this time without a request the client sends a PING.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for the server to accept the connection at one of its addresses, to say HELLO, or to say BYE.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time to connect in all, and for the server to answer NAME, or to confirm the next request,
-/// whatever else it sends.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the server to accept the connection at one of its addresses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to say HELLO or BYE, to answer NAME, or to confirm the next request, whatever else the server
+/// sends.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
 /// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
-/// Seconds before each attempt to reconnect; the last one is repeated.
-const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
+/// Seconds before each attempt to reconnect; then half a minute.
+const RETRY_DELAYS: [u64; 6] = [0, 1, 2, 4, 8, 15];
 /// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
 const GHOST: Duration = Duration::from_secs(120);
 /// Within this time a second Ctrl-C leaves.
@@ -64,9 +64,12 @@ const CONFIRM_TIME: Duration = Duration::from_secs(2);
 
 const LIST: &str = "LIST\n";
 
+/// A line from the server, printable, or why the connection is lost.
+type News = Result<String, (Text, String)>;
+
 enum Event {
-    /// A line of the connection with this number, printable, or why the connection is lost.
-    Server(usize, Result<String, (Text, String)>),
+    /// News of the connection with this number.
+    Server(usize, News),
     /// Something was typed, or the input has ended; the bytes wait in a channel of their own.
     Typed,
     /// The window has another size, or shows something else.
@@ -108,6 +111,9 @@ struct Roster {
     is_first: bool,
 }
 
+/// Sentences for standard error, if the client did not end well.
+type Outcome = Result<(), Vec<String>>;
+
 /// Starts the connection with this number, and returns the queue of lines to send.
 type Connect = Box<dyn FnMut(usize) -> SyncSender<String>>;
 
@@ -144,8 +150,7 @@ struct Client {
     due: Instant,
     /// When Ctrl-C was last pressed on an empty line.
     interrupted: Option<Instant>,
-    /// How it ended: if not well, with sentences for standard error.
-    end: Option<Result<(), Vec<String>>>,
+    end: Option<Outcome>,
 }
 
 impl Client {
@@ -167,18 +172,13 @@ impl Client {
             is_leaving: false,
             roster: Roster::default(),
             confidant: None,
-            due: Instant::now() + REPLY_TIMEOUT,
+            due: Instant::now() + TIMEOUT,
             interrupted: None,
             end: None,
         }
     }
 
-    /// Runs until the end. An error is a list of sentences for standard error.
-    fn run(
-        &mut self,
-        events: &Receiver<Event>,
-        typed: &Receiver<Vec<u8>>,
-    ) -> Result<(), Vec<String>> {
+    fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Outcome {
         loop {
             match self.screen.flush(&self.prompt()) {
                 Ok(()) => {}
@@ -233,12 +233,8 @@ impl Client {
     }
 
     fn renew_due(&mut self) {
-        let time = match self.stage {
-            Stage::Leaving if self.sent == 0 => TIMEOUT,
-            Stage::Asking | Stage::Talking if self.sent == 0 => SILENCE,
-            _ => REPLY_TIMEOUT,
-        };
-        self.due = Instant::now() + time;
+        let is_idle = self.sent == 0 && matches!(self.stage, Stage::Asking | Stage::Talking);
+        self.due = Instant::now() + if is_idle { SILENCE } else { TIMEOUT };
     }
 
     fn is_connected(&self) -> bool {
@@ -265,8 +261,7 @@ impl Client {
         }
         self.requests.clear();
         self.sent = 0;
-        let [.., longest] = RETRY_DELAYS;
-        let delay = *RETRY_DELAYS.get(self.attempts).unwrap_or(&longest);
+        let delay = RETRY_DELAYS.get(self.attempts).copied().unwrap_or(30);
         self.attempts += 1;
         self.connection += 1;
         self.out = mpsc::sync_channel(0).0;
@@ -550,15 +545,16 @@ impl Client {
             }
             return;
         }
-        match std::str::from_utf8(bytes).map(|line| line.trim_end_matches(['\r', '\n'])) {
-            Err(_) => {
-                self.screen.complain(text::LINE_NOT_UTF8, &[&printable(bytes.trim_ascii_end())])
-            }
-            Ok(line) if self.options.has_commands || !self.options.is_piped => {
+        let Ok(line) = std::str::from_utf8(bytes) else {
+            let line = printable(bytes.trim_ascii_end());
+            return self.screen.complain(text::LINE_NOT_UTF8, &[&line]);
+        };
+        match line.trim_end_matches(['\r', '\n']) {
+            line if self.options.has_commands || !self.options.is_piped => {
                 self.entered(line);
             }
-            Ok("") => {}
-            Ok(line) => drop(self.enqueue(format!("MSG {line}\n"), line)),
+            "" => {}
+            line => drop(self.enqueue(format!("MSG {line}\n"), line)),
         }
     }
 
@@ -618,6 +614,7 @@ impl Client {
         let (word, text) = start.split_once(' ').unwrap_or((start, ""));
         let has_text = !text.trim().is_empty();
         let name = word.strip_prefix(['/', '@']).unwrap_or(word);
+        let is_here = self.roster.names.contains_key(&name.to_lowercase());
         let command = match word.to_lowercase().as_str() {
             "/w" if !has_text => "/list",
             "/list" | "/names" | "/who" | "/lista" | "/clientes" | "/usuarios" | "/usuários" => {
@@ -667,9 +664,7 @@ impl Client {
                 let name = name.trim_end_matches([':', ',']);
                 return self.enqueue(format!("PRIV @{name} {text}\n"), line);
             }
-            "" if word.starts_with('/')
-                && !self.roster.names.contains_key(&name.to_lowercase()) =>
-            {
+            "" if word.starts_with('/') && !is_here => {
                 self.screen.complain(text::NO_SUCH_COMMAND, &[name; 2]);
             }
             _ => self.screen.complain(text::NOTHING_SAID, &[word]),
@@ -808,12 +803,7 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 /// Connects, and passes on what the server says until the connection ends.
-fn talk_to_server(
-    host: &str,
-    port: u16,
-    lines: Receiver<String>,
-    report: impl Fn(Result<String, (Text, String)>),
-) {
+fn talk_to_server(host: &str, port: u16, lines: Receiver<String>, report: impl Fn(News)) {
     let socket = match connect(host, port) {
         Ok(socket) => socket,
         Err(reason) => return report(Err((text::CANNOT_CONNECT, reason))),
@@ -834,7 +824,7 @@ fn talk_to_server(
 fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let mut reason = say(text::NO_SUCH_HOST, &[]);
     for address in (host, port).to_socket_addrs().map_err(|_| reason.clone())? {
-        let socket = TcpStream::connect_timeout(&address, TIMEOUT);
+        let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
         match socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
             Ok(socket) => return Ok(socket),
             Err(error) => reason = explain(&error),
@@ -1149,13 +1139,9 @@ const PLAIN: &str = "";
 const BOLD: &str = "1";
 const DIM: &str = "2";
 const RED: &str = "31";
-/// Spaces before every row of a line but the first.
-const INDENT: usize = 4;
 /// Columns that a prompt must leave to the line that is being typed.
 const MIN_TO_TYPE: usize = 8;
-/// To the start of the row, and erase from there on (ECMA-48: CR, ED).
-const ERASE: &str = "\r\x1b[J";
-/// To the first row and column, and erase from there on (CUP, ED).
+/// To the first row and column, and erase from there on (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 /// Asks the terminal for the cursor's position, which it sends like a key (DSR, CPR).
 const ASK_POSITION: &str = "\x1b[6n";
@@ -1238,9 +1224,7 @@ impl Screen {
         let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
         if let Err(error) = log.write_all(lines.as_bytes()) {
             self.log = None;
-            let has_complained = self.has_complained;
-            self.complain(text::NO_LOG, &[&explain(&error)]);
-            self.has_complained = has_complained;
+            report(&say(text::NO_LOG, &[&explain(&error)]));
         }
     }
 
@@ -1287,7 +1271,7 @@ impl Screen {
         if !self.has_editor {
             shown = mem::take(&mut self.pending);
         } else if self.asked.is_none() {
-            shown += ERASE;
+            shown += "\r\x1b[J";
             shown += &mem::take(&mut self.pending);
             shown += &self.draw(prompt);
         }
@@ -1318,11 +1302,11 @@ fn report(sentence: &str) {
     let _ = io::stderr().write_all(format!("linechat-client: {sentence}\n").as_bytes());
 }
 
-/// Returns a line as rows with this many columns. A word that does not fit begins a row, and is broken
+/// Returns a line as rows with this many columns, of which all but the first are indented. A word that does not fit begins a row, and is broken
 /// if it is wider than a row. A URL is not: the terminal folds it, and so can still open it. All of it
 /// is ASCII without spaces, so it cannot pass for somebody's line.
 fn wrap(line: &str, columns: usize) -> String {
-    let indent = INDENT.min(columns / 4);
+    let indent = 4.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
     let (mut rows, mut column) = (String::new(), 0);
     for part in line.replace('\t', "    ").split_inclusive(' ') {
@@ -1446,27 +1430,27 @@ impl Key {
             [0x1b, b'[' | b'O', .., last] => matches!(last, b'$' | 0x40..=0x7e) || bytes.len() > 18,
             _ => !std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none()),
         };
-        is_complete.then(|| Key::sent_as(&mem::take(pending)))
-    }
-
-    fn sent_as(bytes: &[u8]) -> Key {
+        if !is_complete {
+            return None;
+        }
+        let bytes = mem::take(pending);
         let paste = bytes.strip_prefix(PASTE_BEGINS);
         if let Some(paste) = paste.and_then(|bytes| bytes.strip_suffix(PASTE_ENDS)) {
-            return Key::Paste(String::from_utf8_lossy(paste).into_owned());
+            return Some(Key::Paste(String::from_utf8_lossy(paste).into_owned()));
         }
-        let text = std::str::from_utf8(bytes).unwrap_or_default().replace("\x1bO", "\x1b[");
+        let text = std::str::from_utf8(&bytes).unwrap_or_default().replace("\x1bO", "\x1b[");
         if let Some((_, key)) = KEYS.iter().find(|(forms, _)| forms.contains(&text.as_str())) {
-            return key.clone();
+            return Some(key.clone());
         }
         // The cursor's position is `ESC [ row ; column R` (ECMA-48, CPR).
         let numbers = text.strip_suffix('R').and_then(|numbers| numbers.split_once(';'));
         let column = numbers.and_then(|(_, column)| column.parse().ok());
         let mut characters = text.chars();
-        match (column, characters.next(), characters.next()) {
+        Some(match (column, characters.next(), characters.next()) {
             (Some(column), ..) => Key::Position(column),
             (_, Some(character), None) if !is_unprintable(character) => Key::Character(character),
             _ => Key::Unknown,
-        }
+        })
     }
 }
 
@@ -1492,11 +1476,9 @@ struct Options {
 
 impl Options {
     fn address(&self) -> String {
-        let (host, port) = (&self.host, self.port);
-        if host.contains(':') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
         }
     }
 
@@ -1541,9 +1523,7 @@ impl Options {
         self.name = words.next();
         match words.next() {
             Some(word) => Err((text::TOO_MANY_WORDS, word)),
-            None if self.is_piped && self.name.is_none() => {
-                Err((text::PIPE_WITHOUT_NAME, String::new()))
-            }
+            None if self.is_piped && self.name.is_none() => Err((text::NO_NAME, String::new())),
             None => Ok(None),
         }
     }
@@ -1560,8 +1540,7 @@ fn split_address(address: &str) -> (String, Option<String>) {
     (host.to_owned(), port.map(str::to_owned))
 }
 
-/// Runs the client. An error is a list of sentences for standard error.
-fn chat(options: Options) -> Result<(), Vec<String>> {
+fn chat(options: Options) -> Outcome {
     let log = options.log.as_ref().map(|file| {
         let log = OpenOptions::new().append(true).create(true).open(file);
         log.map_err(|error| vec![say(text::NO_LOG_FILE, &[file, &explain(&error)])])
@@ -1581,9 +1560,7 @@ fn chat(options: Options) -> Result<(), Vec<String>> {
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
     screen.shows_time = has_editor && !options.no_times;
-    if has_editor {
-        screen.resize(terminal::columns());
-    }
+    screen.resize(terminal::columns());
     let arrived = events.clone();
     thread::spawn(move || read_input(io::stdin().lock(), has_editor, keyboard, events));
     let (host, port) = (options.host.clone(), options.port);
@@ -1605,10 +1582,10 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The login name, if it looks like a name for the room.
+/// The login name, unless no name for the room can look so.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let name = ["LOGNAME", "USER"].into_iter().find_map(variable)?;
-    (name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
+    let name = ["LOGNAME", "USER"].into_iter().find_map(variable);
+    name.filter(|name| name.chars().all(is_part_of_name))
 }
 
 /// The locale of messages: the first of these variables that is set (locale(7)).
@@ -1739,9 +1716,7 @@ mod terminal {
     }
 
     fn stty(operands: &[&str]) -> io::Result<String> {
-        let mut command = Command::new("stty");
-        let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
-        let output = command.output()?;
+        let output = Command::new("stty").args(operands).stdin(Stdio::inherit()).output()?;
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         output.status.success().then_some(text).ok_or(io::ErrorKind::Other.into())
     }
@@ -1757,9 +1732,8 @@ mod terminal {
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
     extern "C" fn on_signal(number: c_int) {
-        let byte = number as u8;
-        // SAFETY: the descriptor stays open for ever, and one byte is readable at `byte`.
-        unsafe { write(SIGNALS.load(Ordering::SeqCst), &byte, 1) };
+        // SAFETY: the descriptor stays open for ever, and one byte is readable.
+        unsafe { write(SIGNALS.load(Ordering::SeqCst), &(number as u8), 1) };
     }
 }
 
@@ -1990,7 +1964,7 @@ Seta acima traz linhas anteriores, Ctrl-R as procura, Ctrl-C apaga a linha."
     NO_LOG_FILE "cannot open the log {}: {}" "não foi possível abrir o registro {}: {}"
     NO_LOG "the log ends here; it cannot be written: {}"
         "o registro acaba aqui; não foi possível escrever: {}"
-    PIPE_WITHOUT_NAME "in a pipe, give a NAME after the host; try --help"
+    NO_NAME "in a pipe, give a NAME after the host; try --help"
         "num pipe, dê um NOME depois do servidor; veja --help"
     NO_SUCH_OPTION "there is no option {}; try --help" "não existe a opção {}; veja --help"
     NO_SUCH_LANGUAGE "--lang is en or pt, not '{}'" "--lang é en ou pt, e não '{}'"
