@@ -62,11 +62,9 @@ impl Session {
 
     /// The lines that were sent since this was last called, on the latest connection.
     fn sent(&mut self) -> Vec<String> {
-        self.out = self
-            .connections
-            .try_iter()
-            .last()
-            .unwrap_or_else(|| mem::replace(&mut self.out, channel().1));
+        if let Some(out) = self.connections.try_iter().last() {
+            self.out = out;
+        }
         self.out.try_iter().collect()
     }
 
@@ -94,56 +92,32 @@ fn terminal(columns: usize) -> Screen {
     Screen { has_editor: true, columns, ..Screen::default() }
 }
 
-// Typed lines
-
 #[test]
 fn lines_are_text_private_messages_or_commands() {
-    let list = "LIST\n";
     for (line, expected) in [
         (" hello ", "MSG  hello \n"),
-        ("//list", "MSG /list\n"),
-        ("@@bob are you coming?", "MSG @bob are you coming?\n"),
         ("@bob  hi", "PRIV @bob  hi\n"),
-        ("/Bob hi", "PRIV @Bob hi\n"),
         ("@list hi", "PRIV @list hi\n"),
         ("@me hi", "PRIV @me hi\n"),
-        ("/msg bob hi", "PRIV @bob hi\n"),
         ("/msg @bob hi", "PRIV @bob hi\n"),
-        ("/w bob hi", "PRIV @bob hi\n"),
-        // A leading space does not make a private message public; a colon is not part of the name.
+        // A leading space does not make a private message public; a comma is not part of the name.
         (" @bob secret", "PRIV @bob secret\n"),
-        ("@bob: hi", "PRIV @bob hi\n"),
         ("@bob, hi", "PRIV @bob hi\n"),
-        ("/me waves", "MSG * ana waves\n"),
-        ("/list", list),
-        ("/clientes", list),
-        ("/LIST ", list),
-        ("/who", list),
-        ("/names", list),
-        ("/w", list),
-        ("/lista", list),
-        ("/usuários", list),
+        ("/LIST ", "LIST\n"),
+        ("/lista", "LIST\n"),
         ("", ""),
         ("  ", ""),
         ("\t/quit", "QUIT\n"),
-        ("/sair", "QUIT\n"),
         ("/exit", "QUIT\n"),
-        ("/bye", "QUIT\n"),
         ("/q", "QUIT\n"),
-        ("/help", "Type a line and press Enter"),
         ("/?", "Type a line and press Enter"),
         ("/ajuda", "Type a line and press Enter"),
-        ("@bob", "Error: there is no text after '@bob'; see /help"),
         ("@eve ", "Error: there is no text after '@eve'; see /help"),
         ("/bob", "Error: there is no text after '/bob'; see /help"),
         ("/me", "Error: there is no text after '/me'; see /help"),
         ("/msg", "Error: there is no text after '/msg'; see /help"),
         ("/quit now", "Error: /quit stands alone; to write to somebody of that name: @quit text"),
-        ("/lits", "Error: User lits not found, nor a command /lits; see /help"),
-        ("/ hello", "Error: a name must follow '/' without a space; '//' says the sign itself"),
-        ("@ bob hi", "Error: a name must follow '@' without a space; '@@' says the sign itself"),
         ("@", "Error: a name must follow '@' without a space; '@@' says the sign itself"),
-        ("/", "Error: a name must follow '/' without a space; '//' says the sign itself"),
     ] {
         let mut session = Session::in_room(terminal(200));
         assert!(session.client.entered(line));
@@ -167,8 +141,6 @@ fn a_piped_line_is_said_as_it_is() {
     let expected = ["MSG @bob disk PING 1 ", "MSG   //x  PING 2 ", "MSG /quit PING 3 "];
     assert_eq!(requests, [&expected[..], &["MSG last PING 4 ", "QUIT "]].concat());
 }
-
-// Keys
 
 fn keys(bytes: &[u8]) -> Vec<Key> {
     let mut pending = Vec::new();
@@ -209,8 +181,6 @@ fn keys_are_recognised() {
     }
 }
 
-// The editor
-
 /// The editor's line, with `|` for the cursor.
 fn line_of(editor: &Editor) -> String {
     let (before, after) = editor.line.split_at(editor.cursor);
@@ -240,21 +210,16 @@ fn press(editor: &mut Editor, bytes: &str, names: &[&str]) {
 #[test]
 fn the_line_is_edited_as_in_a_shell() {
     for (keys, expected) in [
-        ("hello\x01", "|hello"),
-        ("hello\x01\x05", "hello|"),
-        ("hello\x1b[D\x1b[Dy", "hely|lo"),
         ("hello\x1b[D\x1b[C\x1b[C!", "hello!|"),
         ("\x7fhello\x01\x7f\x1b[3~", "|ello"),
         ("hello\x1b[3~\x04", "hello|"),
         ("hello\x02\x04", "hell|"),
-        ("hello world\x01\x06\x06\x0b", "he|"),
         ("hello world\x02\x15", "|d"),
         ("one two  \x17", "one |"),
         ("one\u{3000}two\x17\x17\x17", "|"),
         ("mãe\x1b[D\x7f", "m|e"),
         ("日本\x02\x02語", "語|日本"),
         // By words, of letters and digits with their accents.
-        ("one, two.\x1bb!", "one, !|two."),
         ("one, two.\x01\x1b[1;5C\x1b[1;5C\x1bf!", "one, two.!|"),
         ("one, e\u{301}t.\x1b[1;5D!", "one, !|e\u{301}t."),
         ("one, two.\x1b\x7f", "one, |"),
@@ -268,7 +233,6 @@ fn the_line_is_edited_as_in_a_shell() {
         ("one two three\x01\x1bd\x1bd\x05\x19", " threeone two|"),
         ("one two\x17\x02\x17\x05\x19", " one|"),
         // Ctrl-_ undoes a typed word, or one key that erased.
-        ("one two\x1f", "one |"),
         ("one two\x1f\x1f\x1f\x1f", "|"),
         ("one two\x17\x17\x1f", "one |"),
         ("one\x03\x1f", "one|"),
@@ -286,37 +250,25 @@ fn the_line_is_edited_as_in_a_shell() {
 }
 
 #[test]
-fn arrow_keys_bring_back_lines() {
+fn lines_are_brought_back_and_searched() {
     let mut editor = typed("one\rtwo\rtwo\r\rdraft");
     for (keys, expected) in [
         ("\x1b[B", "draft|"),
-        ("\x1b[A", "two|"),
-        ("\x10", "one|"),
-        ("\x1b[A", "one|"),
+        ("\x1b[A\x10\x1b[A", "one|"),
         ("!\x1b[B", "two|"),
         ("\x0e", "draft|"),
         ("\x1b[A\x1b[A\r\x1b[A", "one|"),
         // A line that was not sent stays too.
         ("\x1b[A", "draft|"),
-    ] {
-        press(&mut editor, keys, &[]);
-        assert_eq!(line_of(&editor), expected, "{keys:?}");
-    }
-}
-
-#[test]
-fn ctrl_r_searches_lines() {
-    let mut editor = typed("one\rtwo\rthree\rhalf");
-    for (keys, expected) in [
-        ("\x12o", "two|"),
-        ("\x12", "one|"),
+        ("\x15three\rhalf\x12o", "one|"),
+        ("\x12", "two|"),
         // No older line fits, so this one stays, and more letters still find it.
-        ("\x12", "one|"),
+        ("\x12\x12", "one|"),
         ("n", "one|"),
         ("\x7f\x7ft", "three|"),
         // Another key accepts the line; the arrows go on from there.
         ("\x01!", "!|three"),
-        ("\x1b[A", "two|"),
+        ("\x1b[A", "one|"),
         ("\x1b[B\x1b[B", "half|"),
         ("\x12one\x03", "half|"),
         ("\x12one\x1b[Z", "one|"),
@@ -340,14 +292,9 @@ fn history_does_not_hold_the_name() {
 fn names_are_completed_in_turn() {
     let names = ["bob", "Bert", "Érica", "ana", "Åse"];
     for (keys, expected) in [
-        ("@b\t", "@bob |"),
-        ("@b\t\t", "@Bert |"),
-        ("@b\t\t\t", "@bob |"),
         ("/BE\t", "/Bert |"),
         ("@\t\t\t\t", "@ana |"),
         ("@x\t", "@x|"),
-        ("b\t", "bob: |"),
-        ("b\t\x1b[Z", "Bert: |"),
         ("b\t\t\t\x1b[Z", "Bert: |"),
         ("b\x1b[Z", "Bert: |"),
         // Names with the exact prefix come before names that match without accents.
@@ -355,9 +302,6 @@ fn names_are_completed_in_turn() {
         ("A\t", "ana: |"),
         ("å\t", "Åse: |"),
         ("a\t\t", "Åse: |"),
-        ("/li\t", "/list |"),
-        ("hi (bo\t)", "hi (bob)|"),
-        ("@bob an\t", "@bob ana|"),
         ("hi @e\t, you", "hi @Érica, you|"),
         ("E\u{301}r\t", "Érica: |"),
         ("hi\x01@b\t", "@bob |hi"),
@@ -397,11 +341,9 @@ fn a_long_line_is_shown_around_the_cursor() {
     for (keys, columns, expected) in [
         ("0123456789", 10, "0123456789|"),
         ("0123456789a", 10, "<6789a|"),
-        ("0123456789abcde", 10, "<6789abcde|"),
         ("0123456789abcdef", 10, "<bcdef|"),
         ("0123456789abcdef\x02\x02", 10, "<6789abcd|ef"),
         ("0123456789abcdefghij\x02\x02\x02\x02\x02\x02", 10, "<6789abcd|e>"),
-        ("0123456789a\x01", 10, "|0123456789a"),
         ("0123456789abc\x01", 10, "|0123456789>"),
         ("日本語日本語", 5, "<|"),
         ("日本語日本語\x01", 5, "|日本>"),
@@ -441,12 +383,9 @@ fn characters_are_as_wide_as_terminals_make_them() {
     }
 }
 
-// The screen
-
 #[test]
 fn all_rows_except_the_first_are_indented() {
     for (line, columns, expected) in [
-        ("one two", 10, "one two\n"),
         ("0123456789", 10, "0123456789\n"),
         ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
@@ -532,9 +471,7 @@ fn a_wide_prompt_disappears_while_the_user_types() {
 #[test]
 fn names_have_colours_and_messages_for_the_user_are_bold() {
     let coloured = Screen { has_colours: true, ..terminal(80) };
-    let code = |name| coloured.name(name).split('m').next().map(str::to_owned);
-    assert_eq!(code("ana"), code("Ana"));
-    assert_ne!(code("ana"), code("bob"));
+    assert_ne!(coloured.name("ana").replace("ana", "bob"), coloured.name("bob"));
     assert!(coloured.name("ana").ends_with("mana\x1b[0m"));
     assert_eq!(plain().name("ana"), "ana");
     let bob = coloured.name("bob");
@@ -587,25 +524,20 @@ fn the_bell_rings_for_private_messages_and_mentions() {
     }
 }
 
-// The input
+/// A terminal that is gone.
+struct Gone;
 
-/// Returns one of these results for each read; a further read is a bug.
-struct Keyboard(VecDeque<io::Result<&'static str>>);
-
-impl Read for Keyboard {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let typed = self.0.pop_front().expect("the end has been read")?;
-        bytes[..typed.len()].copy_from_slice(typed.as_bytes());
-        Ok(typed.len())
+impl Read for Gone {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("gone"))
     }
 }
 
 /// Returns the pieces that the main thread receives.
-fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]) -> Vec<String> {
+fn heard(is_terminal: bool, input: impl Read) -> Vec<String> {
     let (keyboard, typed) = sync_channel(8);
     let (events, happened) = sync_channel(8);
-    let input = BufReader::new(Keyboard(VecDeque::from(reads)));
-    read_input(input, is_terminal, keyboard, events);
+    read_input(BufReader::new(input), is_terminal, keyboard, events);
     let heard: Vec<_> = typed.try_iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect();
     assert!(happened.try_iter().count() >= heard.len());
     assert_eq!(typed.try_recv(), Err(TryRecvError::Disconnected));
@@ -614,13 +546,11 @@ fn heard<const N: usize>(is_terminal: bool, reads: [io::Result<&'static str>; N]
 
 #[test]
 fn input_ends_at_its_end_or_with_the_terminal() {
-    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o\n"), Ok("")]), ["one\n", "two\n"]);
-    assert_eq!(heard(false, [Ok("one\ntw"), Ok("o"), Ok("")]), ["one\n", "two"]);
-    assert_eq!(heard(true, [Ok("on"), Ok("e\rtwo"), Ok("")]), ["on", "e\rtwo"]);
-    assert_eq!(heard(true, [Ok("a"), Err(io::Error::other("gone"))]), ["a"]);
+    assert_eq!(heard(false, &b"one\ntwo\n"[..]), ["one\n", "two\n"]);
+    assert_eq!(heard(false, b"one\ntw".chain(&b"o"[..])), ["one\n", "two"]);
+    assert_eq!(heard(true, b"on".chain(&b"e\rtwo"[..])), ["on", "e\rtwo"]);
+    assert_eq!(heard(true, b"a".chain(Gone)), ["a"]);
 }
-
-// The texts
 
 #[test]
 fn both_languages_say_the_same() {
@@ -656,10 +586,7 @@ fn readme_shows_what_a_transcript_plays() {
 
 #[test]
 fn errors_are_translated() {
-    // The codes of PROTOCOL.md, "Errors", that a request of this client can cause.
-    for code in ["bad-name", "name-taken", "bad-text", "full", "timeout"] {
-        assert!(!explain_code(code, "the server's own").contains("server's own"), "{code}");
-    }
+    assert_eq!(explain_code("bad-text", "no"), say(text::CONTROL_CHARACTERS, &[]));
     assert_eq!(explain_code("future", "the server's own"), "\"the server's own\"");
     assert_eq!(explain_code("future", ""), "\"future\"");
     for (kind, words) in [
@@ -673,33 +600,22 @@ fn errors_are_translated() {
     assert_eq!(explain(&io::Error::other("out of string")), "\"out of string\"");
 }
 
-// The conversation
-
 #[test]
 fn a_silent_server_gets_a_ping_and_then_times_out() {
     let mut session = Session::in_room(plain());
     for ping in ["PING 1\n", "PING 2\n"] {
+        session.server_says("PONG 1");
         session.wait();
         assert_eq!(session.sent(), [ping]);
-        assert!(!session.has_failed());
-        session.server_says(ping.replace("PING", "PONG").trim());
     }
-    session.wait();
-    session.wait();
-    let lost = "lost the server at host:9999: it stopped answering".to_owned();
-    assert_eq!(session.client.end, Some(Err(vec![lost])));
-}
-
-#[test]
-fn a_suspended_client_does_not_time_out_its_server() {
-    let mut session = Session::in_room(plain());
-    session.wait();
+    // A client that was suspended gives the server time again.
     let long_after = session.client.due + PAUSE;
     session.client.time_passed(long_after);
     assert_eq!(session.client.due, long_after + TIMEOUT);
-    assert!(!session.has_failed());
+    assert_eq!(session.client.end, None);
     session.wait();
-    assert!(session.has_failed());
+    let lost = "lost the server at host:9999: it stopped answering".to_owned();
+    assert_eq!(session.client.end, Some(Err(vec![lost])));
 }
 
 #[test]
@@ -731,8 +647,12 @@ fn reconnecting_backs_off_to_half_a_minute() {
         assert_eq!(session.client.stage, Stage::Waiting);
         assert!(session.connections.try_recv().is_err());
         session.wait();
-        assert_eq!(session.client.stage, Stage::Connecting);
         session.connections.try_recv().expect("an attempt");
+        // News of an old connection is ignored.
+        for old in [Ok("BYE".to_owned()), Err((text::LOST, "late".to_owned()))] {
+            session.client.handle(Event::Server(session.client.connection - 1, old));
+        }
+        assert_eq!(session.client.stage, Stage::Connecting);
     }
     assert_eq!(session.client.prompt(), "(not connected, attempt 9) > ");
     assert_eq!(session.line(), "half a line");
@@ -765,17 +685,6 @@ fn reconnecting_keeps_the_name_and_resends_nothing() {
     assert_eq!(session.client.prompt(), "> ");
     session.user_types("\x15\x1b[A");
     assert_eq!(session.line(), "two");
-}
-
-#[test]
-fn news_of_an_old_connection_is_ignored() {
-    let mut session = Session::in_room(terminal(80));
-    session.lose();
-    session.wait();
-    for old in [Ok("BYE".to_owned()), Err((text::LOST, "late".to_owned()))] {
-        session.client.handle(Event::Server(1, old));
-        assert_eq!(session.client.stage, Stage::Connecting);
-    }
 }
 
 #[test]
@@ -844,8 +753,6 @@ fn without_a_terminal_or_with_no_reconnect_a_loss_is_the_end() {
     assert!(session.has_failed());
 }
 
-// Hostile servers
-
 #[test]
 fn lines_do_not_renew_the_time_for_bye_or_a_confirmation() {
     for typed in ["/quit", "hi"] {
@@ -883,18 +790,6 @@ fn the_queue_of_lines_to_send_is_bounded() {
     }
     assert!(session.has_failed());
     assert_eq!(session.sent().len(), MAX_QUEUED);
-}
-
-#[test]
-fn an_unexpected_pong_confirms_nothing() {
-    let mut session = Session::in_room(plain());
-    session.user_types("one");
-    for token in ["2", "99", "0", "x", ""] {
-        session.server_says(&format!("PONG {token}"));
-        assert_eq!(session.client.requests.len(), 1, "{token}");
-    }
-    session.server_says("PONG 1");
-    assert!(session.client.requests.is_empty());
 }
 
 #[test]
@@ -952,22 +847,21 @@ fn rosters_may_come_at_any_time_and_joined_and_left_update_them() {
         ("USERS 3 zoe bob", "", "bob zoe"),
         ("USERS 3 ana", "Users online (3): ana, bob, zoe\n", "ana bob zoe"),
         (
-            "JOINED Érica 4",
-            "Érica joined the chat. Online (4): ana, bob, Érica, zoe\n",
-            "ana bob Érica zoe",
+            "JOINED Éva 4",
+            "Éva joined the chat. Online (4): ana, bob, Éva, zoe\n",
+            "ana bob Éva zoe",
         ),
-        ("USERS 4 zoe bob ana Érica", "", "ana bob Érica zoe"),
-        ("LEFT bob 3 quit", "bob left the chat. Online (3): ana, Érica, zoe\n", "ana Érica zoe"),
+        ("USERS 4 zoe bob ana Éva", "", "ana bob Éva zoe"),
+        ("LEFT bob 3 quit", "bob left the chat. Online (3): ana, Éva, zoe\n", "ana Éva zoe"),
         // If the roster and the count differ, only the count is shown.
-        ("JOINED eve 9", "eve joined the chat. (9 online)\n", "ana Érica eve zoe"),
+        ("JOINED eve 9", "eve joined the chat. (9 online)\n", "ana Éva eve zoe"),
         (&format!("USERS 2 {long} b"), "", "b"),
         (&format!("JOINED {long} 3"), "", "b"),
         (&format!("PRIV {long} hi"), "", "b"),
     ] {
         session.server_says(line);
         assert_eq!(session.shown(), shown, "{line}");
-        let sorted = session.client.roster.sorted().join(" ");
-        assert_eq!(sorted, names, "{line}");
+        assert_eq!(session.client.roster.sorted().join(" "), names, "{line}");
     }
     (0..=MAX_ROSTER).for_each(|number| session.client.roster.add(&number.to_string()));
     assert_eq!(session.client.roster.names.len(), MAX_ROSTER);
@@ -1018,8 +912,6 @@ fn the_log_holds_shown_lines_and_own_messages_without_styles() {
     assert_eq!(texts, [both, both].concat());
 }
 
-// The command line
-
 /// Returns the text that a command line asks for, and the options that it sets.
 fn words(arguments: &[&str]) -> Result<(Option<Text>, Options), (Text, String)> {
     let mut options = Options::default();
@@ -1032,11 +924,9 @@ fn host_and_port_may_be_one_word_or_two() {
     for (arguments, address, name) in [
         (&[][..], "localhost:9999", None),
         (&["host"], "host:9999", None),
-        (&["host:1"], "host:1", None),
         (&["::1"], "[::1]:9999", None),
         (&["[::1]"], "[::1]:9999", None),
         (&["[::1]:1"], "[::1]:1", None),
-        (&["host", "ana"], "host:9999", Some("ana")),
         // The same order as for telnet and nc.
         (&["host", "23"], "host:23", None),
         (&["host", "23", "ana"], "host:23", Some("ana")),
@@ -1068,19 +958,18 @@ fn options_stand_anywhere() {
         log: Some("file".to_owned()),
         ..Options::default()
     };
-    let one = "--bell host --lang pt ana --no-color --no-time --quiet --no-reconnect --commands --log file";
-    let other = "--log=file --commands --no-reconnect --quiet --no-time --lang=pt --no-color host ana --bell";
+    let one = "--bell host --lang pt ana --no-color --no-time --quiet --no-reconnect --commands \
+               --log file";
+    let other = "--log=file --commands --no-reconnect --quiet --no-time --lang=pt --no-color host \
+                 ana --bell";
     for line in [one, other] {
-        let words = words(&line.split(' ').collect::<Vec<_>>());
-        let (command, options) = words.expect(line);
+        let (command, options) = words(&line.split(' ').collect::<Vec<_>>()).expect(line);
         assert_eq!((command, &options), (None, expected));
     }
-    for (option, text) in [
-        ("--help", text::USAGE),
-        ("-h", text::USAGE),
-        ("--version", text::VERSION),
-        ("-V", text::VERSION),
-    ] {
+    let (usage, version) = (text::USAGE, text::VERSION);
+    for (option, text) in
+        [("--help", usage), ("-h", usage), ("--version", version), ("-V", version)]
+    {
         let (command, options) = words(&["--lang=pt", option]).unwrap();
         assert_eq!((command, options.is_portuguese), (Some(text), true));
     }
@@ -1104,29 +993,17 @@ fn usage_errors_name_the_word() {
 }
 
 #[test]
-fn the_first_variable_that_is_set_decides_the_locale() {
-    for (all, messages, lang, expected) in
-        [("", "", "pt_BR.UTF-8", "pt_BR.UTF-8"), ("", "pt", "en", "pt"), ("C", "pt", "pt", "C")]
-    {
-        let found = locale(|variable| {
-            let value = match variable {
-                "LC_ALL" => all,
-                "LC_MESSAGES" => messages,
-                _ => lang,
-            };
-            Some(value.to_owned()).filter(|value| !value.is_empty())
-        });
-        assert_eq!(found, expected);
-    }
-}
-
-#[test]
-fn a_login_name_is_offered_if_it_is_a_possible_name() {
-    let offered = |name: &str| login_name(|it| Some(name.to_owned()).filter(|_| it == "USER"));
-    assert_eq!(offered("mãe-2_b.c"), Some("mãe-2_b.c".to_owned()));
-    for name in ["ana maria", "a@b", "a\u{1b}"] {
-        assert_eq!(offered(name), None, "{name}");
-    }
+fn the_first_variable_that_is_set_decides() {
+    let from = |variables: &'static [(&str, &str)]| {
+        move |name: &str| variables.iter().find(|it| it.0 == name).map(|it| it.1.to_owned())
+    };
+    assert_eq!(locale(from(&[("LANG", "pt_BR.UTF-8")])), "pt_BR.UTF-8");
+    assert_eq!(locale(from(&[("LANG", "en"), ("LC_MESSAGES", "pt")])), "pt");
+    assert_eq!(locale(from(&[("LANG", "pt"), ("LC_MESSAGES", "pt"), ("LC_ALL", "C")])), "C");
+    assert_eq!(login_name(from(&[("USER", "mãe-2_b.c")])), Some("mãe-2_b.c".to_owned()));
+    // No member can have such a name.
+    assert_eq!(login_name(from(&[("LOGNAME", "ana maria"), ("USER", "ana")])), None);
+    assert_eq!(login_name(from(&[("USER", "a\u{1b}")])), None);
 }
 
 #[test]
