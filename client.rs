@@ -1,7 +1,7 @@
 //! linechat-client: a window into a linechat room, for a person at a terminal or for a script.
 //!
 //! At a terminal your input stays on the bottom line; messages appear above it. In a pipe, each line
-//! of the input is said, and each line of the output is what somebody else said or did.
+//! of the input is said, and the output has a line for each event that others cause.
 //!
 //! The main thread has all the state. The other threads only wait, and pass on what comes:
 //!
@@ -46,8 +46,8 @@ const MAX_QUEUED: usize = 256;
 const SILENCE: Duration = Duration::from_secs(30);
 /// Time for the server to accept the connection at one of its addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time to say HELLO or BYE, to answer NAME, or to confirm the next request, whatever else the server
-/// sends.
+/// Time for the server to say HELLO or BYE, to answer NAME, or to confirm the next request, whatever
+/// else it sends.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ enum Stage {
 struct Request {
     /// The line to send, with its ending. Empty for a bare PING.
     wire: String,
-    /// The line that was typed. Empty if nobody would miss it.
+    /// The line that was typed. Empty if its loss does not matter.
     typed: String,
     since: Instant,
 }
@@ -105,13 +105,13 @@ struct Roster {
     names: HashMap<String, String>,
     /// Lower-case names of the latest speakers; the first one spoke last.
     speakers: Vec<String>,
-    /// Names that have come of a list which goes on in further lines; 0 between lists.
+    /// Names received of a list that continues on further lines; 0 between lists.
     arriving: usize,
-    /// The next list is shown: the newcomer has not seen one.
+    /// If true, the next list is shown, because a newcomer has not seen one.
     is_first: bool,
 }
 
-/// Sentences for standard error, if the client did not end well.
+/// An error holds the sentences for standard error.
 type Outcome = Result<(), Vec<String>>;
 
 /// Starts the connection with this number, and returns the queue of lines to send.
@@ -145,8 +145,8 @@ struct Client {
     roster: Roster,
     /// The sender of the last private message.
     confidant: Option<String>,
-    /// When the server must have done the next thing that it was asked for, whatever else it sends.
-    /// If it was asked for nothing, when the client sends a PING or tries to reconnect.
+    /// The deadline of the server for its next answer. If the server owes none, the time at which the
+    /// client sends a PING or reconnects.
     due: Instant,
     /// When Ctrl-C was last pressed on an empty line.
     interrupted: Option<Instant>,
@@ -201,13 +201,13 @@ impl Client {
             }
             self.take_input(typed);
             // A server that never pauses must not keep the deadlines from being looked at.
-            self.time_passed(Instant::now());
+            self.handle_due(Instant::now());
         }
     }
 
-    /// Ends the client: for this reason, or `None` if the user left.
+    /// Ends the client for this reason, which is `None` if the user left.
     fn finish(&mut self, reason: Option<String>) {
-        // A person has seen what was refused; a script has not.
+        // A user at a terminal has seen each refusal; a script has not.
         let is_troubled = self.screen.has_complained && self.options.is_piped;
         let reason = reason.or(is_troubled.then(|| say(text::SOME_NOT_TAKEN, &[])));
         let line = Some(&self.screen.editor.line).filter(|line| !line.is_empty());
@@ -220,14 +220,14 @@ impl Client {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Server(connection, _) if connection != self.connection => {}
-            Event::Server(_, Ok(line)) => self.arrived(&line),
-            Event::Server(_, Err((text, reason))) => self.connection_failed(text, &reason),
+            Event::Server(_, Ok(line)) => self.handle_line(&line),
+            Event::Server(_, Err((text, reason))) => self.fail_connection(text, &reason),
             Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
     }
 
-    fn enter(&mut self, stage: Stage) {
+    fn set_stage(&mut self, stage: Stage) {
         self.stage = stage;
         self.renew_due();
     }
@@ -244,7 +244,7 @@ impl Client {
     /// Handles the loss of the connection, or the failure of an attempt, for this reason. At a
     /// terminal a client that has been in the room schedules the next attempt; otherwise the loss
     /// is the end.
-    fn disconnected(&mut self, reason: String) {
+    fn disconnect(&mut self, reason: String) {
         let can_return = self.screen.has_editor && !self.options.no_reconnect && !self.is_leaving;
         if !can_return || self.lost.is_none() {
             return self.finish(Some(reason));
@@ -254,7 +254,7 @@ impl Client {
             self.lost = Some(now);
             self.screen.complain(text::LOST_FOR_NOW, &[&reason]);
         }
-        // The key Up brings back what the connection may have lost.
+        // The connection may have lost these lines; the key Up brings them back.
         for (text, line) in self.unsent() {
             self.screen.show(PLAIN, &say(text, &[&line]));
             self.screen.editor.remember(&line);
@@ -270,38 +270,38 @@ impl Client {
         self.due = now + Duration::from_secs(delay);
     }
 
-    fn connection_failed(&mut self, text: Text, reason: &str) {
+    fn fail_connection(&mut self, text: Text, reason: &str) {
         let is_silent = self.stage == Stage::Connecting && text == text::LOST;
         let text = if is_silent { text::NO_HELLO } else { text };
-        self.disconnected(say(text, &[&self.options.address(), reason]));
+        self.disconnect(say(text, &[&self.options.address(), reason]));
     }
 
-    fn stopped_answering(&mut self) {
-        self.connection_failed(text::LOST, &say(text::STOPPED_ANSWERING, &[]));
+    fn time_out(&mut self) {
+        self.fail_connection(text::LOST, &say(text::STOPPED_ANSWERING, &[]));
     }
 
-    /// The next time at which there is something to do even if nothing happens.
+    /// The time at which the event loop wakes up even without an event.
     fn wake_up(&self) -> Instant {
         let slow = self.requests.front().map(|request| request.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
         [slow, self.screen.asked].into_iter().flatten().fold(self.due, Instant::min)
     }
 
-    /// Handles what is due now: an attempt to reconnect, a PING, or a server that is too late.
-    fn time_passed(&mut self, now: Instant) {
+    /// Reconnects, sends a PING, or gives the server up, if that is due.
+    fn handle_due(&mut self, now: Instant) {
         self.screen.asked = self.screen.asked.filter(|&end| end > now);
         let Some(late) = now.checked_duration_since(self.due) else { return };
         match self.stage {
             Stage::Waiting => {
                 self.out = (self.connect)(self.connection);
-                self.enter(Stage::Connecting);
+                self.set_stage(Stage::Connecting);
             }
             Stage::Asking | Stage::Talking if self.sent == 0 => {
                 let (wire, typed) = Default::default();
                 self.requests.push_front(Request { wire, typed, since: now });
                 self.send_next();
             }
-            _ if late < PAUSE => self.stopped_answering(),
+            _ if late < PAUSE => self.time_out(),
             _ => self.due = now + TIMEOUT,
         }
     }
@@ -333,7 +333,7 @@ impl Client {
 
     /// Handles a line from the server. One with an unknown keyword is ignored (PROTOCOL.md,
     /// "Versioning and history").
-    fn arrived(&mut self, line: &str) {
+    fn handle_line(&mut self, line: &str) {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
         let is_last = self.stage == Stage::Connecting || matches!(first, "full" | "timeout");
@@ -341,49 +341,49 @@ impl Client {
         let closed = |reason: &str| say(text::CLOSED_BY, &[&server, reason]);
         match (self.stage, keyword) {
             (Stage::Leaving, "BYE") => {
-                // What was sent before QUIT has been carried out.
+                // BYE confirms all requests that were sent before QUIT.
                 self.requests.drain(..mem::take(&mut self.sent));
                 self.finish(None);
             }
-            (_, "BYE") => self.disconnected(closed(&format!("\"{rest}\""))),
+            (_, "BYE") => self.disconnect(closed(&format!("\"{rest}\""))),
             (Stage::Connecting, "HELLO") if first == "linechat/1" => match self.name.take() {
                 Some(name) => self.try_name(name),
                 None => self.ask_for_name(),
             },
-            (_, "ERR") if is_last => self.disconnected(closed(&explain_code(first, text))),
-            (Stage::Connecting, _) => self.disconnected(say(text::NOT_LINECHAT, &[&server])),
-            (Stage::Naming, "WELCOME") => self.welcomed(first, text),
-            (Stage::Naming, "ERR") => self.name_refused(first, &explain_code(first, text)),
-            (_, "ERR") => self.refused(first, text),
-            (_, "PONG") => self.confirmed(first),
-            (_, "USERS") => self.list(first, text),
+            (_, "ERR") if is_last => self.disconnect(closed(&explain_code(first, text))),
+            (Stage::Connecting, _) => self.disconnect(say(text::NOT_LINECHAT, &[&server])),
+            (Stage::Naming, "WELCOME") => self.enter_room(first, text),
+            (Stage::Naming, "ERR") => self.handle_name_error(first, &explain_code(first, text)),
+            (_, "ERR") => self.handle_error(first, text),
+            (_, "PONG") => self.confirm(first),
+            (_, "USERS") => self.update_roster(first, text),
             _ if !(1..=MAX_NAME).contains(&first.len()) => {}
-            (_, "MSG") => self.said(first, text),
+            (_, "MSG") => self.show_message(first, text),
             (_, "PRIV") => {
                 self.screen.show_event(BOLD, &say(text::PRIVATE, &[first, text]));
                 self.confidant = Some(first.to_owned());
-                self.roster.spoke(first);
+                self.roster.move_to_front(first);
                 self.screen.pending += self.options.bell;
             }
             (_, "SENT") => self.screen.show_own(BOLD, &say(text::PRIVATE_TO, &[first, text])),
             (_, "JOINED") => {
                 self.roster.add(first);
-                self.came_or_went(text::JOINED, first, text);
+                self.show_join_or_leave(text::JOINED, first, text);
             }
             (_, "LEFT") => {
                 self.roster.names.remove(&first.to_lowercase());
-                self.came_or_went(text::LEFT, first, text);
+                self.show_join_or_leave(text::LEFT, first, text);
             }
             _ => {}
         }
     }
 
-    fn said(&mut self, name: &str, text: &str) {
+    fn show_message(&mut self, name: &str, text: &str) {
         // A full stop, a dash or a quotation mark can be part of a name, but is mostly not.
         let bare = |word| plain_letters(word).trim_matches(|c| !is_part_of_word(c)).to_owned();
         let ours = bare(self.name.as_deref().unwrap_or_default());
         let names_us = text.split(|c| !is_part_of_name(c)).any(|word| bare(word) == ours);
-        self.roster.spoke(name);
+        self.roster.move_to_front(name);
         let text = self.screen.painted(if names_us { BOLD } else { PLAIN }, text);
         self.screen.show_event(PLAIN, &format!("{}: {text}", self.screen.name(name)));
         if names_us {
@@ -392,7 +392,7 @@ impl Client {
     }
 
     /// Shows a join or a leave, with the roster if it is known and short.
-    fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
+    fn show_join_or_leave(&mut self, text: Text, name: &str, counted: &str) {
         let count = counted.split(' ').next().unwrap_or_default();
         let number = count.parse().unwrap_or(0);
         let counted = match self.roster.sorted() {
@@ -409,7 +409,7 @@ impl Client {
 
     /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer sees the
     /// first list.
-    fn list(&mut self, count: &str, names: &str) {
+    fn update_roster(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();
         }
@@ -434,7 +434,7 @@ impl Client {
     }
 
     /// Handles an ERR, which answers the oldest unconfirmed request.
-    fn refused(&mut self, code: &str, text: &str) {
+    fn handle_error(&mut self, code: &str, text: &str) {
         let request = self.requests.front_mut().filter(|_| self.sent > 0);
         let refused = request.map(|it| (mem::take(&mut it.wire), mem::take(&mut it.typed)));
         let (wire, typed) = refused.unwrap_or_default();
@@ -450,9 +450,9 @@ impl Client {
 
     /// Handles a PONG: all requests up to the one with this token have been carried out. At a
     /// terminal our own messages are shown now, in their place among those of others.
-    fn confirmed(&mut self, token: &str) {
+    fn confirm(&mut self, token: &str) {
         let Ok(token) = token.parse::<usize>() else { return };
-        // The server can confirm only what it was asked to.
+        // The server can confirm only requests that it has received.
         while self.token - self.sent < token && token <= self.token {
             let Some(request) = self.requests.pop_front() else { return };
             self.sent -= 1;
@@ -469,26 +469,26 @@ impl Client {
 
     /// Asks in the prompt, or without a line editor on a line of its own.
     fn ask_for_name(&mut self) {
-        self.enter(Stage::Asking);
+        self.set_stage(Stage::Asking);
         if !self.screen.has_editor {
             self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
 
     fn try_name(&mut self, name: String) {
-        self.enter(Stage::Naming);
+        self.set_stage(Stage::Naming);
         self.queue(format!("NAME {name}\n"));
         self.name = Some(name);
     }
 
     /// Asks for another name. A script cannot choose one, so the refusal is its end. The name of a
     /// lost connection is tried again, because that connection may still hold it.
-    fn name_refused(&mut self, code: &str, reason: &str) {
+    fn handle_name_error(&mut self, code: &str, reason: &str) {
         let name = self.name.clone().unwrap_or_default();
         let is_script = self.options.name.is_some() && !self.screen.has_editor;
         let is_recent = self.lost.is_some_and(|lost| lost.elapsed() < GHOST);
         if is_script || (is_recent && code == "name-taken") {
-            return self.disconnected(say(text::NAME_REFUSED, &[&name, reason]));
+            return self.disconnect(say(text::NAME_REFUSED, &[&name, reason]));
         }
         self.screen.editor.remember(&name);
         self.name = None;
@@ -496,8 +496,8 @@ impl Client {
         self.ask_for_name();
     }
 
-    fn welcomed(&mut self, name: &str, count: &str) {
-        self.enter(Stage::Talking);
+    fn enter_room(&mut self, name: &str, count: &str) {
+        self.set_stage(Stage::Talking);
         self.name = Some(name.to_owned());
         self.roster.is_first = !self.options.is_piped;
         let text = if self.lost.is_some() { text::WELCOME_BACK } else { text::WELCOME };
@@ -518,7 +518,7 @@ impl Client {
         self.send_waiting();
         while self.end.is_none() && self.can_take_more() {
             match typed.try_recv() {
-                Ok(bytes) => self.typed(&bytes),
+                Ok(bytes) => self.handle_input(&bytes),
                 Err(TryRecvError::Disconnected) if !self.is_leaving => self.leave(),
                 Err(_) => break,
             }
@@ -534,12 +534,12 @@ impl Client {
     }
 
     /// Handles keys or a line, as `read_input` passes them on.
-    fn typed(&mut self, bytes: &[u8]) {
+    fn handle_input(&mut self, bytes: &[u8]) {
         if self.screen.has_editor {
             for &byte in bytes {
-                match Key::add(&mut self.screen.pending_key, byte) {
-                    Some(Key::Position(column)) => self.screen.resized(column),
-                    Some(key) => self.press(key),
+                match Key::push_byte(&mut self.screen.pending_key, byte) {
+                    Some(Key::Position(column)) => self.screen.erase_folded_rows(column),
+                    Some(key) => self.handle_key(key),
                     None => {}
                 }
             }
@@ -551,14 +551,14 @@ impl Client {
         };
         match line.trim_end_matches(['\r', '\n']) {
             line if self.options.has_commands || !self.options.is_piped => {
-                self.entered(line);
+                self.execute(line);
             }
             "" => {}
             line => drop(self.enqueue(format!("MSG {line}\n"), line)),
         }
     }
 
-    fn press(&mut self, key: Key) {
+    fn handle_key(&mut self, key: Key) {
         let editor = &mut self.screen.editor;
         match editor.press(key) {
             Some(Key::ClearScreen) => self.screen.control += CLEAR,
@@ -574,8 +574,8 @@ impl Client {
             Some(Key::EndOfInput) => self.leave(),
             #[cfg(unix)]
             Some(Key::Suspend) => terminal::suspend(),
-            Some(Key::Tab) => self.complete(1),
-            Some(Key::ShiftTab) => self.complete(-1),
+            Some(Key::Tab) => self.complete_word(1),
+            Some(Key::ShiftTab) => self.complete_word(-1),
             Some(Key::Enter) => match editor.paste.take() {
                 Some(lines) => {
                     for line in lines {
@@ -583,8 +583,8 @@ impl Client {
                     }
                 }
                 None => {
-                    let (line, is_name) = (editor.enter(), self.name.is_none());
-                    match self.entered(&line) {
+                    let (line, is_name) = (editor.take_line(), self.name.is_none());
+                    match self.execute(&line) {
                         false => self.screen.editor.replace(line),
                         true if is_name => {}
                         true => self.screen.editor.remember(&line),
@@ -596,7 +596,7 @@ impl Client {
     }
 
     /// Completes a word, or on an empty line answers the last private message.
-    fn complete(&mut self, step: isize) {
+    fn complete_word(&mut self, step: isize) {
         match &self.confidant {
             _ if !self.screen.editor.line.is_empty() => {
                 let mut names = self.roster.by_speech();
@@ -609,7 +609,7 @@ impl Client {
     }
 
     /// Handles a typed line. Returns false if it should stay in the editor.
-    fn entered(&mut self, line: &str) -> bool {
+    fn execute(&mut self, line: &str) -> bool {
         let start = line.trim_start();
         let (word, text) = start.split_once(' ').unwrap_or((start, ""));
         let has_text = !text.trim().is_empty();
@@ -617,9 +617,7 @@ impl Client {
         let is_here = self.roster.names.contains_key(&name.to_lowercase());
         let command = match word.to_lowercase().as_str() {
             "/w" if !has_text => "/list",
-            "/list" | "/names" | "/who" | "/lista" | "/clientes" | "/usuarios" | "/usuários" => {
-                "/list"
-            }
+            "/list" | "/names" | "/who" | "/clientes" | "/usuarios" | "/usuários" => "/list",
             "/help" | "/?" | "/ajuda" => "/help",
             "/quit" | "/bye" | "/exit" | "/q" | "/sair" => "/quit",
             "/w" | "/msg" => "/msg",
@@ -644,7 +642,7 @@ impl Client {
             "/list" | "/help" | "/quit" => self.screen.complain(text::TAKES_NOTHING, &[name; 2]),
             "/msg" if has_text => {
                 let private = text.trim_start().trim_start_matches('@');
-                return self.entered(&format!("@{private}"));
+                return self.execute(&format!("@{private}"));
             }
             "/me" if has_text => {
                 let name = self.name.as_deref().unwrap_or_default();
@@ -660,7 +658,7 @@ impl Client {
             }
             _ if name.is_empty() => self.screen.complain(text::NO_NAME_AFTER, &[word; 3]),
             "" if has_text => {
-                // No name ends so, but many a user types it so.
+                // Names do not end with these signs, but many users type them.
                 let name = name.trim_end_matches([':', ',']);
                 return self.enqueue(format!("PRIV @{name} {text}\n"), line);
             }
@@ -699,7 +697,7 @@ impl Client {
         }
         let is_done = self.stage == Stage::Talking && self.sent == count;
         if self.is_leaving && (is_done || self.stage == Stage::Asking) {
-            self.enter(Stage::Leaving);
+            self.set_stage(Stage::Leaving);
             self.queue("QUIT\n".to_owned());
         }
     }
@@ -719,11 +717,11 @@ impl Client {
     /// reports it. A full queue shows that the server has confirmed what it did not read.
     fn queue(&mut self, lines: String) {
         if let Err(mpsc::TrySendError::Full(_)) = self.out.try_send(lines) {
-            self.stopped_answering();
+            self.time_out();
         }
     }
 
-    /// Returns what was typed and did not reach the server, or perhaps did not.
+    /// Returns the typed lines that did not reach the server, or perhaps did not.
     fn unsent(&self) -> Vec<(Text, String)> {
         let text =
             |number| if number < self.sent { text::PERHAPS_NOT_SENT } else { text::NOT_SENT };
@@ -739,7 +737,7 @@ impl Roster {
         }
     }
 
-    fn spoke(&mut self, name: &str) {
+    fn move_to_front(&mut self, name: &str) {
         let name = name.to_lowercase();
         self.speakers.retain(|speaker| *speaker != name);
         self.speakers.insert(0, name);
@@ -776,7 +774,7 @@ fn is_part_of_word(character: char) -> bool {
 const ACCENTED: &str = "àáâãäåçèéêëìíîïñòóôõöùúûü";
 const UNACCENTED: &str = "aaaaaaceeeeiiiinooooouuuu";
 
-/// Lower case and without accents, as names are looked for: `e` finds Érica, however it is encoded.
+/// Lower case without accents, so that `e` finds Érica, however that is encoded.
 fn plain_letters(text: &str) -> String {
     let letters = text.chars().flat_map(char::to_lowercase).filter(|&c| width(c) > 0);
     let pairs = ACCENTED.chars().zip(UNACCENTED.chars());
@@ -793,7 +791,7 @@ fn is_unprintable(character: char) -> bool {
     reorders || (character.is_control() && character != '\t')
 }
 
-/// Text from the network without anything that a terminal would act on.
+/// Text from the network, with escapes for characters that a terminal would act on.
 fn printable(bytes: &[u8]) -> String {
     let escape = |character: char| match is_unprintable(character) {
         true => character.escape_default().to_string(),
@@ -948,7 +946,7 @@ impl Editor {
             }
             Key::Down if self.steps_back > 0 => self.go_back(self.steps_back - 1),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
-            Key::Interrupt => self.killed = self.enter(),
+            Key::Interrupt => self.killed = self.take_line(),
             Key::EndOfInput => self.erase(Place::Right, last),
             Key::Move(to) => self.cursor = self.find(to),
             Key::Erase(to) => self.erase(to, last),
@@ -1017,7 +1015,7 @@ impl Editor {
         }
     }
 
-    /// Inserts text at the cursor, without what a terminal would act on.
+    /// Inserts text at the cursor, without characters that a terminal would act on.
     fn insert(&mut self, text: &str) {
         let text = text.replace(is_unprintable, "");
         self.line.insert_str(self.cursor, &text);
@@ -1052,7 +1050,7 @@ impl Editor {
     }
 
     /// Begins a new line. Returns the old one.
-    fn enter(&mut self) -> String {
+    fn take_line(&mut self) -> String {
         self.cursor = 0;
         self.steps_back = 0;
         self.undo.clear();
@@ -1155,14 +1153,14 @@ struct Screen {
     editor: Editor,
     pending_key: Vec<u8>,
     columns: usize,
-    /// The columns of what stands before the cursor on the screen.
+    /// Columns of the text before the cursor on the bottom row.
     drawn: usize,
-    /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
+    /// Nothing is drawn until this time: the terminal was asked for the cursor's position.
     asked: Option<Instant>,
     has_colours: bool,
     shows_time: bool,
     log: Option<File>,
-    /// The exit status tells a script so.
+    /// If true, an error was shown; the exit status of a script says so.
     has_complained: bool,
     /// Text for the next `flush`.
     pending: String,
@@ -1175,14 +1173,14 @@ impl Screen {
         self.print("", style, line);
     }
 
-    /// Shows what somebody said or did, with the time.
+    /// Shows an event, with the time.
     fn show_event(&mut self, style: &str, line: &str) {
         let now = terminal::local_time();
         let time = self.painted(DIM, now.get(11..16).unwrap_or_default()) + " ";
         self.print(if self.shows_time { &time } else { "" }, style, line);
     }
 
-    /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
+    /// Shows the user's own message. Without the line editor it goes only to the log.
     fn show_own(&mut self, style: &str, line: &str) {
         match self.has_editor {
             true => self.show_event(style, line),
@@ -1208,7 +1206,7 @@ impl Screen {
         let sentence = say(text, words);
         if !self.has_editor {
             self.record(&sentence);
-            return report(&sentence);
+            return print_error(&sentence);
         }
         // The requirements give the words for an unknown recipient.
         let is_bare = text == text::NO_SUCH_USER;
@@ -1224,7 +1222,7 @@ impl Screen {
         let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
         if let Err(error) = log.write_all(lines.as_bytes()) {
             self.log = None;
-            report(&say(text::NO_LOG, &[&explain(&error)]));
+            print_error(&say(text::NO_LOG, &[&explain(&error)]));
         }
     }
 
@@ -1257,7 +1255,7 @@ impl Screen {
     }
 
     /// Handles the answer of the terminal: erases the rows into which it has folded the line.
-    fn resized(&mut self, column: usize) {
+    fn erase_folded_rows(&mut self, column: usize) {
         if self.asked.take().is_some() && column < self.columns {
             // Before an edge a column is left empty by a wide character that did not fit.
             let rows = (self.drawn + 1).saturating_sub(column).div_ceil(self.columns);
@@ -1265,7 +1263,7 @@ impl Screen {
         }
     }
 
-    /// Shows what is pending, and the line that is being typed after its prompt, with one write.
+    /// Writes the pending text, the prompt and the line that is being typed, with one write.
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
         let mut shown = mem::take(&mut self.control);
         if !self.has_editor {
@@ -1298,13 +1296,13 @@ impl Screen {
 }
 
 /// Writes a sentence to standard error.
-fn report(sentence: &str) {
+fn print_error(sentence: &str) {
     let _ = io::stderr().write_all(format!("linechat-client: {sentence}\n").as_bytes());
 }
 
-/// Returns a line as rows with this many columns, of which all but the first are indented. A word that does not fit begins a row, and is broken
-/// if it is wider than a row. A URL is not: the terminal folds it, and so can still open it. All of it
-/// is ASCII without spaces, so it cannot pass for somebody's line.
+/// Returns a line as rows with this many columns; all except the first are indented. A word that does
+/// not fit begins a row, and is broken if it is wider than a row. A URL is not broken: the terminal
+/// folds it, and can still open it. Such a URL is ASCII without spaces, so it cannot forge a line.
 fn wrap(line: &str, columns: usize) -> String {
     let indent = 4.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
@@ -1412,7 +1410,7 @@ const PASTE_ENDS: &[u8] = b"\x1b[201~";
 impl Key {
     /// Adds a byte from the terminal to those of a key that is not complete. Returns the key that
     /// the byte completes.
-    fn add(pending: &mut Vec<u8>, byte: u8) -> Option<Key> {
+    fn push_byte(pending: &mut Vec<u8>, byte: u8) -> Option<Key> {
         let is_cut = matches!(pending.first(), Some(0x80..)) && !matches!(byte, 0x80..=0xbf);
         // The key Esc before another sequence.
         let is_escape = *pending == [0x1b] && byte == 0x1b;
@@ -1425,8 +1423,8 @@ impl Key {
             _ if bytes.starts_with(PASTE_BEGINS) => bytes.ends_with(PASTE_ENDS),
             // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode.
             [0x1b] | [0x1b, b'[' | b'O'] | [0x1b, b'[', b'[' | b'O'] => false,
-            // `ESC [ … final` or `ESC O final` (ECMA-48); with Shift, rxvt's end with `$`. None has
-            // more bytes.
+            // `ESC [ … final` or `ESC O final` (ECMA-48); with Shift, rxvt's end with `$`. Longer
+            // sequences are dropped.
             [0x1b, b'[' | b'O', .., last] => matches!(last, b'$' | 0x40..=0x7e) || bytes.len() > 18,
             _ => !std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none()),
         };
@@ -1552,21 +1550,21 @@ fn chat(options: Options) -> Outcome {
     // A terminal that understands no control sequences says so.
     let is_dumb = variable("TERM").is_none_or(|kind| kind == "dumb");
     let has_editor = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
-    let report = panic::take_hook();
+    let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
-        report(panic);
+        default_hook(panic);
     }));
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
     screen.shows_time = has_editor && !options.no_times;
     screen.resize(terminal::columns());
-    let arrived = events.clone();
+    let sender = events.clone();
     thread::spawn(move || read_input(io::stdin().lock(), has_editor, keyboard, events));
     let (host, port) = (options.host.clone(), options.port);
     let connect = move |attempt| {
         let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
-        let (host, events) = (host.clone(), arrived.clone());
+        let (host, events) = (host.clone(), sender.clone());
         let report = move |news| drop(events.send(Event::Server(attempt, news)));
         thread::spawn(move || talk_to_server(&host, port, lines, report));
         out
@@ -1582,7 +1580,7 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The login name, unless no name for the room can look so.
+/// The login name, if the room could accept it.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let name = ["LOGNAME", "USER"].into_iter().find_map(variable);
     name.filter(|name| name.chars().all(is_part_of_name))
@@ -1609,11 +1607,11 @@ fn main() -> ExitCode {
         }
         Err((text, word)) => (2, Err(vec![say(text, &[&word])])),
     };
-    outcome.as_ref().err().into_iter().flatten().for_each(|sentence| report(sentence));
+    outcome.as_ref().err().into_iter().flatten().for_each(|sentence| print_error(sentence));
     ExitCode::from(if outcome.is_ok() { 0 } else { status })
 }
 
-// ---- The terminal: what std lacks, and the only `unsafe` ----------------------------------------
+// ---- The terminal: calls that std lacks, and the only `unsafe` ----------------------------------
 
 /// On Unix. The layout of a terminal's settings in memory differs between systems, so stty(1), whose
 /// operands are POSIX's, reads and changes them.

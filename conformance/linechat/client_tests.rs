@@ -46,7 +46,7 @@ impl Session {
 
     /// Keys, or without the line editor a line.
     fn user_types(&mut self, text: &str) {
-        self.client.typed(text.as_bytes());
+        self.client.handle_input(text.as_bytes());
         self.client.send_waiting();
     }
 
@@ -57,7 +57,7 @@ impl Session {
 
     /// Lets time pass until the client has something to do.
     fn wait(&mut self) {
-        self.client.time_passed(self.client.due);
+        self.client.handle_due(self.client.due);
     }
 
     /// The lines that were sent since this was last called, on the latest connection.
@@ -104,7 +104,7 @@ fn lines_are_text_private_messages_or_commands() {
         (" @bob secret", "PRIV @bob secret\n"),
         ("@bob, hi", "PRIV @bob hi\n"),
         ("/LIST ", "LIST\n"),
-        ("/lista", "LIST\n"),
+        ("/usuarios", "LIST\n"),
         ("", ""),
         ("  ", ""),
         ("\t/quit", "QUIT\n"),
@@ -120,7 +120,7 @@ fn lines_are_text_private_messages_or_commands() {
         ("@", "Error: a name must follow '@' without a space; '@@' says the sign itself"),
     ] {
         let mut session = Session::in_room(terminal(200));
-        assert!(session.client.entered(line));
+        assert!(session.client.execute(line));
         session.client.send_waiting();
         let sent = session.sent().concat().replace("PING 1\n", "");
         let shown = session.shown();
@@ -144,7 +144,7 @@ fn a_piped_line_is_said_as_it_is() {
 
 fn keys(bytes: &[u8]) -> Vec<Key> {
     let mut pending = Vec::new();
-    bytes.iter().filter_map(|byte| Key::add(&mut pending, *byte)).collect()
+    bytes.iter().filter_map(|byte| Key::push_byte(&mut pending, *byte)).collect()
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn press(editor: &mut Editor, bytes: &str, names: &[&str]) {
     for key in keys(bytes.as_bytes()) {
         match editor.press(key) {
             Some(Key::Enter) => {
-                let line = editor.enter();
+                let line = editor.take_line();
                 editor.remember(&line);
             }
             Some(Key::Tab) => editor.complete(names, 1),
@@ -332,7 +332,7 @@ fn the_latest_speakers_come_first() {
     session.server_says("PRIV eve psst");
     session.user_types("\t");
     assert_eq!(session.line(), "@eve ");
-    (0..=MAX_SPEAKERS).for_each(|number| session.client.roster.spoke(&number.to_string()));
+    (0..=MAX_SPEAKERS).for_each(|number| session.client.roster.move_to_front(&number.to_string()));
     assert_eq!(session.client.roster.speakers.len(), MAX_SPEAKERS);
 }
 
@@ -441,7 +441,7 @@ fn a_resize_erases_a_folded_line_and_keeps_messages_above_a_cut_one() {
     // A terminal that does not answer is not waited for.
     session.client.screen.resize(10);
     assert!(session.client.wake_up() <= Instant::now() + POSITION_TIMEOUT);
-    session.client.time_passed(session.client.wake_up());
+    session.client.handle_due(session.client.wake_up());
     assert_eq!(session.client.screen.asked, None);
     // A terminal that does not know its size says 0.
     session.client.screen.resize(0);
@@ -610,7 +610,7 @@ fn a_silent_server_gets_a_ping_and_then_times_out() {
     }
     // A client that was suspended gives the server time again.
     let long_after = session.client.due + PAUSE;
-    session.client.time_passed(long_after);
+    session.client.handle_due(long_after);
     assert_eq!(session.client.due, long_after + TIMEOUT);
     assert_eq!(session.client.end, None);
     session.wait();
