@@ -808,7 +808,7 @@ fn talk_to_server(host: &str, port: u16, lines: Receiver<String>, report: impl F
     };
     let (reader, mut writer) = (&socket, &socket);
     thread::scope(|scope| {
-        // Until the main thread drops its end or the connection fails. Then the reader ends too.
+        // If the main thread drops its end, or the connection fails, both threads end.
         scope.spawn(move || {
             let _ = lines.iter().try_for_each(|line| writer.write_all(line.as_bytes()));
             let _ = writer.shutdown(Shutdown::Both);
@@ -885,7 +885,7 @@ struct Editor {
     /// A byte position in `line`.
     cursor: usize,
     history: Vec<String>,
-    /// How far back in the history the arrow keys have gone.
+    /// Number of lines that the arrow keys have gone back in the history.
     steps_back: usize,
     /// The text that was last erased by more than a character.
     killed: String,
@@ -897,7 +897,7 @@ struct Editor {
     completion: Option<(String, usize, isize)>,
     /// The text that Ctrl-R searches for, and how many lines of the history are searched.
     search: Option<(String, usize)>,
-    /// Pasted lines, until the user says whether to send them.
+    /// Several pasted lines, until the user confirms or drops them.
     paste: Option<Vec<String>>,
 }
 
@@ -1108,7 +1108,7 @@ impl Editor {
     /// the cursor's. A longer line moves by half a window at a time; `<` and `>` show that it goes
     /// on, if the window has space for them.
     fn view(&self, columns: usize) -> (String, String) {
-        // A TAB would be as wide as the terminal likes.
+        // A terminal draws a TAB with a width of its own.
         let line = self.line.replace('\t', " ");
         let (before, after) = line.split_at_checked(self.cursor).unwrap_or_default();
         let space = columns.saturating_sub(1);
@@ -1407,6 +1407,7 @@ static KEYS: [(&[&str], Key); 25] = [
 
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
+
 impl Key {
     /// Adds a byte from the terminal to those of a key that is not complete. Returns the key that
     /// the byte completes.
@@ -1562,10 +1563,10 @@ fn chat(options: Options) -> Outcome {
     let sender = events.clone();
     thread::spawn(move || read_input(io::stdin().lock(), has_editor, keyboard, events));
     let (host, port) = (options.host.clone(), options.port);
-    let connect = move |attempt| {
+    let connect = move |number| {
         let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
         let (host, events) = (host.clone(), sender.clone());
-        let report = move |news| drop(events.send(Event::Server(attempt, news)));
+        let report = move |news| drop(events.send(Event::Server(number, news)));
         thread::spawn(move || talk_to_server(&host, port, lines, report));
         out
     };
@@ -1586,7 +1587,7 @@ fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     name.filter(|name| name.chars().all(is_part_of_name))
 }
 
-/// The locale of messages: the first of these variables that is set (locale(7)).
+/// The locale of messages, from the first of these variables that is set (locale(7)).
 fn locale(variable: impl Fn(&str) -> Option<String>) -> String {
     ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }

@@ -279,16 +279,6 @@ fn lines_are_brought_back_and_searched() {
 }
 
 #[test]
-fn history_does_not_hold_the_name() {
-    let mut session = Session::connecting(None, terminal(80));
-    session.server_says("HELLO linechat/1");
-    session.user_types("ana\r");
-    session.server_says("WELCOME ana 1");
-    session.user_types("hello\r\x1b[A\x1b[A");
-    assert_eq!(session.line(), "hello");
-}
-
-#[test]
 fn names_are_completed_in_turn() {
     let names = ["bob", "Bert", "Érica", "ana", "Åse"];
     for (keys, expected) in [
@@ -822,7 +812,7 @@ fn a_line_typed_after_quit_is_sent_before_quit() {
 }
 
 #[test]
-fn enter_alone_takes_the_offered_name() {
+fn enter_alone_takes_the_offered_name_and_history_holds_a_refused_one() {
     let mut session = Session::connecting(None, terminal(80));
     session.client.offer = Some("ana".to_owned());
     // Before the server greets, nothing is offered.
@@ -836,6 +826,10 @@ fn enter_alone_takes_the_offered_name() {
     assert!(session.sent().is_empty());
     session.user_types("eve\r");
     assert_eq!(session.sent(), ["NAME eve\n"]);
+    session.server_says("WELCOME eve 1");
+    // The history holds the name that was refused, not the other one.
+    session.user_types("hello\r\x1b[A\x1b[A");
+    assert_eq!(session.line(), "ana");
 }
 
 #[test]
