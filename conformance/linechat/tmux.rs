@@ -183,13 +183,8 @@ fn width_of(text: &str) -> usize {
 
 #[test]
 #[ignore = "needs tmux"]
-fn a_long_line_is_edited_during_a_flood_in_a_large_window() {
+fn a_long_line_is_edited_during_a_flood() {
     edits_during_a_flood(80, 24);
-}
-
-#[test]
-#[ignore = "needs tmux"]
-fn a_long_line_is_edited_during_a_flood_in_a_small_window() {
     edits_during_a_flood(40, 10);
 }
 
@@ -220,13 +215,8 @@ fn suspends_and_resumes(test: &str, gives_back: bool, stop: impl Fn(&Window)) {
 
 #[test]
 #[ignore = "needs tmux"]
-fn ctrl_z_suspends_and_fg_resumes() {
+fn the_client_can_be_suspended() {
     suspends_and_resumes("ctrl-z", true, |window| window.press(&["C-z"]));
-}
-
-#[test]
-#[ignore = "needs tmux"]
-fn sigstop_suspends_too() {
     suspends_and_resumes("sigstop", false, |window| {
         let pane = window.tmux(&["display-message", "-p", "#{pane_pid}"]);
         let child = Command::new("pgrep").args(["-P", pane.trim()]).output().expect("pgrep");
