@@ -1,72 +1,60 @@
 //! linechat-client: a window into a linechat room, for a person at a terminal or for a script.
 //!
-//! Try it, with a server running (see server.rs):
-//!
-//!     cargo run --release --bin linechat-client              (or: make run-client)
-//!     echo hello | linechat-client localhost bot
-//!
 //! At a terminal your input stays on the bottom line; messages appear above it. In a pipe, each line
-//! of the input is said, and each line of the output is what somebody else said or did.
+//! of the input is said, and the output has a line for each event that others cause.
 //!
 //! The main thread has all the state. The other threads only wait, and pass on what comes:
 //!
-//!     talk_to_server  --- Event::Server --->  Client::run  --- requests --> write_to_server
+//!     talk_to_server  --- Event::Server --->  Client::run  --- requests --> talk_to_server
 //!     read_input      --- Event::Typed ---->  (Editor, Screen)  ----------> standard output
 //!     terminal        --- Event::Redraw --->
 //!
 //! So a slow server, terminal or person delays nothing else. PROTOCOL.md describes the lines on the
 //! wire.
-//!
-//! Top to bottom: the limits, the conversation, the editor, the screen, the keys, the command line,
-//! the terminal, the texts, the widths of characters.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::ops::RangeInclusive;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{env, mem, panic, thread};
 
-const DEFAULT_HOST: &str = "localhost";
-const DEFAULT_PORT: u16 = 9999;
 /// Bytes of a request before its line ending, of the server's lines with theirs, and of a name
 /// (PROTOCOL.md, "Limits").
 const MAX_REQUEST: usize = 4000;
 const MAX_LINE: u64 = 4096;
 const MAX_NAME: usize = 50;
-/// The server pushes no roster in a larger room; the client asks once (PROTOCOL.md, "Joining, leaving, roster").
+/// The server pushes no roster in a larger room, so the client asks once (PROTOCOL.md, "Joining,
+/// leaving, roster").
 const MAX_PUSHED_ROSTER: usize = 100;
+/// In a larger room, joins and leaves are shown without the roster.
+const MAX_SHOWN_ROSTER: usize = 10;
 /// Names that the client remembers, whatever a server claims.
 const MAX_ROSTER: usize = 100_000;
 /// Latest speakers, whose names are completed first.
 const MAX_SPEAKERS: usize = 100;
 /// Requests that the server may leave unconfirmed before further ones wait.
 const MAX_UNCONFIRMED: usize = 64;
-/// Lines of at most 4 KB that wait for the socket. A server that confirms only what it has read
-/// never lets more than `MAX_UNCONFIRMED` and a few lines wait.
-const MAX_QUEUED: usize = 2 * MAX_UNCONFIRMED;
-/// Events that may wait for the main thread, and events that it handles before it draws.
-const MAX_EVENTS: usize = 256;
-/// If the server is silent for this long, the client sends a PING.
+/// Events that may wait for the main thread, events that it handles before it draws, and lines of at
+/// most 4 KB that may wait for the socket. A server that confirms only what it has read never lets
+/// more than `MAX_UNCONFIRMED` and a few lines wait.
+const MAX_QUEUED: usize = 256;
+/// After this time without a request the client sends a PING.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for the server to accept the connection at one of its addresses, to say HELLO, or to say BYE.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the server to answer NAME, or to confirm the next request, whatever else it sends.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the server to accept the connection at one of its addresses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the server to say HELLO or BYE, to answer NAME, or to confirm the next request, whatever
+/// else it sends.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// If the timer fires this late, this process was suspended; the server is not to blame.
 const PAUSE: Duration = Duration::from_secs(1);
 /// If a request is unconfirmed for this long, the prompt shows how many are.
 const SLOW: Duration = Duration::from_secs(1);
-/// After BYE, the time in which input that follows `/quit` must come to be reported as unread.
-const UNREAD_TIME: Duration = Duration::from_millis(200);
-/// Seconds before each attempt to reconnect; the last one is repeated.
-const RETRY_DELAYS: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
-/// A loss this long after the one before begins `RETRY_DELAYS` again.
-const STABLE: Duration = Duration::from_secs(60);
+/// Seconds before each attempt to reconnect; then half a minute.
+const RETRY_DELAYS: [u64; 6] = [0, 1, 2, 4, 8, 15];
 /// After a loss the old connection may hold the name for this long (PROTOCOL.md, "Writing a client").
 const GHOST: Duration = Duration::from_secs(120);
 /// Within this time a second Ctrl-C leaves.
@@ -74,75 +62,40 @@ const CONFIRM_TIME: Duration = Duration::from_secs(2);
 
 // ---- The conversation --------------------------------------------------------------------------
 
+const LIST: &str = "LIST\n";
+
+/// A line from the server, printable, or why the connection is lost.
+type News = Result<String, (Text, String)>;
+
 enum Event {
-    /// News of the connection that was attempted with this number.
+    /// News of the connection with this number.
     Server(usize, News),
-    /// Something was typed; the bytes wait in a channel of their own.
+    /// Something was typed, or the input has ended; the bytes wait in a channel of their own.
     Typed,
     /// The window has another size, or shows something else.
     Redraw,
-}
-
-#[derive(Debug)]
-enum News {
-    Connected,
-    /// A line from the server, printable.
-    Line(String),
-    Lost(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// There is no connection until `Client::due`.
     Waiting,
+    /// HELLO has not come yet.
     Connecting,
-    /// Connected; HELLO has not come yet.
-    Greeting,
     Asking,
     Naming,
     Talking,
     Leaving,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// The server answered QUIT with BYE, or the user left while there was no connection.
-    Left,
-    /// The reader of standard output went away.
-    Unread,
-    Failed(String),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Typed {
-    Nothing,
-    Request(Request),
-    Help,
-    Quit,
-    /// The line is wrong, for this reason, which is about this word.
-    Mistake(Text, String),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Request {
-    Say(String),
-    /// A private message, typed after this mark: `@` or `/`.
-    Whisper {
-        mark: char,
-        to: String,
-        text: String,
-    },
-    List,
-    /// LIST for the completion of names; the answer is not shown.
-    Roster,
-    Heartbeat,
-}
-
-/// A request that the server has not confirmed. A PING follows each request, and its PONG confirms
-/// it (PROTOCOL.md, "Order, pipelining, fences"). So an ERR belongs to the oldest entry, which then
-/// becomes a bare PING, and the client knows what a lost connection may have lost.
-struct Sent {
-    request: Request,
+/// A PING follows each request, and its PONG confirms the request (PROTOCOL.md, "Order, pipelining,
+/// fences"). So an ERR belongs to the oldest unconfirmed one, which then becomes a bare PING, and the
+/// client knows what a lost connection may have lost.
+struct Request {
+    /// The line to send, with its ending. Empty for a bare PING.
+    wire: String,
+    /// The line that was typed. Empty if its loss does not matter.
+    typed: String,
     since: Instant,
 }
 
@@ -152,57 +105,52 @@ struct Roster {
     names: HashMap<String, String>,
     /// Lower-case names of the latest speakers; the first one spoke last.
     speakers: Vec<String>,
-    /// Names that have come of a list which goes on in further lines; 0 between lists.
+    /// Names received of a list that continues on further lines; 0 between lists.
     arriving: usize,
-    /// The next list is shown: the newcomer has not seen one.
+    /// If true, the next list is shown, because a newcomer has not seen one.
     is_first: bool,
 }
 
-/// The client's memory of a room, with which it returns after a lost connection.
-struct Membership {
-    /// The time of the last loss, or of the first WELCOME.
-    lost: Instant,
-    /// Attempts to reconnect since `RETRY_DELAYS` began.
-    attempts: usize,
-}
+/// An error holds the sentences for standard error.
+type Outcome = Result<(), Vec<String>>;
 
-/// Starts the attempt with this number, and returns the queue of lines to send.
+/// Starts the connection with this number, and returns the queue of lines to send.
 type Connect = Box<dyn FnMut(usize) -> SyncSender<String>>;
 
 struct Client {
     options: Options,
     screen: Screen,
     connect: Connect,
-    /// The number of the current connection or attempt; news of earlier ones is ignored.
-    attempt: usize,
+    /// The number of the current connection; news of earlier ones is ignored.
+    connection: usize,
     /// To the thread that writes to the server. When this is dropped, the connection is closed.
     out: SyncSender<String>,
     stage: Stage,
-    /// `None` before the first WELCOME.
-    membership: Option<Membership>,
+    /// The time of the last loss, or of the first WELCOME. `None` before that.
+    lost: Option<Instant>,
+    /// Attempts to reconnect since a request was last confirmed.
+    attempts: usize,
     /// The name that was sent or will be sent. `None` if the user must type one.
     name: Option<String>,
     /// The name that Enter alone gives.
     offer: Option<String>,
-    /// Requests that were typed and not sent yet.
-    waiting: VecDeque<Request>,
-    /// QUIT is sent after these.
+    /// Requests that were typed and are not confirmed.
+    requests: VecDeque<Request>,
+    /// The first ones of these, which were sent.
+    sent: usize,
+    /// The token of the last PING, which is the number of requests that were sent in all.
+    token: usize,
+    /// QUIT is sent after all requests.
     is_leaving: bool,
-    unconfirmed: VecDeque<Sent>,
-    /// The number of requests that were sent, which is the token of the last PING.
-    requests: usize,
-    /// A line was refused; the exit status tells a script so.
-    is_troubled: bool,
     roster: Roster,
     /// The sender of the last private message.
     confidant: Option<String>,
-    /// When a PING is sent, if nothing is unconfirmed.
-    heartbeat: Instant,
-    /// When the server must have done the next thing that it was asked for, whatever else it sends;
-    /// in `Stage::Waiting`, the time of the next attempt. `None` if nothing was asked.
-    due: Option<Instant>,
+    /// The deadline of the server for its next answer. If the server owes none, the time at which the
+    /// client sends a PING or reconnects.
+    due: Instant,
     /// When Ctrl-C was last pressed on an empty line.
     interrupted: Option<Instant>,
+    end: Option<Outcome>,
 }
 
 impl Client {
@@ -213,297 +161,255 @@ impl Client {
             screen,
             out: connect(1),
             connect,
-            attempt: 1,
+            connection: 1,
             stage: Stage::Connecting,
-            membership: None,
+            lost: None,
+            attempts: 0,
             offer: None,
-            waiting: VecDeque::new(),
+            requests: VecDeque::new(),
+            sent: 0,
+            token: 0,
             is_leaving: false,
-            unconfirmed: VecDeque::new(),
-            requests: 0,
-            is_troubled: false,
             roster: Roster::default(),
             confidant: None,
-            heartbeat: Instant::now() + SILENCE,
-            due: None,
+            due: Instant::now() + TIMEOUT,
             interrupted: None,
+            end: None,
         }
     }
 
-    fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> End {
+    fn run(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Outcome {
         loop {
-            let turn = self.turn(events, typed);
-            // The last lines are shown even if this turn is the last.
-            let shown = self.screen.flush(&self.prompt()).map_err(|error| match error.kind() {
-                ErrorKind::BrokenPipe => End::Unread,
-                _ => failed(text::NO_OUTPUT, &[&explain(&error)]),
-            });
-            match shown.and(turn) {
+            match self.screen.flush(&self.prompt()) {
                 Ok(()) => {}
-                Err(End::Left) if self.leaves_input(typed) => return failed(text::UNREAD, &[]),
-                Err(end) => return end,
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Vec::new()),
+                Err(error) => self.finish(Some(say(text::NO_OUTPUT, &[&explain(&error)]))),
             }
+            // Input that follows `/quit` may still come.
+            let leaves_input = || typed.recv_timeout(Duration::from_millis(200)).is_ok();
+            match self.end.take() {
+                None => {}
+                Some(Ok(())) if self.options.is_piped && leaves_input() => {
+                    return Err(vec![say(text::UNREAD, &[])]);
+                }
+                Some(outcome) => return outcome,
+            }
+            let wait = self.wake_up().saturating_duration_since(Instant::now());
+            let first = events.recv_timeout(wait);
+            for event in first.into_iter().chain(events.try_iter()).take(MAX_QUEUED) {
+                self.handle(event);
+            }
+            self.take_input(typed);
+            // A server that never pauses must not keep the deadlines from being looked at.
+            self.handle_due(Instant::now());
         }
     }
 
-    /// Waits for an event, then handles all there are. An error is the end.
-    fn turn(&mut self, events: &Receiver<Event>, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
-        match events.recv_timeout(self.wake_up().saturating_duration_since(Instant::now())) {
-            Ok(event) => self.handle(event)?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(End::Left),
-        }
-        for event in events.try_iter().take(MAX_EVENTS) {
-            self.handle(event)?;
-        }
-        self.take_input(typed)?;
-        // A server that never pauses must not keep the deadlines from being looked at.
-        self.time_passed(Instant::now())
+    /// Ends the client for this reason, which is `None` if the user left.
+    fn finish(&mut self, reason: Option<String>) {
+        // A user at a terminal has seen each refusal; a script has not.
+        let is_troubled = self.screen.has_complained && self.options.is_piped;
+        let reason = reason.or(is_troubled.then(|| say(text::SOME_NOT_TAKEN, &[])));
+        let line = Some(&self.screen.editor.line).filter(|line| !line.is_empty());
+        let line = line.map(|line| (text::NOT_SENT, line.clone()));
+        let unsent = self.unsent().into_iter().chain(line).map(|(text, line)| say(text, &[&line]));
+        let sentences: Vec<_> = reason.into_iter().chain(unsent).collect();
+        self.end.get_or_insert(if sentences.is_empty() { Ok(()) } else { Err(sentences) });
     }
 
-    fn handle(&mut self, event: Event) -> Result<(), End> {
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Server(attempt, _) if attempt != self.attempt => {}
-            Event::Server(_, News::Connected) => self.enter(Stage::Greeting),
-            Event::Server(_, News::Line(line)) => {
-                self.heartbeat = Instant::now() + SILENCE;
-                self.arrived(&line)?;
-            }
-            Event::Server(_, News::Lost(reason)) => self.connection_failed(&reason)?,
+            Event::Server(connection, _) if connection != self.connection => {}
+            Event::Server(_, Ok(line)) => self.handle_line(&line),
+            Event::Server(_, Err((text, reason))) => self.fail_connection(text, &reason),
             Event::Redraw => self.screen.resize(terminal::columns()),
             Event::Typed => {}
         }
-        Ok(())
     }
 
-    // The connection
-
-    fn enter(&mut self, stage: Stage) {
+    fn set_stage(&mut self, stage: Stage) {
         self.stage = stage;
         self.renew_due();
     }
 
-    /// Gives the server time for the next thing that it was asked for.
     fn renew_due(&mut self) {
-        let time = match self.stage {
-            Stage::Naming => Some(REPLY_TIMEOUT),
-            _ if !self.unconfirmed.is_empty() => Some(REPLY_TIMEOUT),
-            Stage::Greeting | Stage::Leaving => Some(TIMEOUT),
-            _ => None,
-        };
-        self.due = time.map(|time| Instant::now() + time);
+        let is_idle = self.sent == 0 && matches!(self.stage, Stage::Asking | Stage::Talking);
+        self.due = Instant::now() + if is_idle { SILENCE } else { TIMEOUT };
     }
 
-    /// The client has been in the room, and tries to get back into it.
-    fn is_returning(&self) -> bool {
-        self.membership.is_some() && !matches!(self.stage, Stage::Talking | Stage::Leaving)
+    fn is_connected(&self) -> bool {
+        !matches!(self.stage, Stage::Waiting | Stage::Connecting)
     }
 
     /// Handles the loss of the connection, or the failure of an attempt, for this reason. At a
     /// terminal a client that has been in the room schedules the next attempt; otherwise the loss
     /// is the end.
-    fn lost(&mut self, reason: String) -> Result<(), End> {
+    fn disconnect(&mut self, reason: String) {
         let can_return = self.screen.has_editor && !self.options.no_reconnect && !self.is_leaving;
-        let Some(membership) = self.membership.as_mut().filter(|_| can_return) else {
-            return Err(End::Failed(reason));
-        };
-        let (is_new, now) = (self.stage == Stage::Talking, Instant::now());
-        if is_new {
-            let last = mem::replace(&mut membership.lost, now);
-            if now.saturating_duration_since(last) >= STABLE {
-                membership.attempts = 0;
-            }
+        if !can_return || self.lost.is_none() {
+            return self.finish(Some(reason));
         }
-        let [.., longest] = RETRY_DELAYS;
-        let delay = *RETRY_DELAYS.get(membership.attempts).unwrap_or(&longest);
-        membership.attempts += 1;
-        if is_new {
-            self.complain(text::LOST_FOR_NOW, &[&reason]);
-            self.forget_requests();
+        let now = Instant::now();
+        if self.stage == Stage::Talking {
+            self.lost = Some(now);
+            self.screen.complain(text::LOST_FOR_NOW, &[&reason]);
         }
-        // News of the old connection is ignored from now on.
-        self.attempt += 1;
+        // The connection may have lost these lines; the key Up brings them back.
+        for (text, line) in self.unsent() {
+            self.screen.show(PLAIN, &say(text, &[&line]));
+            self.screen.editor.remember(&line);
+        }
+        self.requests.clear();
+        self.sent = 0;
+        let delay = RETRY_DELAYS.get(self.attempts).copied().unwrap_or(30);
+        self.attempts += 1;
+        self.connection += 1;
         self.out = mpsc::sync_channel(0).0;
         self.roster.arriving = 0;
         self.stage = Stage::Waiting;
-        self.due = Some(now + Duration::from_secs(delay));
-        Ok(())
+        self.due = now + Duration::from_secs(delay);
     }
 
-    /// Shows what the lost connection may have lost, and brings it back with the key Up.
-    fn forget_requests(&mut self) {
-        for sentence in self.unsent(true) {
-            self.screen.show(PLAIN, &sentence);
-        }
-        let sent = mem::take(&mut self.unconfirmed).into_iter().map(|sent| sent.request);
-        let requests = sent.chain(mem::take(&mut self.waiting));
-        for line in requests.filter_map(|request| request.text()) {
-            self.screen.editor.remember(&line);
-        }
+    fn fail_connection(&mut self, text: Text, reason: &str) {
+        let is_silent = self.stage == Stage::Connecting && text == text::LOST;
+        let text = if is_silent { text::NO_HELLO } else { text };
+        self.disconnect(say(text, &[&self.options.address(), reason]));
     }
 
-    fn connection_failed(&mut self, reason: &str) -> Result<(), End> {
-        let text = match self.stage {
-            Stage::Connecting => text::CANNOT_CONNECT,
-            Stage::Greeting => text::NO_HELLO,
-            _ => text::LOST,
-        };
-        self.lost(say(text, &[&self.options.address(), reason]))
+    fn time_out(&mut self) {
+        self.fail_connection(text::LOST, &say(text::STOPPED_ANSWERING, &[]));
     }
 
-    /// The next time at which there is something to do even if nothing happens.
+    /// The time at which the event loop wakes up even without an event.
     fn wake_up(&self) -> Instant {
-        let slow = self.unconfirmed.front().map(|sent| sent.since + SLOW);
+        let slow = self.requests.front().map(|request| request.since + SLOW);
         let slow = slow.filter(|&at| at > Instant::now());
-        [slow, self.screen.asked, self.due].into_iter().flatten().fold(self.heartbeat, Instant::min)
+        [slow, self.screen.asked].into_iter().flatten().fold(self.due, Instant::min)
     }
 
-    /// Handles what is due now: an attempt to reconnect, a PING, or a server that is too late.
-    fn time_passed(&mut self, now: Instant) -> Result<(), End> {
-        let asked = &mut self.screen.asked;
-        *asked = asked.filter(|&end| end > now);
-        match (self.stage, self.due.and_then(|due| now.checked_duration_since(due))) {
-            (_, None) => {}
-            (Stage::Waiting, _) => {
-                self.out = (self.connect)(self.attempt);
-                self.enter(Stage::Connecting);
+    /// Reconnects, sends a PING, or gives the server up, if that is due.
+    fn handle_due(&mut self, now: Instant) {
+        self.screen.asked = self.screen.asked.filter(|&end| end > now);
+        let Some(late) = now.checked_duration_since(self.due) else { return };
+        match self.stage {
+            Stage::Waiting => {
+                self.out = (self.connect)(self.connection);
+                self.set_stage(Stage::Connecting);
             }
-            (_, Some(late)) if late < PAUSE => {
-                return self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
+            Stage::Asking | Stage::Talking if self.sent == 0 => {
+                let (wire, typed) = Default::default();
+                self.requests.push_front(Request { wire, typed, since: now });
+                self.send_next();
             }
-            _ => self.due = Some(now + TIMEOUT),
+            _ if late < PAUSE => self.time_out(),
+            _ => self.due = now + TIMEOUT,
         }
-        let is_idle = matches!(self.stage, Stage::Asking | Stage::Talking);
-        if self.heartbeat <= now {
-            self.heartbeat = now + SILENCE;
-            if is_idle && self.unconfirmed.is_empty() {
-                return self.send(Request::Heartbeat);
-            }
-        }
-        Ok(())
     }
 
     fn prompt(&self) -> String {
         if let Some(lines) = &self.screen.editor.paste {
             return say(text::PASTE, &[&lines.len().to_string()]);
         }
-        if let Some(search) = &self.screen.editor.search {
-            return say(text::SEARCH, &[&search.pattern]);
+        if let Some((pattern, _)) = &self.screen.editor.search {
+            return say(text::SEARCH, &[pattern]);
         }
-        let is_slow = self.unconfirmed.front().is_some_and(|sent| sent.since.elapsed() >= SLOW);
-        match (self.stage, &self.offer, &self.membership) {
-            (Stage::Asking, Some(offer), _) => say(text::YOUR_NAME_OR, &[offer]),
-            (Stage::Asking, None, _) => say(text::YOUR_NAME, &[]) + " ",
-            (Stage::Leaving, ..) => say(text::LEAVING, &[]),
-            (Stage::Talking, ..) if is_slow => {
-                let count = self.unconfirmed.len() + self.waiting.len();
-                say(text::UNCONFIRMED, &[&count.to_string()])
+        let is_slow = self.requests.front().is_some_and(|it| it.since.elapsed() >= SLOW);
+        match (self.stage, &self.offer) {
+            (Stage::Asking, Some(offer)) => say(text::YOUR_NAME_OR, &[offer]),
+            (Stage::Asking, None) => say(text::YOUR_NAME, &[]) + " ",
+            (Stage::Leaving, _) => say(text::LEAVING, &[]),
+            (Stage::Talking, _) if is_slow => {
+                say(text::UNCONFIRMED, &[&self.requests.len().to_string()])
             }
-            (_, _, Some(membership)) if self.is_returning() => {
-                say(text::NOT_CONNECTED_NOW, &[&membership.attempts.to_string()])
+            (Stage::Waiting | Stage::Connecting | Stage::Naming, _) if self.lost.is_some() => {
+                say(text::NOT_CONNECTED_NOW, &[&self.attempts.to_string()])
             }
-            (Stage::Waiting | Stage::Connecting | Stage::Greeting, ..) => {
+            (Stage::Waiting | Stage::Connecting, _) => {
                 say(text::CONNECTING, &[&self.options.address()])
             }
             _ => "> ".to_owned(),
         }
     }
 
-    // Lines from the server
-
     /// Handles a line from the server. One with an unknown keyword is ignored (PROTOCOL.md,
     /// "Versioning and history").
-    fn arrived(&mut self, line: &str) -> Result<(), End> {
+    fn handle_line(&mut self, line: &str) {
         let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (first, text) = rest.split_once(' ').unwrap_or((rest, ""));
-        let closed = |reason: &str| say(text::CLOSED_BY, &[&self.options.address(), reason]);
+        let is_last = self.stage == Stage::Connecting || matches!(first, "full" | "timeout");
+        let server = self.options.address();
+        let closed = |reason: &str| say(text::CLOSED_BY, &[&server, reason]);
         match (self.stage, keyword) {
-            (Stage::Leaving, "BYE") => return Err(End::Left),
-            (_, "BYE") => return self.lost(closed(&format!("\"{rest}\""))),
-            (Stage::Greeting, "HELLO") if first == "linechat/1" => match self.name.take() {
-                Some(name) => self.try_name(name)?,
+            (Stage::Leaving, "BYE") => {
+                // BYE confirms all requests that were sent before QUIT.
+                self.requests.drain(..mem::take(&mut self.sent));
+                self.finish(None);
+            }
+            (_, "BYE") => self.disconnect(closed(&format!("\"{rest}\""))),
+            (Stage::Connecting, "HELLO") if first == "linechat/1" => match self.name.take() {
+                Some(name) => self.try_name(name),
                 None => self.ask_for_name(),
             },
-            (_, "ERR") if self.stage == Stage::Greeting || matches!(first, "full" | "timeout") => {
-                return self.lost(closed(&explain_code(first, text)));
+            (_, "ERR") if is_last => self.disconnect(closed(&explain_code(first, text))),
+            (Stage::Connecting, _) => self.disconnect(say(text::NOT_LINECHAT, &[&server])),
+            (Stage::Naming, "WELCOME") => self.enter_room(first, text),
+            (Stage::Naming, "ERR") => self.handle_name_error(first, &explain_code(first, text)),
+            (_, "ERR") => self.handle_error(first, text),
+            (_, "PONG") => self.confirm(first),
+            (_, "USERS") => self.update_roster(first, text),
+            _ if !(1..=MAX_NAME).contains(&first.len()) => {}
+            (_, "MSG") => self.show_message(first, text),
+            (_, "PRIV") => {
+                self.screen.show_event(BOLD, &say(text::PRIVATE, &[first, text]));
+                self.confidant = Some(first.to_owned());
+                self.roster.move_to_front(first);
+                self.screen.pending += self.options.bell;
             }
-            (Stage::Greeting, _) => {
-                return self.lost(say(text::NOT_LINECHAT, &[&self.options.address()]));
+            (_, "SENT") => self.screen.show_own(BOLD, &say(text::PRIVATE_TO, &[first, text])),
+            (_, "JOINED") => {
+                self.roster.add(first);
+                self.show_join_or_leave(text::JOINED, first, text);
             }
-            (Stage::Naming, "WELCOME") => self.welcomed(first, text)?,
-            (Stage::Naming, "ERR") => self.name_refused(first, &explain_code(first, text))?,
-            (_, "ERR") => self.refused(first, text),
-            (_, "PONG") => self.confirmed(first),
-            (_, "USERS") => self.list(first, text),
-            _ if (1..=MAX_NAME).contains(&first.len()) => self.happened(keyword, first, text),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn happened(&mut self, keyword: &str, name: &str, text: &str) {
-        match keyword {
-            "MSG" => self.said(name, text),
-            "PRIV" => {
-                self.screen.show_event(BOLD, &say(text::PRIVATE, &[name, text]));
-                self.confidant = Some(name.to_owned());
-                self.roster.spoke(name);
-                self.ring();
-            }
-            "SENT" => {
-                self.screen.show_own(BOLD, &say(text::PRIVATE_TO, &[name, text]));
-            }
-            "JOINED" => {
-                self.roster.add(name);
-                self.came_or_went(text::JOINED, name, text);
-            }
-            "LEFT" => {
-                self.roster.names.remove(&name.to_lowercase());
-                self.came_or_went(text::LEFT, name, text);
+            (_, "LEFT") => {
+                self.roster.names.remove(&first.to_lowercase());
+                self.show_join_or_leave(text::LEFT, first, text);
             }
             _ => {}
         }
     }
 
-    fn said(&mut self, name: &str, text: &str) {
+    fn show_message(&mut self, name: &str, text: &str) {
         // A full stop, a dash or a quotation mark can be part of a name, but is mostly not.
         let bare = |word| plain_letters(word).trim_matches(|c| !is_part_of_word(c)).to_owned();
         let ours = bare(self.name.as_deref().unwrap_or_default());
         let names_us = text.split(|c| !is_part_of_name(c)).any(|word| bare(word) == ours);
-        self.roster.spoke(name);
+        self.roster.move_to_front(name);
         let text = self.screen.painted(if names_us { BOLD } else { PLAIN }, text);
         self.screen.show_event(PLAIN, &format!("{}: {text}", self.screen.name(name)));
         if names_us {
-            self.ring();
+            self.screen.pending += self.options.bell;
         }
     }
 
-    fn ring(&mut self) {
-        if self.options.rings {
-            self.screen.pending.push('\x07');
-        }
-    }
-
-    /// Shows a join or a leave, with the roster if it is known and fits into the row.
-    fn came_or_went(&mut self, text: Text, name: &str, counted: &str) {
-        if self.options.is_quiet {
-            return;
-        }
-        let mut line = say(text, &[name]);
+    /// Shows a join or a leave, with the roster if it is known and short.
+    fn show_join_or_leave(&mut self, text: Text, name: &str, counted: &str) {
         let count = counted.split(' ').next().unwrap_or_default();
-        if let Ok(number) = count.parse::<usize>() {
-            let is_known = number == self.roster.names.len() && number <= MAX_PUSHED_ROSTER;
-            let roster = say(text::ONLINE, &[count, &self.roster.sorted().join(", ")]);
-            let width = width_of(&line) + width_of(&roster) + TIME;
-            let fits = !self.screen.has_editor || width <= self.screen.columns;
-            let headcount = say(text::HEADCOUNT, &[count]);
-            line += if is_known && fits { &roster } else { &headcount };
+        let number = count.parse().unwrap_or(0);
+        let counted = match self.roster.sorted() {
+            _ if number == 0 => String::new(),
+            names if number == names.len() && number <= MAX_SHOWN_ROSTER => {
+                say(text::ONLINE, &[count, &names.join(", ")])
+            }
+            _ => say(text::HEADCOUNT, &[count]),
+        };
+        if !self.options.is_quiet {
+            self.screen.show_event(DIM, &(say(text, &[name]) + &counted));
         }
-        self.screen.show_event(DIM, &line);
     }
 
-    /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer at a terminal sees the first.
-    fn list(&mut self, count: &str, names: &str) {
+    /// Handles one line of a list (PROTOCOL.md, "Joining, leaving, roster"). A newcomer sees the
+    /// first list.
+    fn update_roster(&mut self, count: &str, names: &str) {
         if self.roster.arriving == 0 {
             self.roster.names.clear();
         }
@@ -527,349 +433,301 @@ impl Client {
         self.screen.show(PLAIN, &say(text::USERS, &[&count, &names.join(", ")]));
     }
 
-    fn complain(&mut self, text: Text, words: &[&str]) {
-        self.is_troubled = true;
-        // The requirements give the words for an unknown recipient.
-        let is_bare = !self.screen.has_editor || text == text::NO_SUCH_USER;
-        let sentence = say(text, words);
-        self.screen.complain(&if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
-    }
-
     /// Handles an ERR, which answers the oldest unconfirmed request.
-    fn refused(&mut self, code: &str, text: &str) {
-        let first = self.unconfirmed.front_mut();
-        let refused = first.map(|sent| mem::replace(&mut sent.request, Request::Heartbeat));
-        match (refused, code) {
-            (Some(Request::Whisper { mark, to, .. }), "no-such-user") => {
-                let is_command = mark == '/';
-                let text = if is_command { text::NO_SUCH_COMMAND } else { text::NO_SUCH_USER };
-                self.complain(text, &[&to, &to]);
+    fn handle_error(&mut self, code: &str, text: &str) {
+        let request = self.requests.front_mut().filter(|_| self.sent > 0);
+        let refused = request.map(|it| (mem::take(&mut it.wire), mem::take(&mut it.typed)));
+        let (wire, typed) = refused.unwrap_or_default();
+        let to = wire.strip_prefix("PRIV @").and_then(|rest| rest.split(' ').next());
+        match to.filter(|_| code == "no-such-user") {
+            Some(to) if typed.trim_start().starts_with('/') => {
+                self.screen.complain(text::NO_SUCH_COMMAND, &[to, to]);
             }
-            _ => self.complain(["{}", "{}"], &[&explain_code(code, text)]),
+            Some(to) => self.screen.complain(text::NO_SUCH_USER, &[to]),
+            None => self.screen.complain(["{}", "{}"], &[&explain_code(code, text)]),
         }
     }
 
     /// Handles a PONG: all requests up to the one with this token have been carried out. At a
     /// terminal our own messages are shown now, in their place among those of others.
-    fn confirmed(&mut self, token: &str) {
+    fn confirm(&mut self, token: &str) {
         let Ok(token) = token.parse::<usize>() else { return };
-        // The server can confirm only what it was asked to.
-        while self.requests - self.unconfirmed.len() < token && token <= self.requests {
-            let Some(sent) = self.unconfirmed.pop_front() else { return };
+        // The server can confirm only requests that it has received.
+        while self.token - self.sent < token && token <= self.token {
+            let Some(request) = self.requests.pop_front() else { return };
+            self.sent -= 1;
             self.renew_due();
-            match (sent.request, self.name.clone()) {
-                (Request::List, _) => self.show_roster(),
-                (Request::Say(text), Some(name)) => {
-                    self.screen.show_own(PLAIN, &format!("{}: {text}", self.screen.name(&name)));
-                }
-                _ => {}
+            self.attempts = 0;
+            if let Some(text) = request.wire.strip_prefix("MSG ") {
+                let name = self.screen.name(self.name.as_deref().unwrap_or_default());
+                self.screen.show_own(PLAIN, &format!("{name}: {}", text.trim_end_matches('\n')));
+            } else if request.wire == LIST {
+                self.show_roster();
             }
         }
     }
 
-    // The name
-
     /// Asks in the prompt, or without a line editor on a line of its own.
     fn ask_for_name(&mut self) {
-        self.enter(Stage::Asking);
+        self.set_stage(Stage::Asking);
         if !self.screen.has_editor {
             self.screen.show(PLAIN, &say(text::YOUR_NAME, &[]));
         }
     }
 
-    fn try_name(&mut self, name: String) -> Result<(), End> {
-        self.enter(Stage::Naming);
-        self.queue(format!("NAME {name}\n"))?;
+    fn try_name(&mut self, name: String) {
+        self.set_stage(Stage::Naming);
+        self.queue(format!("NAME {name}\n"));
         self.name = Some(name);
-        Ok(())
     }
 
     /// Asks for another name. A script cannot choose one, so the refusal is its end. The name of a
     /// lost connection is tried again, because that connection may still hold it.
-    fn name_refused(&mut self, code: &str, reason: &str) -> Result<(), End> {
+    fn handle_name_error(&mut self, code: &str, reason: &str) {
         let name = self.name.clone().unwrap_or_default();
-        let ghost = self.membership.as_ref().filter(|_| code == "name-taken");
-        if ghost.is_some_and(|membership| membership.lost.elapsed() < GHOST) {
-            return self.lost(say(text::NAME_REFUSED, &[&name, reason]));
-        }
-        if self.options.name.is_some() && !self.screen.has_editor {
-            return Err(failed(text::NAME_REFUSED, &[&name, reason]));
+        let is_script = self.options.name.is_some() && !self.screen.has_editor;
+        let is_recent = self.lost.is_some_and(|lost| lost.elapsed() < GHOST);
+        if is_script || (is_recent && code == "name-taken") {
+            return self.disconnect(say(text::NAME_REFUSED, &[&name, reason]));
         }
         self.screen.editor.remember(&name);
         self.name = None;
-        self.complain(text::NAME_REFUSED, &[&name, reason]);
+        self.screen.complain(text::NAME_REFUSED, &[&name, reason]);
         self.ask_for_name();
-        Ok(())
     }
 
-    fn welcomed(&mut self, name: &str, count: &str) -> Result<(), End> {
-        self.enter(Stage::Talking);
+    fn enter_room(&mut self, name: &str, count: &str) {
+        self.set_stage(Stage::Talking);
         self.name = Some(name.to_owned());
-        self.is_troubled = false;
         self.roster.is_first = !self.options.is_piped;
-        let text = if self.membership.is_some() { text::WELCOME_BACK } else { text::WELCOME };
-        self.membership.get_or_insert(Membership { lost: Instant::now(), attempts: 0 });
+        let text = if self.lost.is_some() { text::WELCOME_BACK } else { text::WELCOME };
+        self.lost.get_or_insert_with(Instant::now);
         if self.screen.has_editor {
             self.screen.show(DIM, &say(text, &[name]));
             if count.parse().is_ok_and(|count: usize| count > MAX_PUSHED_ROSTER) {
                 self.roster.is_first = false;
                 self.screen.show(PLAIN, &say(text::USERS, &[count, "/list"]));
-                self.send(Request::Roster)?;
+                // The answer is for the completion of names.
+                self.queue(LIST.to_owned());
             }
         }
-        Ok(())
     }
 
-    // Keys
-
     /// Takes keys, or the lines of a pipe as far as the server keeps up with them.
-    fn take_input(&mut self, typed: &Receiver<Vec<u8>>) -> Result<(), End> {
-        self.send_waiting()?;
-        while self.can_take_more() {
-            let Ok(bytes) = typed.try_recv() else { break };
-            self.typed(&bytes)?;
-            self.send_waiting()?;
+    fn take_input(&mut self, typed: &Receiver<Vec<u8>>) {
+        self.send_waiting();
+        while self.end.is_none() && self.can_take_more() {
+            match typed.try_recv() {
+                Ok(bytes) => self.handle_input(&bytes),
+                Err(TryRecvError::Disconnected) if !self.is_leaving => self.leave(),
+                Err(_) => break,
+            }
+            self.send_waiting();
         }
-        Ok(())
     }
 
     /// A terminal's keys are always taken. Other input is taken line by line, since a line may
     /// decide what the next one means.
     fn can_take_more(&self) -> bool {
         let is_free = matches!(self.stage, Stage::Asking | Stage::Talking);
-        self.screen.has_editor || (is_free && self.waiting.is_empty())
+        self.screen.has_editor || (is_free && self.sent == self.requests.len())
     }
 
     /// Handles keys or a line, as `read_input` passes them on.
-    fn typed(&mut self, bytes: &[u8]) -> Result<(), End> {
-        if !self.screen.has_editor {
-            if !bytes.is_empty() {
-                self.take_line(bytes)?;
+    fn handle_input(&mut self, bytes: &[u8]) {
+        if self.screen.has_editor {
+            for &byte in bytes {
+                match Key::push_byte(&mut self.screen.pending_key, byte) {
+                    Some(Key::Position(column)) => self.screen.erase_folded_rows(column),
+                    Some(key) => self.handle_key(key),
+                    None => {}
+                }
             }
-            return if bytes.ends_with(b"\n") { Ok(()) } else { self.leave() };
+            return;
         }
-        if bytes.is_empty() {
-            return self.leave();
-        }
-        self.screen.keys.add(bytes);
-        while let Some(key) = self.screen.keys.next() {
-            self.press(key)?;
-        }
-        Ok(())
-    }
-
-    /// Handles a line of a pipe, or of a terminal without the line editor.
-    fn take_line(&mut self, bytes: &[u8]) -> Result<(), End> {
         let Ok(line) = std::str::from_utf8(bytes) else {
             let line = printable(bytes.trim_ascii_end());
-            self.complain(text::LINE_NOT_UTF8, &[&line]);
-            return Ok(());
+            return self.screen.complain(text::LINE_NOT_UTF8, &[&line]);
         };
-        let line = line.trim_end_matches(['\r', '\n']);
-        if self.options.has_commands || !self.options.is_piped {
-            self.entered(line)?;
-        } else if !line.is_empty() {
-            self.enqueue(Request::Say(line.to_owned()));
+        match line.trim_end_matches(['\r', '\n']) {
+            line if self.options.has_commands || !self.options.is_piped => {
+                self.execute(line);
+            }
+            "" => {}
+            line => drop(self.enqueue(format!("MSG {line}\n"), line)),
         }
-        Ok(())
     }
 
-    /// Input was left that nobody will read, for example after `/quit`.
-    fn leaves_input(&self, typed: &Receiver<Vec<u8>>) -> bool {
-        let rest = || typed.recv_timeout(UNREAD_TIME);
-        self.options.is_piped && rest().is_ok_and(|bytes| !bytes.is_empty())
-    }
-
-    fn press(&mut self, key: Key) -> Result<(), End> {
+    fn handle_key(&mut self, key: Key) {
         let editor = &mut self.screen.editor;
         match editor.press(key) {
-            Some(Key::ClearScreen) => self.screen.pending.insert_str(0, CLEAR),
-            Some(Key::Interrupt) => self.interrupt()?,
-            Some(Key::EndOfInput) => self.leave()?,
+            Some(Key::ClearScreen) => self.screen.control += CLEAR,
+            Some(Key::Interrupt) => {
+                // In the room it must be pressed twice.
+                let last = self.interrupted.replace(Instant::now());
+                let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
+                match is_confirmed || self.lost.is_none() || self.is_leaving {
+                    true => self.leave(),
+                    false => self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[])),
+                }
+            }
+            Some(Key::EndOfInput) => self.leave(),
+            #[cfg(unix)]
             Some(Key::Suspend) => terminal::suspend(),
-            Some(Key::Tab) => self.complete(1),
-            Some(Key::ShiftTab) => self.complete(-1),
-            Some(Key::Position(column)) => self.screen.resized(column),
+            Some(Key::Tab) => self.complete_word(1),
+            Some(Key::ShiftTab) => self.complete_word(-1),
             Some(Key::Enter) => match editor.paste.take() {
                 Some(lines) => {
                     for line in lines {
-                        self.enqueue(Request::Say(line));
+                        self.enqueue(format!("MSG {line}\n"), &line);
                     }
                 }
-                None => self.enter_line()?,
+                None => {
+                    let (line, is_name) = (editor.take_line(), self.name.is_none());
+                    match self.execute(&line) {
+                        false => self.screen.editor.replace(line),
+                        true if is_name => {}
+                        true => self.screen.editor.remember(&line),
+                    }
+                }
             },
             _ => {}
         }
-        Ok(())
-    }
-
-    fn enter_line(&mut self) -> Result<(), End> {
-        let line = self.screen.editor.line.clone();
-        let is_name = self.name.is_none();
-        if self.entered(&line)? {
-            self.screen.editor.enter();
-            if !line.is_empty() && !is_name {
-                self.screen.editor.remember(&line);
-            }
-        }
-        Ok(())
-    }
-
-    /// Handles Ctrl-C on an empty line. In the room it must be pressed twice.
-    fn interrupt(&mut self) -> Result<(), End> {
-        let last = self.interrupted.replace(Instant::now());
-        let is_confirmed = last.is_some_and(|at| at.elapsed() <= CONFIRM_TIME);
-        if is_confirmed || self.membership.is_none() || self.is_leaving {
-            return self.leave();
-        }
-        self.screen.show(DIM, &say(text::CTRL_C_AGAIN, &[]));
-        Ok(())
     }
 
     /// Completes a word, or on an empty line answers the last private message.
-    fn complete(&mut self, step: isize) {
-        let is_empty = self.screen.editor.line.is_empty();
-        let confidant = self.confidant.as_deref().filter(|name| self.roster.has(name));
-        let mut names = match confidant {
-            Some(name) if is_empty => vec![name],
-            None if is_empty => return,
-            _ => self.roster.by_speech(),
-        };
-        names.retain(|name| Some(*name) != self.name.as_deref());
-        self.screen.editor.complete(&names, step);
+    fn complete_word(&mut self, step: isize) {
+        match &self.confidant {
+            _ if !self.screen.editor.line.is_empty() => {
+                let mut names = self.roster.by_speech();
+                names.retain(|name| Some(*name) != self.name.as_deref());
+                self.screen.editor.complete(&names, step);
+            }
+            Some(name) => self.screen.editor.insert(&format!("@{name} ")),
+            None => {}
+        }
     }
 
     /// Handles a typed line. Returns false if it should stay in the editor.
-    fn entered(&mut self, line: &str) -> Result<bool, End> {
-        let request = match parse(line, self.name.as_deref().unwrap_or_default(), &self.roster) {
-            Typed::Help => {
-                self.screen.show(PLAIN, &say(text::HELP, &[]));
-                return Ok(true);
-            }
-            Typed::Quit => return self.leave().map(|()| true),
-            _ if self.name.is_none() => return self.entered_name(line.trim()).map(|()| true),
-            Typed::Nothing => return Ok(true),
-            Typed::Mistake(text, word) => {
-                self.complain(text, &[&word, &word, &word]);
-                return Ok(true);
-            }
-            Typed::Request(request) => request,
+    fn execute(&mut self, line: &str) -> bool {
+        let start = line.trim_start();
+        let (word, text) = start.split_once(' ').unwrap_or((start, ""));
+        let has_text = !text.trim().is_empty();
+        let name = word.strip_prefix(['/', '@']).unwrap_or(word);
+        let is_here = self.roster.names.contains_key(&name.to_lowercase());
+        let command = match word.to_lowercase().as_str() {
+            "/w" if !has_text => "/list",
+            "/list" | "/names" | "/who" | "/clientes" | "/usuarios" | "/usuários" => "/list",
+            "/help" | "/?" | "/ajuda" => "/help",
+            "/quit" | "/bye" | "/exit" | "/q" | "/sair" => "/quit",
+            "/w" | "/msg" => "/msg",
+            "/me" => "/me",
+            _ => "",
         };
-        if self.is_returning() {
-            self.complain(text::NOT_CONNECTED, &[]);
-            return Ok(false);
+        match command {
+            "/help" if !has_text => self.screen.show(PLAIN, &say(text::HELP, &[])),
+            "/quit" if !has_text => self.leave(),
+            _ if !self.is_connected() => {
+                self.screen.complain(text::NOT_CONNECTED, &[]);
+                return false;
+            }
+            _ if self.name.is_none() => {
+                let name = Some(line.trim().to_owned()).filter(|name| !name.is_empty());
+                if let Some(name) = name.or(self.offer.take()) {
+                    self.try_name(name);
+                }
+            }
+            _ if start.is_empty() => {}
+            "/list" if !has_text => return self.enqueue(LIST.to_owned(), ""),
+            "/list" | "/help" | "/quit" => self.screen.complain(text::TAKES_NOTHING, &[name; 2]),
+            "/msg" if has_text => {
+                let private = text.trim_start().trim_start_matches('@');
+                return self.execute(&format!("@{private}"));
+            }
+            "/me" if has_text => {
+                let name = self.name.as_deref().unwrap_or_default();
+                return self.enqueue(format!("MSG * {name} {text}\n"), line);
+            }
+            // A second mark makes the first one text.
+            _ if start.starts_with("//") || start.starts_with("@@") => {
+                let text = start.get(1..).unwrap_or_default();
+                return self.enqueue(format!("MSG {text}\n"), line);
+            }
+            _ if !start.starts_with(['/', '@']) => {
+                return self.enqueue(format!("MSG {line}\n"), line);
+            }
+            _ if name.is_empty() => self.screen.complain(text::NO_NAME_AFTER, &[word; 3]),
+            "" if has_text => {
+                // Names do not end with these signs, but many users type them.
+                let name = name.trim_end_matches([':', ',']);
+                return self.enqueue(format!("PRIV @{name} {text}\n"), line);
+            }
+            "" if word.starts_with('/') && !is_here => {
+                self.screen.complain(text::NO_SUCH_COMMAND, &[name; 2]);
+            }
+            _ => self.screen.complain(text::NOTHING_SAID, &[word]),
         }
-        Ok(self.enqueue(request))
-    }
-
-    /// Handles a typed name. An empty line stands for the name that is offered.
-    fn entered_name(&mut self, line: &str) -> Result<(), End> {
-        match (line, self.stage, self.offer.take()) {
-            ("", Stage::Asking, Some(offer)) => return self.try_name(offer),
-            ("", _, offer) => self.offer = offer,
-            (_, Stage::Asking, _) => return self.try_name(line.to_owned()),
-            _ => self.name = Some(line.to_owned()),
-        }
-        Ok(())
+        true
     }
 
     /// Queues a request. Returns false if it is too long for a line.
-    fn enqueue(&mut self, request: Request) -> bool {
-        let excess = request.wire().len().saturating_sub(MAX_REQUEST + 1);
+    fn enqueue(&mut self, wire: String, typed: &str) -> bool {
+        let excess = wire.len().saturating_sub(MAX_REQUEST + 1);
         if excess > 0 {
-            self.complain(text::TOO_LONG, &[&excess.to_string()]);
+            self.screen.complain(text::TOO_LONG, &[&excess.to_string()]);
             return false;
         }
-        self.waiting.push_back(request);
+        let typed = typed.to_owned();
+        self.requests.push_back(Request { wire, typed, since: Instant::now() });
         true
     }
 
     /// Leaves after what was typed before has been sent; the second time, at once.
-    fn leave(&mut self) -> Result<(), End> {
-        let is_apart = matches!(self.stage, Stage::Waiting | Stage::Connecting | Stage::Greeting);
-        if self.is_leaving {
-            return Err(failed(text::LEFT_AT_ONCE, &[]));
-        }
-        if is_apart && self.waiting.is_empty() {
-            return Err(End::Left);
+    fn leave(&mut self) {
+        if self.is_leaving || !self.is_connected() {
+            self.finish(None);
         }
         self.is_leaving = true;
-        Ok(())
     }
 
-    // Requests
-
-    fn send_waiting(&mut self) -> Result<(), End> {
-        while self.stage == Stage::Talking && self.unconfirmed.len() < MAX_UNCONFIRMED {
-            let Some(request) = self.waiting.pop_front() else { break };
-            self.send(request)?;
+    fn send_waiting(&mut self) {
+        let count = self.requests.len();
+        while self.stage == Stage::Talking && self.sent < count.min(MAX_UNCONFIRMED) {
+            self.send_next();
         }
-        let is_done = self.stage == Stage::Talking && self.waiting.is_empty();
+        let is_done = self.stage == Stage::Talking && self.sent == count;
         if self.is_leaving && (is_done || self.stage == Stage::Asking) {
-            self.enter(Stage::Leaving);
-            self.queue("QUIT\n".to_owned())?;
+            self.set_stage(Stage::Leaving);
+            self.queue("QUIT\n".to_owned());
         }
-        Ok(())
     }
 
-    fn send(&mut self, request: Request) -> Result<(), End> {
-        self.requests += 1;
-        self.queue(format!("{}PING {}\n", request.wire(), self.requests))?;
-        self.unconfirmed.push_back(Sent { request, since: Instant::now() });
-        if self.unconfirmed.len() == 1 {
+    fn send_next(&mut self) {
+        let Some(request) = self.requests.get(self.sent) else { return };
+        self.token += 1;
+        let lines = format!("{}PING {}\n", request.wire, self.token);
+        self.sent += 1;
+        if self.sent == 1 {
             self.renew_due();
         }
-        Ok(())
+        self.queue(lines);
     }
 
     /// Passes lines to the thread that writes. If the connection is lost, the thread that reads
     /// reports it. A full queue shows that the server has confirmed what it did not read.
-    fn queue(&mut self, lines: String) -> Result<(), End> {
-        match self.out.try_send(lines) {
-            Err(mpsc::TrySendError::Full(_)) => {
-                self.connection_failed(&say(text::STOPPED_ANSWERING, &[]))
-            }
-            _ => Ok(()),
+    fn queue(&mut self, lines: String) {
+        if let Err(mpsc::TrySendError::Full(_)) = self.out.try_send(lines) {
+            self.time_out();
         }
     }
 
-    /// Returns what was typed and did not reach the server, or perhaps did not, as sentences.
-    fn unsent(&self, is_lost: bool) -> Vec<String> {
-        // BYE comes after everything that was sent before QUIT has been carried out.
-        let unconfirmed = self.unconfirmed.iter().filter(|_| is_lost);
-        let unconfirmed = unconfirmed.filter_map(|sent| sent.request.text());
-        let report = |text| move |line: String| say(text, &[&line]);
-        let perhaps = unconfirmed.map(report(text::PERHAPS_NOT_SENT));
-        let waiting = self.waiting.iter().filter_map(Request::text);
-        perhaps.chain(waiting.map(report(text::NOT_SENT))).collect()
+    /// Returns the typed lines that did not reach the server, or perhaps did not.
+    fn unsent(&self) -> Vec<(Text, String)> {
+        let text =
+            |number| if number < self.sent { text::PERHAPS_NOT_SENT } else { text::NOT_SENT };
+        let unsent = self.requests.iter().enumerate().filter(|(_, it)| !it.typed.is_empty());
+        unsent.map(|(number, request)| (text(number), request.typed.clone())).collect()
     }
-
-    /// Returns what to say on standard error after this end.
-    fn outcome(&self, end: End) -> Result<(), Vec<String>> {
-        let mut sentences = match &end {
-            End::Unread => return Err(Vec::new()),
-            End::Failed(reason) => vec![reason.clone()],
-            // A person has seen what was refused; a script has not.
-            End::Left if self.is_troubled && self.options.is_piped => {
-                vec![say(text::SOME_NOT_TAKEN, &[])]
-            }
-            End::Left => Vec::new(),
-        };
-        sentences.extend(self.unsent(end != End::Left));
-        let line = &self.screen.editor.line;
-        if !line.is_empty() {
-            sentences.push(say(text::NOT_SENT, &[line]));
-        }
-        if sentences.is_empty() {
-            Ok(())
-        } else {
-            Err(sentences)
-        }
-    }
-}
-
-fn failed(text: Text, words: &[&str]) -> End {
-    End::Failed(say(text, words))
 }
 
 impl Roster {
@@ -879,11 +737,7 @@ impl Roster {
         }
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.names.contains_key(&name.to_lowercase())
-    }
-
-    fn spoke(&mut self, name: &str) {
+    fn move_to_front(&mut self, name: &str) {
         let name = name.to_lowercase();
         self.speakers.retain(|speaker| *speaker != name);
         self.speakers.insert(0, name);
@@ -907,97 +761,27 @@ impl Roster {
     }
 }
 
-fn parse(line: &str, our_name: &str, roster: &Roster) -> Typed {
-    let say = |text: &str| Typed::Request(Request::Say(text.to_owned()));
-    let start = line.trim_start();
-    let (mark, rest) = match (start.strip_prefix('@'), start.strip_prefix('/')) {
-        _ if start.is_empty() => return Typed::Nothing,
-        // A second mark makes the first one text.
-        (Some(rest), _) if rest.starts_with('@') => return say(rest),
-        (_, Some(rest)) if rest.starts_with('/') => return say(rest),
-        (Some(rest), _) => ('@', rest),
-        (_, Some(rest)) => ('/', rest),
-        _ => return say(line),
-    };
-    let (word, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let has_text = !text.trim().is_empty();
-    let mistake = |text| Typed::Mistake(text, word.to_owned());
-    let nothing_said = || Typed::Mistake(text::NOTHING_SAID, start.trim_end().to_owned());
-    let command = match word.to_lowercase().as_str() {
-        "" => return Typed::Mistake(text::NO_NAME_AFTER, mark.to_string()),
-        _ if mark == '@' => None,
-        "w" | "msg" if has_text => {
-            let text = text.trim_start().trim_start_matches('@');
-            return parse(&format!("@{text}"), our_name, roster);
-        }
-        "me" if has_text => return say(&format!("* {our_name} {text}")),
-        "list" | "names" | "who" | "w" | "lista" | "clientes" | "usuarios" | "usuários" => {
-            Some(Typed::Request(Request::List))
-        }
-        "help" | "?" | "ajuda" => Some(Typed::Help),
-        "quit" | "bye" | "exit" | "q" | "sair" => Some(Typed::Quit),
-        "msg" | "me" => return nothing_said(),
-        _ => None,
-    };
-    match (command, has_text) {
-        (Some(command), false) => command,
-        (Some(_), true) => mistake(text::TAKES_NOTHING),
-        (None, false) if mark == '/' && !roster.has(word) => mistake(text::NO_SUCH_COMMAND),
-        (None, false) => nothing_said(),
-        (None, true) => {
-            // No name ends so, but many a user types it so.
-            let (to, text) = (word.trim_end_matches([':', ',']).to_owned(), text.to_owned());
-            Typed::Request(Request::Whisper { mark, to, text })
-        }
-    }
-}
-
-impl Request {
-    /// The line to send, with its ending (PROTOCOL.md, "Requests").
-    fn wire(&self) -> String {
-        match self {
-            Request::Say(text) => format!("MSG {text}\n"),
-            Request::Whisper { to, text, .. } => format!("PRIV @{to} {text}\n"),
-            Request::List | Request::Roster => "LIST\n".to_owned(),
-            Request::Heartbeat => String::new(),
-        }
-    }
-
-    /// Typed text that would be missed if it were lost.
-    fn text(&self) -> Option<String> {
-        match self {
-            Request::Say(text) => Some(text.clone()),
-            Request::Whisper { mark, to, text } => Some(format!("{mark}{to} {text}")),
-            Request::List | Request::Roster | Request::Heartbeat => None,
-        }
-    }
-}
-
 /// Returns true if a name can perhaps hold this character (PROTOCOL.md, "Names").
 fn is_part_of_name(character: char) -> bool {
-    let is_mark = matches!(character, '_' | '-' | '.');
-    let is_foreign = !character.is_ascii() && !character.is_whitespace();
-    is_mark || is_foreign || character.is_ascii_alphanumeric()
+    let is_separator = character.is_ascii_control() || character.is_whitespace();
+    matches!(character, '_' | '-' | '.') || !(is_separator || character.is_ascii_punctuation())
 }
 
 fn is_part_of_word(character: char) -> bool {
     character.is_alphanumeric() || width(character) == 0
 }
 
-/// Lower case and without accents, as names are looked for: `e` finds Érica, however it is encoded.
+const ACCENTED: &str = "àáâãäåçèéêëìíîïñòóôõöùúûü";
+const UNACCENTED: &str = "aaaaaaceeeeiiiinooooouuuu";
+
+/// Lower case without accents, so that `e` finds Érica, however that is encoded.
 fn plain_letters(text: &str) -> String {
     let letters = text.chars().flat_map(char::to_lowercase).filter(|&c| width(c) > 0);
-    let plain = letters.map(|letter| match letter {
-        'à'..='å' => 'a',
-        'ç' => 'c',
-        'è'..='ë' => 'e',
-        'ì'..='ï' => 'i',
-        'ñ' => 'n',
-        'ò'..='ö' => 'o',
-        'ù'..='ü' => 'u',
-        _ => letter,
-    });
-    plain.collect()
+    let pairs = ACCENTED.chars().zip(UNACCENTED.chars());
+    let plain = |letter| {
+        pairs.clone().find(|(accented, _)| *accented == letter).map_or(letter, |pair| pair.1)
+    };
+    letters.map(plain).collect()
 }
 
 /// Returns true if a character could move the cursor, forge a line or reorder text (PROTOCOL.md,
@@ -1007,41 +791,40 @@ fn is_unprintable(character: char) -> bool {
     reorders || (character.is_control() && character != '\t')
 }
 
-/// Text from the network without anything that a terminal would act on.
+/// Text from the network, with escapes for characters that a terminal would act on.
 fn printable(bytes: &[u8]) -> String {
-    let mut shown = String::new();
-    for character in String::from_utf8_lossy(bytes).chars() {
-        match is_unprintable(character) {
-            true => shown.extend(character.escape_default()),
-            false => shown.push(character),
-        }
-    }
-    shown
+    let escape = |character: char| match is_unprintable(character) {
+        true => character.escape_default().to_string(),
+        false => character.to_string(),
+    };
+    String::from_utf8_lossy(bytes).chars().map(escape).collect()
 }
-
-// The threads
 
 /// Connects, and passes on what the server says until the connection ends.
 fn talk_to_server(host: &str, port: u16, lines: Receiver<String>, report: impl Fn(News)) {
-    let reason = match connect(host, port) {
-        Err(reason) => reason,
-        Ok(socket) => {
-            report(News::Connected);
-            let writer = socket.clone();
-            thread::spawn(move || write_to_server(&writer, &lines));
-            read_from_server(&socket, &report)
-        }
+    let socket = match connect(host, port) {
+        Ok(socket) => socket,
+        Err(reason) => return report(Err((text::CANNOT_CONNECT, reason))),
     };
-    report(News::Lost(reason));
+    let (reader, mut writer) = (&socket, &socket);
+    thread::scope(|scope| {
+        // If the main thread drops its end, or the connection fails, both threads end.
+        scope.spawn(move || {
+            let _ = lines.iter().try_for_each(|line| writer.write_all(line.as_bytes()));
+            let _ = writer.shutdown(Shutdown::Both);
+        });
+        let reason = read_from_server(reader, |line| report(Ok(line)));
+        report(Err((text::LOST, reason)));
+    });
 }
 
 /// Connects to the first of the host's addresses that accepts. An error is the reason.
-fn connect(host: &str, port: u16) -> Result<Arc<TcpStream>, String> {
+fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let mut reason = say(text::NO_SUCH_HOST, &[]);
     for address in (host, port).to_socket_addrs().map_err(|_| reason.clone())? {
-        let socket = TcpStream::connect_timeout(&address, TIMEOUT);
+        let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
         match socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
-            Ok(socket) => return Ok(Arc::new(socket)),
+            Ok(socket) => return Ok(socket),
             Err(error) => reason = explain(&error),
         }
     }
@@ -1049,7 +832,7 @@ fn connect(host: &str, port: u16) -> Result<Arc<TcpStream>, String> {
 }
 
 /// Passes on the server's lines. Returns why there are no more.
-fn read_from_server(socket: &TcpStream, report: impl Fn(News)) -> String {
+fn read_from_server(socket: &TcpStream, report: impl Fn(String)) -> String {
     let mut socket = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -1058,7 +841,7 @@ fn read_from_server(socket: &TcpStream, report: impl Fn(News)) -> String {
             Ok(_) if line.ends_with(b"\n") => {
                 line.pop();
                 let line = line.strip_suffix(b"\r").unwrap_or(&line);
-                report(News::Line(printable(line)));
+                report(printable(line));
             }
             Ok(length) if length as u64 == MAX_LINE => return say(text::LINE_TOO_LONG, &[]),
             Ok(_) => return say(text::CLOSED_CONNECTION, &[]),
@@ -1066,39 +849,31 @@ fn read_from_server(socket: &TcpStream, report: impl Fn(News)) -> String {
     }
 }
 
-/// Writes lines until the main thread drops its end or the connection fails, then closes the
-/// connection, so that the thread that reads from it ends too.
-fn write_to_server(mut socket: &TcpStream, lines: &Receiver<String>) {
-    let _ = lines.iter().try_for_each(|line| socket.write_all(line.as_bytes()));
-    let _ = socket.shutdown(Shutdown::Both);
-}
-
-/// Passes on keys as they come, or other input line by line. A line without an ending is the last,
-/// and may be empty; so is a piece without keys.
+/// Passes on keys as they come, or other input line by line, until the input ends.
 fn read_input(
     mut input: impl BufRead,
     is_raw: bool,
-    typed: &SyncSender<Vec<u8>>,
-    events: &SyncSender<Event>,
+    typed: SyncSender<Vec<u8>>,
+    events: SyncSender<Event>,
 ) {
     loop {
         let mut bytes = Vec::new();
-        let result = match is_raw {
+        // An error means that the terminal is gone.
+        let _ = match is_raw {
             true => input.fill_buf().map(|keys| bytes.extend(keys)),
             false => input.read_until(b'\n', &mut bytes).map(drop),
         };
-        // Another error means that the terminal is gone.
-        if result.is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
-            continue;
-        }
-        let is_end = if is_raw { bytes.is_empty() } else { !bytes.ends_with(b"\n") };
         if is_raw {
             input.consume(bytes.len());
         }
-        if typed.send(bytes).is_err() || events.send(Event::Typed).is_err() || is_end {
-            return;
+        let is_last = !is_raw && !bytes.ends_with(b"\n");
+        if bytes.is_empty() || typed.send(bytes).is_err() || is_last {
+            break;
         }
+        let _ = events.send(Event::Typed);
     }
+    drop(typed);
+    let _ = events.send(Event::Typed);
 }
 
 // ---- The editor --------------------------------------------------------------------------------
@@ -1110,46 +885,27 @@ struct Editor {
     /// A byte position in `line`.
     cursor: usize,
     history: Vec<String>,
-    /// How far back in the history the arrow keys have gone.
+    /// Number of lines that the arrow keys have gone back in the history.
     steps_back: usize,
     /// The text that was last erased by more than a character.
     killed: String,
     last_key: Option<Key>,
     /// The line and the cursor before each change.
     undo: Vec<(String, usize)>,
-    completion: Option<Completion>,
-    search: Option<Search>,
-    /// Pasted lines, until the user says whether to send them.
+    /// The line and the cursor before Tab completed a word, and the number of the candidate that is
+    /// shown; another Tab tries the next.
+    completion: Option<(String, usize, isize)>,
+    /// The text that Ctrl-R searches for, and how many lines of the history are searched.
+    search: Option<(String, usize)>,
+    /// Several pasted lines, until the user confirms or drops them.
     paste: Option<Vec<String>>,
-}
-
-/// A line in which Tab completes a word, as it was before, so that another Tab tries the next.
-struct Completion {
-    line: String,
-    cursor: usize,
-    /// The number of the candidate that is shown.
-    shown: isize,
-}
-
-/// A search of the history, which Ctrl-R begins.
-struct Search {
-    pattern: String,
-    /// Lines of the history before this one are searched.
-    end: usize,
-    /// The line before the search.
-    line: String,
 }
 
 impl Editor {
     /// Handles a key. Returns a key that concerns more than the editor.
     fn press(&mut self, key: Key) -> Option<Key> {
-        if matches!(key, Key::Position(_)) {
-            return Some(key);
-        }
         if self.paste.is_some() && key != Key::Enter {
-            if key == Key::Interrupt {
-                self.paste = None;
-            }
+            self.paste.take_if(|_| key == Key::Interrupt);
             return None;
         }
         if let Some(search) = self.search.take() {
@@ -1180,9 +936,9 @@ impl Editor {
             Key::Paste(text) => self.take_paste(&text),
             Key::Yank => self.insert(&self.killed.clone()),
             Key::Search => {
-                let (line, end) = (self.line.clone(), self.history.len());
+                self.undo.push((self.line.clone(), self.cursor));
                 self.keep_line();
-                self.search = Some(Search { pattern: String::new(), end, line });
+                self.search = Some((String::new(), self.history.len()));
             }
             Key::Up => {
                 self.keep_line();
@@ -1190,7 +946,7 @@ impl Editor {
             }
             Key::Down if self.steps_back > 0 => self.go_back(self.steps_back - 1),
             Key::Interrupt | Key::EndOfInput if self.line.is_empty() => return Some(key),
-            Key::Interrupt => self.killed = self.enter(),
+            Key::Interrupt => self.killed = self.take_line(),
             Key::EndOfInput => self.erase(Place::Right, last),
             Key::Move(to) => self.cursor = self.find(to),
             Key::Erase(to) => self.erase(to, last),
@@ -1200,30 +956,26 @@ impl Editor {
     }
 
     /// Handles a key during a search. A key that does not belong to it accepts the line.
-    fn press_in_search(&mut self, mut search: Search, key: Key) -> Option<Key> {
-        let mut end = search.end;
+    fn press_in_search(&mut self, search: (String, usize), key: Key) -> Option<Key> {
+        let (mut pattern, mut count) = search;
+        let mut older = count;
         match key {
-            Key::Character(character) => search.pattern.push(character),
+            Key::Character(character) => pattern.push(character),
             Key::Erase(Place::Left) => {
-                search.pattern.pop();
-                search.end = self.history.len();
-                end = search.end;
+                pattern.pop();
+                (count, older) = (self.history.len(), self.history.len());
             }
-            Key::Search => end = end.saturating_sub(1),
-            Key::Interrupt => {
-                self.replace(search.line);
-                return None;
-            }
+            Key::Search => older = count.saturating_sub(1),
+            Key::Interrupt => return self.press(Key::Undo),
             key => return self.press(key),
         }
         // If no older line fits, the last one that was found stays.
-        let fits = |line: &String| !search.pattern.is_empty() && line.contains(&search.pattern);
-        if let Some(at) = self.history.iter().take(end).rposition(fits) {
-            self.replace(self.history.get(at).cloned().unwrap_or_default());
-            self.steps_back = self.history.len() - at;
-            search.end = at + 1;
+        let fits = |line: &String| !pattern.is_empty() && line.contains(&pattern);
+        if let Some(at) = self.history.iter().take(older).rposition(fits) {
+            self.go_back(self.history.len() - at);
+            count = at + 1;
         }
-        self.search = Some(search);
+        self.search = Some((pattern, count));
         None
     }
 
@@ -1235,17 +987,27 @@ impl Editor {
     fn find(&self, to: Place) -> usize {
         let (before, after) = self.line.split_at_checked(self.cursor).unwrap_or_default();
         let is_gap = |character| !is_part_of_word(character);
+        // An accent belongs to the character before it.
+        let is_mark = |character| width(character) == 0;
+        let end = self.line.len();
         match to {
-            Place::Left => self.left_of(self.cursor),
-            Place::Right => self.right_of(self.cursor),
+            Place::Left => {
+                let letters = before.trim_end_matches(is_mark);
+                letters.char_indices().next_back().map_or(0, |(at, _)| at)
+            }
+            Place::Right => {
+                let mut rest = after.chars();
+                rest.next();
+                end - rest.as_str().trim_start_matches(is_mark).len()
+            }
             Place::Start => 0,
-            Place::End => self.line.len(),
+            Place::End => end,
             Place::WordLeft => {
                 before.trim_end_matches(is_gap).trim_end_matches(is_part_of_word).len()
             }
             Place::WordRight => {
                 let rest = after.trim_start_matches(is_gap).trim_start_matches(is_part_of_word);
-                self.line.len() - rest.len()
+                end - rest.len()
             }
             Place::SpaceLeft => {
                 before.trim_end().trim_end_matches(|c: char| !c.is_whitespace()).len()
@@ -1253,7 +1015,7 @@ impl Editor {
         }
     }
 
-    /// Inserts text at the cursor, without what a terminal would act on.
+    /// Inserts text at the cursor, without characters that a terminal would act on.
     fn insert(&mut self, text: &str) {
         let text = text.replace(is_unprintable, "");
         self.line.insert_str(self.cursor, &text);
@@ -1282,14 +1044,13 @@ impl Editor {
         let lines = text.split(['\r', '\n']).filter(|line| !line.trim().is_empty());
         let lines: Vec<_> = lines.map(|line| line.replace(is_unprintable, "")).collect();
         match lines.as_slice() {
-            [] => {}
             [line] => self.insert(line),
-            _ => self.paste = Some(lines),
+            _ => self.paste = Some(lines).filter(|lines| !lines.is_empty()),
         }
     }
 
     /// Begins a new line. Returns the old one.
-    fn enter(&mut self) -> String {
+    fn take_line(&mut self) -> String {
         self.cursor = 0;
         self.steps_back = 0;
         self.undo.clear();
@@ -1297,7 +1058,7 @@ impl Editor {
     }
 
     fn remember(&mut self, line: &str) {
-        if self.history.last().map(String::as_str) != Some(line) {
+        if !line.is_empty() && self.history.last().map(String::as_str) != Some(line) {
             self.history.push(line.to_owned());
         }
     }
@@ -1320,15 +1081,17 @@ impl Editor {
     /// Completes the command or name at the cursor; again, with the next candidate, or with the one
     /// before if `step` is -1. At the beginning of the line a name gets a colon.
     fn complete(&mut self, names: &[&str], step: isize) {
-        if self.line.is_empty() && !names.is_empty() {
-            self.insert("@");
-        }
-        let shown = if step > 0 { -1 } else { 0 };
-        let first = Completion { line: self.line.clone(), cursor: self.cursor, shown };
-        let Completion { line, cursor, shown } = self.completion.take().unwrap_or(first);
+        let first = (self.line.clone(), self.cursor, if step > 0 { -1 } else { 0 });
+        let (line, cursor, shown) = self.completion.take().unwrap_or(first);
         let (before, rest) = line.split_at_checked(cursor).unwrap_or_default();
         let (head, stem) = before.split_at(before.trim_end_matches(is_part_of_name).len());
-        let candidates = candidates(head, stem, names);
+        let commands: &[&str] = if head == "/" { &COMPLETED } else { &[] };
+        let (exact, plain) = (stem.to_lowercase(), plain_letters(stem));
+        let words = commands.iter().chain(names);
+        let words = words.filter(|word| plain_letters(word).starts_with(&plain));
+        let mut candidates: Vec<_> = words.copied().collect();
+        // Names with this accent come before those with another.
+        candidates.sort_by_key(|word| !word.to_lowercase().starts_with(&exact));
         let shown = (shown + step).rem_euclid(candidates.len().max(1) as isize);
         let Some(name) = candidates.get(shown as usize) else { return };
         let (gap, rest) = match head {
@@ -1338,48 +1101,24 @@ impl Editor {
         };
         let completed = format!("{head}{name}{gap}");
         (self.line, self.cursor) = (format!("{completed}{rest}"), completed.len());
-        self.completion = Some(Completion { line, cursor, shown });
-    }
-
-    fn left_of(&self, at: usize) -> usize {
-        (0..at).rev().find(|&at| self.is_between_characters(at)).unwrap_or(0)
-    }
-
-    fn right_of(&self, at: usize) -> usize {
-        let end = self.line.len();
-        (at + 1..=end).find(|&at| self.is_between_characters(at)).unwrap_or(end)
-    }
-
-    /// Returns true if the cursor may stand here: not within a character's bytes, not before an
-    /// accent, and not within an emoji or a flag that is made of several characters.
-    fn is_between_characters(&self, at: usize) -> bool {
-        let Some((before, after)) = self.line.split_at_checked(at) else { return false };
-        let is_half = |c: char| HALVES_OF_FLAGS.contains(&c);
-        let halves = before.chars().rev().take_while(|&c| is_half(c)).count();
-        let is_within_flag = halves % 2 == 1 && after.starts_with(is_half);
-        // ZERO WIDTH JOINER makes one emoji of those on both its sides.
-        let is_joined = before.ends_with('\u{200d}');
-        let joins = |c| width(c) == 0 || SKIN_TONES.contains(&c);
-        !is_joined && !is_within_flag && !after.starts_with(joins)
+        self.completion = Some((line, cursor, shown));
     }
 
     /// Returns the text to show before and after the cursor in this many columns, one of which is
     /// the cursor's. A longer line moves by half a window at a time; `<` and `>` show that it goes
     /// on, if the window has space for them.
     fn view(&self, columns: usize) -> (String, String) {
-        // A TAB would be as wide as the terminal likes.
+        // A terminal draws a TAB with a width of its own.
         let line = self.line.replace('\t', " ");
         let (before, after) = line.split_at_checked(self.cursor).unwrap_or_default();
         let space = columns.saturating_sub(1);
-        let has_marks = space >= MIN_MARKED;
+        let has_marks = space > 3;
         let half = space.div_ceil(2).max(1);
         let skipped = width_of(before).saturating_sub(space).div_ceil(half) * half;
         let mut column = 0;
         let before = before.chars().skip_while(|&c| (column < skipped, column += width(c)).0);
-        let before: String = match skipped > 0 && has_marks {
-            true => ['<'].into_iter().chain(before.skip(1)).collect(),
-            false => before.collect(),
-        };
+        let mark = (skipped > 0 && has_marks).then_some('<');
+        let before: String = mark.into_iter().chain(before.skip(mark.iter().count())).collect();
         let space = columns.saturating_sub(width_of(&before));
         let is_cut = has_marks && width_of(after) > space;
         let space = space - usize::from(is_cut);
@@ -1391,18 +1130,6 @@ impl Editor {
 
 const COMPLETED: [&str; 8] = ["list", "help", "quit", "msg", "me", "clientes", "ajuda", "sair"];
 
-/// Returns the words that complete `stem` after the text `head`: first those that begin exactly so,
-/// then those that do without accents.
-fn candidates<'a>(head: &str, stem: &str, names: &[&'a str]) -> Vec<&'a str> {
-    let commands: &[&str] = if head == "/" { &COMPLETED } else { &[] };
-    let (exact, plain) = (stem.to_lowercase(), plain_letters(stem));
-    let words = commands.iter().chain(names);
-    let words = words.filter(|word| plain_letters(word).starts_with(&plain));
-    let mut words: Vec<_> = words.copied().collect();
-    words.sort_by_key(|word| !word.to_lowercase().starts_with(&exact));
-    words
-}
-
 // ---- The screen --------------------------------------------------------------------------------
 
 /// Styles, as ECMA-48 numbers them (SGR).
@@ -1410,17 +1137,9 @@ const PLAIN: &str = "";
 const BOLD: &str = "1";
 const DIM: &str = "2";
 const RED: &str = "31";
-/// Spaces before every row of a line but the first.
-const INDENT: usize = 4;
-/// Columns of the time and the space before an event.
-const TIME: usize = 6;
 /// Columns that a prompt must leave to the line that is being typed.
 const MIN_TO_TYPE: usize = 8;
-/// Columns of that line that leave space for the marks `<` and `>`.
-const MIN_MARKED: usize = 4;
-/// To the start of the row, and erase from there on (ECMA-48: CR, ED).
-const ERASE: &str = "\r\x1b[J";
-/// To the first row and column, and erase from there on (CUP, ED).
+/// To the first row and column, and erase from there on (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 /// Asks the terminal for the cursor's position, which it sends like a key (DSR, CPR).
 const ASK_POSITION: &str = "\x1b[6n";
@@ -1432,20 +1151,21 @@ struct Screen {
     /// The line that is being typed is shown below everything else, and edited with keys.
     has_editor: bool,
     editor: Editor,
-    keys: Keys,
+    pending_key: Vec<u8>,
     columns: usize,
-    /// The text that stands before the cursor on the screen.
-    drawn: String,
-    /// Until when nothing is drawn, since the terminal is being asked for the cursor's position.
+    /// Columns of the text before the cursor on the bottom row.
+    drawn: usize,
+    /// Nothing is drawn until this time: the terminal was asked for the cursor's position.
     asked: Option<Instant>,
     has_colours: bool,
     shows_time: bool,
     log: Option<File>,
+    /// If true, an error was shown; the exit status of a script says so.
+    has_complained: bool,
     /// Text for the next `flush`.
     pending: String,
     /// Control sequences that go before the pending text.
     control: String,
-    errors: String,
 }
 
 impl Screen {
@@ -1453,17 +1173,14 @@ impl Screen {
         self.print("", style, line);
     }
 
-    /// Shows what somebody said or did, with the time.
+    /// Shows an event, with the time.
     fn show_event(&mut self, style: &str, line: &str) {
-        if !self.has_editor || !self.shows_time {
-            return self.show(style, line);
-        }
         let now = terminal::local_time();
-        let time = self.painted(DIM, now.get(11..16).unwrap_or_default());
-        self.print(&(time + " "), style, line);
+        let time = self.painted(DIM, now.get(11..16).unwrap_or_default()) + " ";
+        self.print(if self.shows_time { &time } else { "" }, style, line);
     }
 
-    /// Shows what we said. Without the line editor, the terminal has shown it, or nobody looks.
+    /// Shows the user's own message. Without the line editor it goes only to the log.
     fn show_own(&mut self, style: &str, line: &str) {
         match self.has_editor {
             true => self.show_event(style, line),
@@ -1484,12 +1201,16 @@ impl Screen {
     }
 
     /// Shows an error. Without the line editor it goes to standard error.
-    fn complain(&mut self, sentence: &str) {
-        if self.has_editor {
-            return self.show(RED, sentence);
+    fn complain(&mut self, text: Text, words: &[&str]) {
+        self.has_complained = true;
+        let sentence = say(text, words);
+        if !self.has_editor {
+            self.record(&sentence);
+            return print_error(&sentence);
         }
-        self.record(sentence);
-        self.errors += &complaint(sentence);
+        // The requirements give the words for an unknown recipient.
+        let is_bare = text == text::NO_SUCH_USER;
+        self.show(RED, &if is_bare { sentence } else { say(text::ERROR, &[&sentence]) });
     }
 
     /// Appends lines to the log, after the date and the time and without styles.
@@ -1501,7 +1222,7 @@ impl Screen {
         let lines: String = plain.lines().map(|line| format!("{now} {line}\n")).collect();
         if let Err(error) = log.write_all(lines.as_bytes()) {
             self.log = None;
-            self.complain(&say(text::NO_LOG, &[&explain(&error)]));
+            print_error(&say(text::NO_LOG, &[&explain(&error)]));
         }
     }
 
@@ -1522,35 +1243,33 @@ impl Screen {
         self.painted(&colour.to_string(), name)
     }
 
-    /// Adapts to a window with this many columns. If the cursor stood beyond its edge, the terminal
-    /// may have folded the line into several rows, or may have cut it (xterm), with messages in the
-    /// rows above. The cursor's position shows which.
+    /// Adapts to a window with this many columns; 0 if the terminal does not know. If the cursor
+    /// stood beyond its edge, the terminal may have folded the line into several rows, or may have
+    /// cut it (xterm), with messages in the rows above. The cursor's position shows which.
     fn resize(&mut self, columns: usize) {
-        self.columns = columns;
-        if width_of(&self.drawn) >= columns {
+        self.columns = if columns > 0 { columns } else { 80 };
+        if self.drawn >= self.columns {
             self.asked = Some(Instant::now() + POSITION_TIMEOUT);
-            self.control = ASK_POSITION.to_owned();
+            self.control += ASK_POSITION;
         }
     }
 
     /// Handles the answer of the terminal: erases the rows into which it has folded the line.
-    fn resized(&mut self, column: usize) {
-        if self.asked.take().is_some() {
-            let (rows, folded) = fold(&self.drawn, self.columns);
-            if rows > 0 && folded + 1 == column && column < self.columns {
-                self.control = format!("\x1b[{rows}A");
-            }
+    fn erase_folded_rows(&mut self, column: usize) {
+        if self.asked.take().is_some() && column < self.columns {
+            // Before an edge a column is left empty by a wide character that did not fit.
+            let rows = (self.drawn + 1).saturating_sub(column).div_ceil(self.columns);
+            self.control += &format!("\x1b[{rows}A");
         }
     }
 
-    /// Shows what is pending, and the line that is being typed after its prompt, with one write.
+    /// Writes the pending text, the prompt and the line that is being typed, with one write.
     fn flush(&mut self, prompt: &str) -> io::Result<()> {
-        let _ = io::stderr().write_all(mem::take(&mut self.errors).as_bytes());
         let mut shown = mem::take(&mut self.control);
         if !self.has_editor {
             shown = mem::take(&mut self.pending);
         } else if self.asked.is_none() {
-            shown += ERASE;
+            shown += "\r\x1b[J";
             shown += &mem::take(&mut self.pending);
             shown += &self.draw(prompt);
         }
@@ -1558,6 +1277,7 @@ impl Screen {
         out.write_all(shown.as_bytes())?;
         out.flush()
     }
+
     /// Returns the prompt and the line. The text before the cursor is printed, the cursor saved, the
     /// rest printed, and the cursor restored (`ESC 7`, `ESC 8`), so the cursor is right even if the
     /// terminal gives a character another width than `width` does. Meanwhile nothing wraps. A prompt
@@ -1570,29 +1290,21 @@ impl Screen {
             None => self.editor.view(self.columns.saturating_sub(width_of(prompt))),
             Some(_) => Default::default(),
         };
-        self.drawn = format!("{prompt}{before}");
-        format!("\x1b[?7l{}\x1b7{after}\x1b8\x1b[?7h", self.drawn)
+        self.drawn = width_of(prompt) + width_of(&before);
+        format!("\x1b[?7l{prompt}{before}\x1b7{after}\x1b8\x1b[?7h")
     }
 }
 
-fn complaint(sentence: &str) -> String {
-    format!("linechat-client: {sentence}\n")
+/// Writes a sentence to standard error.
+fn print_error(sentence: &str) {
+    let _ = io::stderr().write_all(format!("linechat-client: {sentence}\n").as_bytes());
 }
 
-/// Returns the row and the column in which the cursor stands after a text that the terminal has
-/// folded, counted from 0.
-fn fold(text: &str, columns: usize) -> (usize, usize) {
-    text.chars().map(width).fold((0, 0), |(row, column), width| match column + width {
-        column if column <= columns => (row, column),
-        _ => (row + 1, width),
-    })
-}
-
-/// Returns a line as rows with this many columns. A word that does not fit begins a row, and is broken
-/// if it is wider than a row. A URL is not: the terminal folds it, and so can still open it. All of it
-/// is ASCII without spaces, so it cannot pass for somebody's line.
+/// Returns a line as rows with this many columns; all except the first are indented. A word that does
+/// not fit begins a row, and is broken if it is wider than a row. A URL is not broken: the terminal
+/// folds it, and can still open it. Such a URL is ASCII without spaces, so it cannot forge a line.
 fn wrap(line: &str, columns: usize) -> String {
-    let indent = INDENT.min(columns / 4);
+    let indent = 4.min(columns / 4);
     let edge = format!("\n{:indent$}", "");
     let (mut rows, mut column) = (String::new(), 0);
     for part in line.replace('\t', "    ").split_inclusive(' ') {
@@ -1693,94 +1405,51 @@ static KEYS: [(&[&str], Key); 25] = [
     (&["\x04"], Key::EndOfInput),
 ];
 
-/// Splits the bytes of a terminal into keys, however the bytes are cut into pieces.
-#[derive(Default)]
-struct Keys {
-    pending: Vec<u8>,
-    /// The number of these bytes that were searched for the end of a paste.
-    searched: usize,
-}
-
 const PASTE_BEGINS: &[u8] = b"\x1b[200~";
 const PASTE_ENDS: &[u8] = b"\x1b[201~";
-/// Bytes of the longest escape sequence; a longer one is dropped.
-const MAX_SEQUENCE: usize = 16;
 
-impl Keys {
-    fn add(&mut self, bytes: &[u8]) {
-        self.pending.extend(bytes);
-    }
-
-    fn next(&mut self) -> Option<Key> {
-        let (key, length) = match self.pending.starts_with(PASTE_BEGINS) {
-            true => self.paste()?,
-            false => Self::first(&self.pending)?,
+impl Key {
+    /// Adds a byte from the terminal to those of a key that is not complete. Returns the key that
+    /// the byte completes.
+    fn push_byte(pending: &mut Vec<u8>, byte: u8) -> Option<Key> {
+        let is_cut = matches!(pending.first(), Some(0x80..)) && !matches!(byte, 0x80..=0xbf);
+        // The key Esc before another sequence.
+        let is_escape = *pending == [0x1b] && byte == 0x1b;
+        if is_cut || is_escape {
+            pending.clear();
+        }
+        pending.push(byte);
+        let bytes = pending.as_slice();
+        let is_complete = match bytes {
+            _ if bytes.starts_with(PASTE_BEGINS) => bytes.ends_with(PASTE_ENDS),
+            // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode.
+            [0x1b] | [0x1b, b'[' | b'O'] | [0x1b, b'[', b'[' | b'O'] => false,
+            // `ESC [ … final` or `ESC O final` (ECMA-48); with Shift, rxvt's end with `$`. Longer
+            // sequences are dropped.
+            [0x1b, b'[' | b'O', .., last] => matches!(last, b'$' | 0x40..=0x7e) || bytes.len() > 18,
+            _ => !std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none()),
         };
-        self.pending.drain(..length);
-        self.searched = 0;
-        Some(key)
-    }
-
-    /// Returns a whole paste and its length. Each byte is searched once, however the paste is cut.
-    fn paste(&mut self) -> Option<(Key, usize)> {
-        let start = PASTE_BEGINS.len();
-        let from = self.searched.max(start);
-        let mut places = self.pending.get(from..)?.windows(PASTE_ENDS.len());
-        let Some(end) = places.position(|bytes| bytes == PASTE_ENDS).map(|at| from + at) else {
-            self.searched = self.pending.len().saturating_sub(PASTE_ENDS.len());
+        if !is_complete {
             return None;
-        };
-        let text = String::from_utf8_lossy(self.pending.get(start..end)?).into_owned();
-        Some((Key::Paste(text), end + PASTE_ENDS.len()))
-    }
-
-    /// Returns the first key in `bytes` and its length, or `None` if bytes are missing.
-    fn first(bytes: &[u8]) -> Option<(Key, usize)> {
-        let length = match bytes {
-            [] => return None,
-            [0x20..=0x7e | 0x80.., ..] => return Self::character(bytes),
-            [0x1b, b'[' | b'O', ..] => Self::sequence(bytes)?,
-            // The key Esc before another sequence.
-            [0x1b, 0x1b, ..] => 1,
-            [0x1b, rest @ ..] => 1 + Self::first(rest)?.1,
-            _ => 1,
-        };
-        let mut bytes = bytes.get(..length)?.to_vec();
-        if let [0x1b, kind @ b'O', ..] = bytes.as_mut_slice() {
-            *kind = b'[';
         }
-        let is_it = |(forms, _): &&(&[&str], Key)| forms.iter().any(|it| it.as_bytes() == bytes);
-        let key = KEYS.iter().find(is_it).map(|(_, key)| key.clone());
-        Some((key.or_else(|| Self::position(&bytes)).unwrap_or(Key::Unknown), length))
-    }
-
-    fn character(bytes: &[u8]) -> Option<(Key, usize)> {
-        let start = bytes.get(..4).unwrap_or(bytes);
-        let chunk = start.utf8_chunks().next()?;
-        if let Some(character) = chunk.valid().chars().next() {
-            return Some((Key::Character(character), character.len_utf8()));
+        let bytes = mem::take(pending);
+        let paste = bytes.strip_prefix(PASTE_BEGINS);
+        if let Some(paste) = paste.and_then(|bytes| bytes.strip_suffix(PASTE_ENDS)) {
+            return Some(Key::Paste(String::from_utf8_lossy(paste).into_owned()));
         }
-        // The rest of the character may follow, or this is not UTF-8.
-        let is_cut = std::str::from_utf8(start).is_err_and(|error| error.error_len().is_none());
-        (!is_cut).then_some((Key::Unknown, chunk.invalid().len()))
-    }
-
-    /// Returns the length of a sequence, `ESC [ … final` or `ESC O final` (ECMA-48).
-    fn sequence(bytes: &[u8]) -> Option<usize> {
-        // F1 is `ESC [ [ A` at the console; End is `ESC [ O w` in PuTTY's rxvt mode; with Shift,
-        // sequences of rxvt end with `$`.
-        let start = if matches!(bytes, [_, b'[', b'[' | b'O', ..]) { 3 } else { 2 };
-        let is_final = |byte: &u8| matches!(byte, b'$' | 0x40..=0x7e);
-        match bytes.iter().skip(start).position(is_final) {
-            Some(end) => Some(start + end + 1),
-            None => (bytes.len() > 2 + MAX_SEQUENCE).then_some(bytes.len()),
+        let text = std::str::from_utf8(&bytes).unwrap_or_default().replace("\x1bO", "\x1b[");
+        if let Some((_, key)) = KEYS.iter().find(|(forms, _)| forms.contains(&text.as_str())) {
+            return Some(key.clone());
         }
-    }
-
-    /// The cursor's position, `ESC [ row ; column R` (ECMA-48, CPR).
-    fn position(sequence: &[u8]) -> Option<Key> {
-        let numbers = std::str::from_utf8(sequence).ok()?.strip_suffix('R')?;
-        numbers.split_once(';')?.1.parse().ok().map(Key::Position)
+        // The cursor's position is `ESC [ row ; column R` (ECMA-48, CPR).
+        let numbers = text.strip_suffix('R').and_then(|numbers| numbers.split_once(';'));
+        let column = numbers.and_then(|(_, column)| column.parse().ok());
+        let mut characters = text.chars();
+        Some(match (column, characters.next(), characters.next()) {
+            (Some(column), ..) => Key::Position(column),
+            (_, Some(character), None) if !is_unprintable(character) => Key::Character(character),
+            _ => Key::Unknown,
+        })
     }
 }
 
@@ -1791,8 +1460,9 @@ struct Options {
     host: String,
     port: u16,
     name: Option<String>,
-    language: Language,
-    rings: bool,
+    is_portuguese: bool,
+    /// BEL, or empty.
+    bell: &'static str,
     has_commands: bool,
     log: Option<String>,
     no_colours: bool,
@@ -1805,28 +1475,25 @@ struct Options {
 
 impl Options {
     fn address(&self) -> String {
-        let (host, port) = (&self.host, self.port);
-        if host.contains(':') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
         }
     }
 
     /// Reads the command line. Returns the text that `--help` or `--version` asks for. An error is a
     /// sentence for standard error, and the word that it is about.
     fn parse(&mut self, arguments: Vec<String>) -> Result<Option<Text>, (Text, String)> {
+        if let Some(argument) = arguments.iter().find(|it| it.contains(is_unprintable)) {
+            return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
+        }
         let (mut arguments, mut words) = (arguments.into_iter(), Vec::new());
         while let Some(mut argument) = arguments.next() {
             if matches!(argument.as_str(), "--lang" | "--log") {
-                argument += "=";
-                argument += &arguments.next().unwrap_or_default();
-            }
-            if argument.contains(is_unprintable) {
-                return Err((text::CONTROL_IN_ARGUMENT, printable(argument.as_bytes())));
+                argument = format!("{argument}={}", arguments.next().unwrap_or_default());
             }
             match argument.split_once('=').unwrap_or((&argument, "")) {
-                ("--bell", _) => self.rings = true,
+                ("--bell", _) => self.bell = "\x07",
                 ("--commands", _) => self.has_commands = true,
                 ("--no-color", _) => self.no_colours = true,
                 ("--no-reconnect", _) => self.no_reconnect = true,
@@ -1834,8 +1501,7 @@ impl Options {
                 ("--quiet", _) => self.is_quiet = true,
                 ("--help" | "-h", _) => return Ok(Some(text::USAGE)),
                 ("--version" | "-V", _) => return Ok(Some(text::VERSION)),
-                ("--lang", "en") => self.language = Language::English,
-                ("--lang", "pt") => self.language = Language::Portuguese,
+                ("--lang", language @ ("en" | "pt")) => self.is_portuguese = language == "pt",
                 ("--lang", other) => return Err((text::NO_SUCH_LANGUAGE, other.to_owned())),
                 ("--log", file) if !file.is_empty() => self.log = Some(file.to_owned()),
                 ("--", _) => words.extend(arguments.by_ref()),
@@ -1843,24 +1509,22 @@ impl Options {
                 _ => words.push(argument),
             }
         }
-        self.parse_words(words)?;
-        Ok(None)
-    }
-
-    /// Reads the words that are no options: the host, the port and the name.
-    fn parse_words(&mut self, words: Vec<String>) -> Result<(), (Text, String)> {
         let mut words = words.into_iter().peekable();
-        let (host, port) = split_address(&words.next().unwrap_or(DEFAULT_HOST.to_owned()));
+        let (host, port) = split_address(&words.next().unwrap_or("localhost".to_owned()));
         // A second word of digits is the port, as for telnet and nc.
         let is_port = |word: &String| port.is_none() && word.bytes().all(|b| b.is_ascii_digit());
-        let port = words.next_if(is_port).or(port).unwrap_or(DEFAULT_PORT.to_string());
+        let port = words.next_if(is_port).or(port).unwrap_or("9999".to_owned());
         self.host = host;
         self.port = match port.parse() {
             Ok(port @ 1..) => port,
             _ => return Err((text::BAD_PORT, port)),
         };
         self.name = words.next();
-        words.next().map_or(Ok(()), |word| Err((text::TOO_MANY_WORDS, word)))
+        match words.next() {
+            Some(word) => Err((text::TOO_MANY_WORDS, word)),
+            None if self.is_piped && self.name.is_none() => Err((text::NO_NAME, String::new())),
+            None => Ok(None),
+        }
     }
 }
 
@@ -1875,74 +1539,67 @@ fn split_address(address: &str) -> (String, Option<String>) {
     (host.to_owned(), port.map(str::to_owned))
 }
 
-/// Runs the client. An error is a list of sentences for standard error.
-fn chat(options: Options) -> Result<(), Vec<String>> {
+fn chat(options: Options) -> Outcome {
     let log = options.log.as_ref().map(|file| {
         let log = OpenOptions::new().append(true).create(true).open(file);
         log.map_err(|error| vec![say(text::NO_LOG_FILE, &[file, &explain(&error)])])
     });
     let log = log.transpose()?;
-    let (events, happened) = mpsc::sync_channel(MAX_EVENTS);
+    let (events, happened) = mpsc::sync_channel(MAX_QUEUED);
     let (keyboard, typed) = mpsc::sync_channel(1);
     let is_at_terminal = !options.is_piped && io::stdout().is_terminal();
     // A terminal that understands no control sequences says so.
     let is_dumb = variable("TERM").is_none_or(|kind| kind == "dumb");
     let has_editor = is_at_terminal && !is_dumb && terminal::take_over(events.clone()).is_ok();
-    let report = panic::take_hook();
+    let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         terminal::give_back();
-        report(panic);
+        default_hook(panic);
     }));
     let has_colours = !options.no_colours && variable("NO_COLOR").is_none();
     let mut screen = Screen { has_editor, has_colours, log, ..Screen::default() };
-    screen.shows_time = !options.no_times;
-    screen.columns = if has_editor { terminal::columns() } else { 0 };
-
-    let arrived = events.clone();
-    thread::spawn(move || read_input(io::stdin().lock(), has_editor, &keyboard, &events));
+    screen.shows_time = has_editor && !options.no_times;
+    screen.resize(terminal::columns());
+    let sender = events.clone();
+    thread::spawn(move || read_input(io::stdin().lock(), has_editor, keyboard, events));
     let (host, port) = (options.host.clone(), options.port);
-    let connect = move |attempt| {
+    let connect = move |number| {
         let (out, lines) = mpsc::sync_channel(MAX_QUEUED);
-        let (host, events) = (host.clone(), arrived.clone());
-        let report = move |news| drop(events.send(Event::Server(attempt, news)));
+        let (host, events) = (host.clone(), sender.clone());
+        let report = move |news| drop(events.send(Event::Server(number, news)));
         thread::spawn(move || talk_to_server(&host, port, lines, report));
         out
     };
     let mut client = Client::new(options, screen, Box::new(connect));
-    client.offer = if has_editor { login_name(variable) } else { None };
-    let end = client.run(&happened, &typed);
+    client.offer = login_name(variable).filter(|_| has_editor);
+    let outcome = client.run(&happened, &typed);
     terminal::give_back();
-    client.outcome(end)
+    outcome
 }
 
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The login name, if it looks like a name for the room.
+/// The login name, if the room could accept it.
 fn login_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let name = ["LOGNAME", "USER"].into_iter().find_map(variable)?;
-    let begins_well = name.starts_with(|c: char| !c.is_ascii_punctuation());
-    (begins_well && name.len() <= MAX_NAME && name.chars().all(is_part_of_name)).then_some(name)
+    let name = ["LOGNAME", "USER"].into_iter().find_map(variable);
+    name.filter(|name| name.chars().all(is_part_of_name))
 }
 
-/// The locale of messages: the first of these variables that is set (locale(7)).
+/// The locale of messages, from the first of these variables that is set (locale(7)).
 fn locale(variable: impl Fn(&str) -> Option<String>) -> String {
     ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(variable).unwrap_or_default()
 }
 
 fn main() -> ExitCode {
     let is_portuguese = locale(variable).starts_with("pt");
-    let language = if is_portuguese { Language::Portuguese } else { Language::English };
     let is_piped = !io::stdin().is_terminal();
-    let mut options = Options { language, is_piped, ..Options::default() };
+    let mut options = Options { is_portuguese, is_piped, ..Options::default() };
     let arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let command = options.parse(arguments.collect());
-    let _ = LANGUAGE.set(options.language);
+    let _ = IS_PORTUGUESE.set(options.is_portuguese);
     let (status, outcome) = match command {
-        Ok(None) if options.is_piped && options.name.is_none() => {
-            (2, Err(vec![say(text::PIPE_WITHOUT_NAME, &[])]))
-        }
         Ok(None) => (1, chat(options)),
         Ok(Some(text)) => {
             let text = say(text, &[env!("CARGO_PKG_VERSION")]);
@@ -1951,13 +1608,11 @@ fn main() -> ExitCode {
         }
         Err((text, word)) => (2, Err(vec![say(text, &[&word])])),
     };
-    for sentence in outcome.as_ref().err().into_iter().flatten() {
-        let _ = io::stderr().write_all(complaint(sentence).as_bytes());
-    }
+    outcome.as_ref().err().into_iter().flatten().for_each(|sentence| print_error(sentence));
     ExitCode::from(if outcome.is_ok() { 0 } else { status })
 }
 
-// ---- The terminal: what std lacks, and the only `unsafe` ----------------------------------------
+// ---- The terminal: calls that std lacks, and the only `unsafe` ----------------------------------
 
 /// On Unix. The layout of a terminal's settings in memory differs between systems, so stty(1), whose
 /// operands are POSIX's, reads and changes them.
@@ -1975,7 +1630,6 @@ mod terminal {
     extern "C" {
         fn signal(number: c_int, handler: usize) -> usize;
         fn kill(process: c_int, number: c_int) -> c_int;
-        fn raise(number: c_int) -> c_int;
         fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
         fn time(now: *mut i64) -> i64;
         /// `struct tm` begins with second, minute, hour, day, month from 0, year from 1900 (<time.h>).
@@ -1989,7 +1643,27 @@ mod terminal {
     /// Sends an event when the input line must be drawn again.
     pub fn take_over(events: SyncSender<Event>) -> io::Result<()> {
         let _ = SETTINGS.set(stty(&["-g"])?);
-        watch_signals(events)?;
+        let (reader, writer) = UnixStream::pair()?;
+        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
+        for number in ENDING.into_iter().chain([SIGCONT, SIGWINCH]) {
+            // SAFETY: the handler only does what signal-safety(7) allows.
+            unsafe { signal(number, on_signal as *const () as usize) };
+        }
+        thread::spawn(move || {
+            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
+                match c_int::from(number) {
+                    // The shell has changed the terminal's settings meanwhile.
+                    SIGCONT => drop(enter_raw_mode()),
+                    SIGWINCH => {}
+                    number => {
+                        give_back();
+                        // A shell reports this status for a program that a signal ended.
+                        process::exit(128 + number);
+                    }
+                }
+                let _ = events.send(Event::Redraw);
+            }
+        });
         enter_raw_mode().inspect_err(|_| give_back())
     }
 
@@ -2015,25 +1689,15 @@ mod terminal {
     /// shell that could, nothing happens.
     pub fn suspend() {
         give_back();
-        // SAFETY: the only pointer is the handler's, and it does what signal-safety(7) allows.
-        unsafe {
-            signal(SIGTSTP, SIG_IGN);
-            kill(0, SIGTSTP);
-            signal(SIGTSTP, SIG_DFL);
-            raise(SIGTSTP);
-            signal(SIGTSTP, on_signal as *const () as usize);
-        }
+        // SAFETY: the call takes no pointer.
+        unsafe { kill(0, SIGTSTP) };
         let _ = enter_raw_mode();
     }
 
+    /// The columns of the window; 0 if the terminal does not know.
     pub fn columns() -> usize {
-        columns_of(&stty(&["size"]).unwrap_or_default())
-    }
-
-    /// The columns in `ROWS COLUMNS`. A terminal that does not know its size says 0.
-    pub fn columns_of(size: &str) -> usize {
-        let columns = size.split_whitespace().nth(1).and_then(|columns| columns.parse().ok());
-        columns.filter(|&columns| columns > 0).unwrap_or(80)
+        let size = stty(&["size"]).unwrap_or_default();
+        size.split(' ').nth(1).and_then(|columns| columns.parse().ok()).unwrap_or(0)
     }
 
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
@@ -2051,9 +1715,7 @@ mod terminal {
     }
 
     fn stty(operands: &[&str]) -> io::Result<String> {
-        let mut command = Command::new("stty");
-        let command = command.args(operands).stdin(Stdio::inherit()).stderr(Stdio::null());
-        let output = command.output()?;
+        let output = Command::new("stty").args(operands).stdin(Stdio::inherit()).output()?;
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         output.status.success().then_some(text).ok_or(io::ErrorKind::Other.into())
     }
@@ -2064,48 +1726,13 @@ mod terminal {
     const SIGTSTP: c_int = if cfg!(target_os = "linux") { 20 } else { 18 };
     const SIGCONT: c_int = if cfg!(target_os = "linux") { 18 } else { 19 };
     const SIGWINCH: c_int = 28;
-    const SIG_DFL: usize = 0;
-    const SIG_IGN: usize = 1;
 
     /// The descriptor to which the signal handler writes the number of the signal.
     static SIGNALS: AtomicI32 = AtomicI32::new(-1);
 
-    fn watch_signals(events: SyncSender<Event>) -> io::Result<()> {
-        let (reader, writer) = UnixStream::pair()?;
-        SIGNALS.store(writer.into_raw_fd(), Ordering::SeqCst);
-        for number in ENDING.into_iter().chain([SIGTSTP, SIGCONT, SIGWINCH]) {
-            // SAFETY: the handler only does what signal-safety(7) allows.
-            unsafe { signal(number, on_signal as *const () as usize) };
-        }
-        thread::spawn(move || {
-            for number in BufReader::new(reader).bytes().map_while(Result::ok) {
-                match c_int::from(number) {
-                    SIGTSTP => suspend(),
-                    // The shell has changed the terminal's settings meanwhile.
-                    SIGCONT => drop(enter_raw_mode()),
-                    SIGWINCH => {}
-                    number => {
-                        give_back();
-                        // A shell reports this status for a program that a signal ended.
-                        process::exit(128 + number);
-                    }
-                }
-                let _ = events.send(Event::Redraw);
-            }
-        });
-        Ok(())
-    }
-
     extern "C" fn on_signal(number: c_int) {
-        let byte = number as u8;
-        // SAFETY: the descriptor stays open for ever, and one byte is readable at `byte`.
-        // A second ending signal ends the process even if the terminal cannot be restored.
-        unsafe {
-            if ENDING.contains(&number) {
-                signal(number, SIG_DFL);
-            }
-            write(SIGNALS.load(Ordering::SeqCst), &byte, 1);
-        }
+        // SAFETY: the descriptor stays open for ever, and one byte is readable.
+        unsafe { write(SIGNALS.load(Ordering::SeqCst), &(number as u8), 1) };
     }
 }
 
@@ -2168,10 +1795,7 @@ mod terminal {
         }
     }
 
-    /// Windows does not suspend programs.
-    pub fn suspend() {}
-
-    /// The columns of the window.
+    /// The columns of the window; 0 if there is no console.
     pub fn columns() -> usize {
         let output = io::stdout().as_raw_handle();
         // `CONSOLE_SCREEN_BUFFER_INFO`: the sixth to eighth numbers are the window's left, top, right.
@@ -2179,8 +1803,8 @@ mod terminal {
         // SAFETY: `info` is as long as the structure that the call fills, and outlives it.
         let is_known = unsafe { GetConsoleScreenBufferInfo(output, &mut info) } != 0;
         let [_, _, _, _, _, left, _, right, ..] = info;
-        let columns = usize::try_from(i32::from(right) - i32::from(left) + 1).ok();
-        columns.filter(|&columns| is_known && columns > 0).unwrap_or(80)
+        let columns = usize::try_from(i32::from(right) - i32::from(left) + 1);
+        columns.unwrap_or(0) * usize::from(is_known)
     }
 
     /// The local time as `YYYY-MM-DD HH:MM:SS`.
@@ -2206,22 +1830,15 @@ mod terminal {
 
 // ---- The texts ---------------------------------------------------------------------------------
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Language {
-    #[default]
-    English,
-    Portuguese,
-}
-
 /// The language of all texts. It is set once, before the first text is used.
-static LANGUAGE: OnceLock<Language> = OnceLock::new();
+static IS_PORTUGUESE: OnceLock<bool> = OnceLock::new();
 
 /// A text in English and in Portuguese. Each `{}` stands for a word, in order.
 type Text = [&'static str; 2];
 
 fn say(text: Text, words: &[&str]) -> String {
     let [english, portuguese] = text;
-    let is_portuguese = LANGUAGE.get() == Some(&Language::Portuguese);
+    let is_portuguese = IS_PORTUGUESE.get() == Some(&true);
     let pieces = if is_portuguese { portuguese } else { english }.split("{}");
     // A word precedes every piece except the first.
     [""].iter().chain(words).zip(pieces).flat_map(|(word, piece)| [*word, piece]).collect()
@@ -2232,12 +1849,9 @@ fn explain_code(code: &str, text: &str) -> String {
     let ours = match code {
         "bad-name" => text::BAD_NAME,
         "name-taken" => text::NAME_TAKEN,
-        "no-such-user" => text::NOBODY,
         "bad-text" => text::CONTROL_CHARACTERS,
-        "line-too-long" => text::LINE_REFUSED,
         "full" => text::FULL,
         "timeout" => text::NO_NAME_IN_TIME,
-        "usage" | "unknown-command" | "not-named" | "already-named" => text::NOT_UNDERSTOOD,
         _ => return format!("\"{}\"", if text.is_empty() { code } else { text }),
     };
     say(ours, &[])
@@ -2258,6 +1872,8 @@ mod text {
     macro_rules! texts {
         ($($name:ident $english:literal $portuguese:literal)*) => {
             $(pub const $name: super::Text = [$english, $portuguese];)*
+            #[cfg(test)]
+            pub const ALL: &[super::Text] = &[$($name),*];
         };
     }
     texts! {
@@ -2297,11 +1913,8 @@ mod text {
         começa com letra ou número"
     NAME_TAKEN "somebody here has that name; choose another"
         "alguém aqui já tem esse nome; escolha outro"
-    NOBODY "nobody here has that name" "não tem ninguém aqui com esse nome"
     CONTROL_CHARACTERS "control characters cannot be sent; the line was not"
         "caracteres de controle não podem ser enviados; a linha não foi enviada"
-    LINE_REFUSED "that line is too long and was not sent"
-        "essa linha é longa demais e não foi enviada"
     TOO_LONG "that line is {} bytes too long and was not sent"
         "essa linha passa do limite em {} bytes e não foi enviada"
     LINE_NOT_UTF8 "a line that is not UTF-8 was not sent: {}"
@@ -2309,7 +1922,6 @@ mod text {
     FULL "no more connections can be taken now; try again later"
         "o servidor está lotado; tente mais tarde"
     NO_NAME_IN_TIME "no name was given in time" "você demorou demais para escolher um nome"
-    NOT_UNDERSTOOD "the server did not understand that" "o servidor não entendeu isso"
     HELP "\
 Type a line and press Enter to say it to everybody.
 @name text  says it to one person alone; so do /name text and /msg name text
@@ -2346,13 +1958,12 @@ Seta acima traz linhas anteriores, Ctrl-R as procura, Ctrl-C apaga a linha."
     PERHAPS_NOT_SENT "perhaps not sent: {}" "talvez não enviado: {}"
     SOME_NOT_TAKEN "not all that was typed was taken" "nem tudo que foi digitado foi aceito"
     UNREAD "the rest of the input was not read" "o resto da entrada não foi lido"
-    LEFT_AT_ONCE "did not wait for the server's BYE" "saiu sem esperar o BYE do servidor"
     NO_OUTPUT "cannot write to standard output: {}"
         "não foi possível escrever na saída padrão: {}"
     NO_LOG_FILE "cannot open the log {}: {}" "não foi possível abrir o registro {}: {}"
     NO_LOG "the log ends here; it cannot be written: {}"
         "o registro acaba aqui; não foi possível escrever: {}"
-    PIPE_WITHOUT_NAME "in a pipe, give a NAME after the host; try --help"
+    NO_NAME "in a pipe, give a NAME after the host; try --help"
         "num pipe, dê um NOME depois do servidor; veja --help"
     NO_SUCH_OPTION "there is no option {}; try --help" "não existe a opção {}; veja --help"
     NO_SUCH_LANGUAGE "--lang is en or pt, not '{}'" "--lang é en ou pt, e não '{}'"
@@ -2403,9 +2014,6 @@ Opções:
 }
 
 // ---- The widths of characters ------------------------------------------------------------------
-
-const SKIN_TONES: RangeInclusive<char> = '\u{1f3fb}'..='\u{1f3ff}';
-const HALVES_OF_FLAGS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 
 fn width_of(text: &str) -> usize {
     with_widths(text).filter_map(|(_, width)| width).sum()

@@ -1820,27 +1820,20 @@ fn print_texts(texts: Receiver<String>, pending: &AtomicUsize, mut out: impl Wri
     }
 }
 
-/// A time as RFC 3339 writes it, in UTC, to the second.
+/// A time as RFC 3339 writes it, in UTC, to the second. The date is counted from 1 March of year 0, so
+/// that a leap day ends its year ("chrono-Compatible Low-Level Date Algorithms", civil_from_days).
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
-    let mut year = 1970;
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let year = era * 400 + year + month / 10;
+    let month = (month + 2) % 12 + 1;
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1981,11 +1974,8 @@ fn explain(address: &Address, error: io::Error) -> String {
         ErrorKind::PermissionDenied => "; ports below 1024 need special rights",
         _ => "",
     };
-    let port = address.port;
-    match &address.host {
-        Some(host) => format!("cannot listen on {host} port {port}: {error}{advice}"),
-        None => format!("cannot listen on port {port}: {error}{advice}"),
-    }
+    let host = address.host.as_ref().map_or(String::new(), |host| format!("{host} "));
+    format!("cannot listen on {host}port {}: {error}{advice}", address.port)
 }
 
 // Everything from here to `main` needs the real operating system, which unit tests do without.
