@@ -1986,7 +1986,7 @@ Options:
  --log FILE     append what is shown to FILE, with date and time
  --no-color     no colours (nor with NO_COLOR or TERM=dumb set)
  --no-reconnect end when the connection is lost (in a pipe, always)
- --no-time      no times of messages
+ --no-time      do not show times
  --quiet        do not show joins and leaves
  --lang en|pt   English or Portuguese (default: the locale's)
  --help         show this
