@@ -1,7 +1,7 @@
 //! Servers broken on purpose, to see that the suite notices: a proxy that stands in front of the
 //! real server and breaks one rule of PROTOCOL.md.
 
-use crate::client::pair;
+use crate::client::{carry, pair};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -182,18 +182,11 @@ impl Proxy {
 }
 
 /// Passes on what a client sends, until it ends its side.
-fn carry_requests(rule: Rule, mut client: TcpStream, mut server: TcpStream) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(length @ 1..) = client.read(&mut buffer) {
-        let piece = &buffer[..length];
-        let carried = match rule {
-            ToServer(change) => server.write_all(&change(piece)),
-            _ => server.write_all(piece),
-        };
-        if carried.is_err() {
-            break;
-        }
-    }
+fn carry_requests(rule: Rule, client: TcpStream, server: TcpStream) {
+    carry(&client, &server, |piece| match rule {
+        ToServer(change) => change(piece),
+        _ => piece.to_vec(),
+    });
     if let ForgetHalfClosed = rule {
         let _ = client.shutdown(Shutdown::Both);
     }

@@ -37,33 +37,53 @@ impl std::str::FromStr for Via {
 }
 
 impl Via {
-    /// Starts the program, which ends with the connection.
-    pub fn connect(self, address: &str) -> Result<TcpStream, String> {
-        let (host, port) = address.rsplit_once(':').ok_or("the server is HOST:PORT")?;
+    /// Connects by the program. The processes must be ended with the connection.
+    pub fn connect(self, address: &str, processes: &mut Vec<Child>) -> io::Result<TcpStream> {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        let start = |command: &mut Command, input| {
+            command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+        };
+        // telnet wants a terminal to type at, and makes it echo; what it prints comes through a
+        // descriptor of its own. It takes bytes of UTF-8 for the terminal's special characters, whose
+        // eighth bit it ignores, so there are none here.
+        let special = "intr quit erase kill eof eol susp start stop lnext werase rprnt discard";
+        let special: String = special.split(' ').map(|name| format!("{name} 255 ")).collect();
         let command = match self {
             Via::Nc => format!("exec nc -N {host} {port}"),
-            // What telnet says for itself is cut off, and LF, which it shows for CR LF, undone.
             Via::Telnet => format!(
-                "telnet -E {host} {port} | sed --unbuffered \
-                 '1,/^Escape character/d; /^Connection closed by foreign/d; s/$/\\r/'"
+                "exec 3>&1; exec script --quiet --command \
+                 'stty raw {special}; exec telnet -E {host} {port} >&3' /dev/null >/dev/null"
             ),
         };
-        let mut program = Command::new("sh");
-        program.args(["-c", &command]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut run = || -> io::Result<TcpStream> {
-            let (near, mut far) = pair()?;
-            let mut answers = far.try_clone()?;
-            let mut child = program.spawn()?;
-            let (typed, shown) = (child.stdin.take(), child.stdout.take());
-            thread::spawn(move || typed.map(|mut typed| io::copy(&mut far, &mut typed)));
-            thread::spawn(move || {
-                let _ = shown.map(|mut shown| io::copy(&mut shown, &mut answers));
-                let _ = answers.shutdown(Shutdown::Write);
-                child.wait()
-            });
-            Ok(near)
-        };
-        run().map_err(|error| format!("cannot run {command}: {error}"))
+        let mut program = start(Command::new("sh").args(["-c", &command]), Stdio::piped())?;
+        let (typed, mut shown) = (program.stdin.take(), program.stdout.take());
+        processes.push(program);
+        if self == Via::Telnet {
+            // What telnet says for itself is removed, and CR put back, which it does not show.
+            let filter = "1,/^Escape character/d; /^Connection closed by foreign/d; s/$/\\r/";
+            let input = shown.map_or(Stdio::null(), Stdio::from);
+            let mut filter = start(Command::new("sed").args(["--unbuffered", filter]), input)?;
+            shown = filter.stdout.take();
+            processes.push(filter);
+        }
+        let (near, far) = pair()?;
+        let answers = far.try_clone()?;
+        thread::spawn(move || typed.map(|typed| carry(far, typed, <[u8]>::to_vec)));
+        thread::spawn(move || {
+            let _ = shown.map(|shown| carry(shown, &answers, <[u8]>::to_vec));
+            answers.shutdown(Shutdown::Write)
+        });
+        Ok(near)
+    }
+}
+
+/// Sends on what comes, changed, until either end closes. io::copy may keep it until there is more.
+pub fn carry(mut from: impl Read, mut to: impl Write, change: impl Fn(&[u8]) -> Vec<u8>) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&change(&buffer[..length])).is_err() {
+            break;
+        }
     }
 }
 
@@ -130,6 +150,8 @@ pub struct Client {
     pub owes_fence: bool,
     /// How many LEFT may come that no request causes.
     pub awaited_leaves: usize,
+    /// nc, or telnet and its filter, which stand between the socket and the server.
+    pub processes: Vec<Child>,
 }
 
 impl Client {
@@ -147,6 +169,7 @@ impl Client {
             is_mid_line: false,
             owes_fence: false,
             awaited_leaves: 0,
+            processes: Vec::new(),
         }
     }
 
@@ -323,6 +346,11 @@ impl Drop for Client {
     fn drop(&mut self) {
         if let Transport::Socket(socket) = &self.transport {
             let _ = socket.shutdown(Shutdown::Both);
+        }
+        for process in &mut self.processes {
+            // script(1) then ends telnet, too, which SIGKILL would not do.
+            let _ = process::signal(process.id(), "TERM");
+            let _ = process.wait();
         }
     }
 }

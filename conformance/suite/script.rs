@@ -4,7 +4,7 @@ use crate::forms::{Action, Step};
 
 /// From here on clients in one step, bytes in one step, or steps are many.
 const CROWD: usize = 40;
-const LONG: usize = 200_000;
+pub const LONG: usize = 200_000;
 const LENGTHY: usize = 150;
 
 /// What a transcript asks of a server.

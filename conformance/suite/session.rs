@@ -93,16 +93,20 @@ impl<'a> Session<'a> {
     }
 
     pub fn connect(&mut self, name: &str) -> Result<(), String> {
-        let socket = match (self.target.via, &self.proxy) {
-            (Some(via), _) => via.connect(&self.address)?,
-            (None, proxy) => client::connect(&self.address)
-                .and_then(|socket| match proxy {
-                    Some(proxy) => proxy.connect(socket),
-                    None => Ok(socket),
-                })
-                .map_err(|error| format!("cannot connect to {}: {error}", self.address))?,
+        let mut processes = Vec::new();
+        let via = self.target.via.filter(|_| name != BYSTANDER);
+        let socket = match (via, &self.proxy) {
+            (Some(via), _) => via.connect(&self.address, &mut processes),
+            (None, Some(proxy)) => {
+                client::connect(&self.address).and_then(|socket| proxy.connect(socket))
+            }
+            (None, None) => client::connect(&self.address),
         };
-        self.clients.push(Client::new(name, Transport::Socket(socket), false));
+        let socket =
+            socket.map_err(|error| format!("cannot connect to {}: {error}", self.address))?;
+        let mut client = Client::new(name, Transport::Socket(socket), false);
+        client.processes = processes;
+        self.clients.push(client);
         Ok(())
     }
 
@@ -382,7 +386,7 @@ impl<'a> Session<'a> {
         let is_nc = self.target.via == Some(Via::Nc);
         let client = self.find(name)?;
         client.is_exempt = true;
-        if is_nc {
+        if is_nc && !client.has_half_closed {
             // nc waits for the end of what is typed, too. Were the connection still open, the answer
             // to this would be received before that ends it.
             client.send(b"PING\n");

@@ -3,7 +3,7 @@
 use crate::broken::Fault;
 use crate::client::Via;
 use crate::forms::{Action, Needs, Step};
-use crate::script::{Level, Script};
+use crate::script::{Level, Script, LONG};
 use crate::timeouts::Timeouts;
 use std::sync::atomic::Ordering;
 
@@ -71,10 +71,13 @@ impl Target {
 
     /// Why a step cannot be played here; `None` if it can.
     fn lacks(&self, step: &Step) -> Option<&'static str> {
-        // telnet ends lines its own way, and doubles the byte 255.
-        let is_special = |byte: &u8| matches!(byte, b'\r' | 0xff);
+        // telnet ends lines its own way, doubles the byte 255, takes Ctrl-E, with the eighth bit or
+        // without, as a command, and loses the last of very many bytes when the server closes.
+        let is_special = |byte| matches!(byte, b'\r' | 0xff | 0x05 | 0x85);
+        let sends = matches!(step.action, Action::Send | Action::BeInTheRoom);
+        let sent = step.bytes.iter().copied().chain(step.who.iter().flat_map(|name| name.bytes()));
         let is_plain = step.needs != Needs::PlainClient
-            && !(step.action == Action::Send && step.bytes.iter().any(is_special));
+            && !(sends && (step.bytes.len() > LONG || sent.into_iter().any(is_special)));
         let (is_lacking, why) = match step.needs {
             Needs::Process | Needs::Signal if self.server.is_some() => {
                 (true, "watches or ends the server's process")
