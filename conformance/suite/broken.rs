@@ -20,8 +20,9 @@ pub enum Rule {
     Change(&'static str, fn(&[u8]) -> Vec<u8>),
     /// These lines are sent after the next one.
     Delay(&'static str),
-    /// These lines are sent to others, too.
-    Leak(&'static str, Whom),
+    /// These lines are sent, too, to every other client for whose name, and the name that the line
+    /// is from, this is true. A client without a name has an empty one.
+    Leak(&'static str, fn(&str, &str) -> bool),
     /// The connection is ended after these lines.
     CloseAfter(&'static str),
     /// This is sent for what a client sends in one piece.
@@ -31,18 +32,7 @@ pub enum Rule {
     NeverClose,
 }
 
-#[derive(Clone, Copy)]
-pub enum Whom {
-    /// The client that the line is from.
-    Sender,
-    /// Clients without a name.
-    Nameless,
-    /// Members whom the line neither is from nor for.
-    Others,
-}
-
 use Rule::*;
-use Whom::*;
 
 pub type Fault = (&'static str, Rule);
 
@@ -92,15 +82,15 @@ pub static FAULTS: &[Fault] = &[
     ("skips the roster after a join", Lose("USERS ", "JOINED ")),
     ("skips the roster after a lost connection", Lose("USERS ", " disconnected\r")),
     ("sorts the roster by name", Change("USERS ", |line| with_words(line, |words| words[2..].sort()))),
-    ("echoes a message to its sender", Leak("MSG ", Sender)),
-    ("delivers messages to people without a name", Leak("MSG ", Nameless)),
+    ("echoes a message to its sender", Leak("MSG ", |name, from| name == from)),
+    ("delivers messages to people without a name", Leak("MSG ", |name, _| name.is_empty())),
     ("keeps a message back until something else comes", Delay("MSG ")),
     ("cuts long lines", Change("MSG ", |line| [&line[..line.len().min(4002) - 2], b"\r\n"].concat())),
     ("takes the spaces before a text away", Write("  ", " ")),
     ("drops private messages", Lose("PRIV ", "")),
     ("drops the confirmation", Lose("SENT ", "")),
-    ("delivers a private message to a third person", Leak("PRIV ", Others)),
-    ("shows private messages to people without a name", Leak("PRIV ", Nameless)),
+    ("delivers a private message to a third person", Leak("PRIV ", |name, from| !name.is_empty() && name != from)),
+    ("shows private messages to people without a name", Leak("PRIV ", |name, _| name.is_empty())),
     ("delivers a private message as a public one", Write("PRIV ", "MSG ")),
     ("forgets the token of PONG", Change("PONG ", |line| {
         if starts(line, "PONG fence") { line.to_vec() } else { b"PONG\r\n".to_vec() }
@@ -108,7 +98,7 @@ pub static FAULTS: &[Fault] = &[
     ("ends HELP with an empty line", Change("HELP QUIT", |line| [line, b"HELP\r\n"].concat())),
     ("says no BYE", Lose("BYE ", "")),
     ("tells a quitter of himself", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
-    ("shows errors to everybody", Leak("ERR ", Others)),
+    ("shows errors to everybody", Leak("ERR ", |name, from| !name.is_empty() && name != from)),
     ("explains itself in escape sequences", Change("ERR ", |line| replace(line, "\r", " \x1b[7m!\r"))),
     ("closes after an error", CloseAfter("ERR ")),
     ("does not answer bad text", Lose("ERR bad-text", "")),
@@ -257,26 +247,17 @@ impl Crossing {
                 self.delayed.extend(line);
                 return Vec::new();
             }
-            Leak(start, whom) if starts(line, start) => {
-                self.leak(line, whom);
+            Leak(start, is_meant) if starts(line, start) => {
+                let from = words(line).swap_remove(1);
+                for (id, (client, name)) in self.everybody.lock().unwrap().iter_mut().enumerate() {
+                    if id != self.id && is_meant(name, &from) {
+                        let _ = client.write_all(line);
+                    }
+                }
                 line.to_vec()
             }
             _ => line.to_vec(),
         };
         [sent, std::mem::take(&mut self.delayed)].concat()
-    }
-
-    fn leak(&self, line: &[u8], whom: Whom) {
-        let from = words(line).swap_remove(1);
-        for (id, (client, name)) in self.everybody.lock().unwrap().iter_mut().enumerate() {
-            let is_meant = match whom {
-                Sender => *name == from,
-                Nameless => name.is_empty(),
-                Others => !name.is_empty() && *name != from && id != self.id,
-            };
-            if is_meant {
-                let _ = client.write_all(line);
-            }
-        }
     }
 }

@@ -24,18 +24,6 @@ pub enum Via {
     Telnet,
 }
 
-impl std::str::FromStr for Via {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Via, String> {
-        match name {
-            "nc" => Ok(Via::Nc),
-            "telnet" => Ok(Via::Telnet),
-            _ => Err(format!("clients can be nc or telnet, not {name}")),
-        }
-    }
-}
-
 impl Via {
     /// Connects by the program. The processes must be ended with the connection.
     pub fn connect(self, address: &str, processes: &mut Vec<Child>) -> io::Result<TcpStream> {
@@ -148,8 +136,6 @@ pub struct Client {
     is_mid_line: bool,
     /// It has sent something since its last fence.
     pub owes_fence: bool,
-    /// How many LEFT may come that no request causes.
-    pub awaited_leaves: usize,
     /// nc, or telnet and its filter, which stand between the socket and the server.
     pub processes: Vec<Child>,
 }
@@ -168,7 +154,6 @@ impl Client {
             is_exempt: false,
             is_mid_line: false,
             owes_fence: false,
-            awaited_leaves: 0,
             processes: Vec::new(),
         }
     }

@@ -4,8 +4,9 @@
 use crate::text::{parse_names, split_words, Pattern};
 
 /// What a step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
+    #[default]
     BeInTheRoom,
     Console,
     SignalServer,
@@ -37,16 +38,16 @@ pub enum Action {
 }
 
 /// What a step needs. A transcript is skipped where that is missing.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Needs {
+    #[default]
     Nothing,
     /// Bytes cross the client as they are, and it can half-close.
     PlainClient,
     /// Nothing stands between the suite's socket and the server.
     DirectSocket,
-    /// The server's process, to read its console.
+    /// The server's process: its console, its end, or a signal.
     Process,
-    Signal,
     OurClient,
     Terminal,
 }
@@ -59,7 +60,7 @@ type Form = (&'static str, Action, Needs);
 static FORMS: &[Form] = &[
     ("in the room: WHO", Action::BeInTheRoom, Needs::Nothing),
     ("console < TEXT", Action::Console, Needs::Process),
-    ("server receives WORD", Action::SignalServer, Needs::Signal),
+    ("server receives WORD", Action::SignalServer, Needs::Process),
     ("server exits NUMBER", Action::ServerExits, Needs::Process),
     ("WHO connects", Action::Connect, Needs::Nothing),
     ("WHO > LINE", Action::Send, Needs::Nothing),
@@ -90,30 +91,8 @@ static FORMS: &[Form] = &[
     ("WHO exits NUMBER", Action::Exit, Needs::OurClient),
 ];
 
-impl Action {
-    /// Returns true if it only looks at what has come.
-    pub fn asserts(self) -> bool {
-        use Action::*;
-        matches!(
-            self,
-            Console
-                | ServerExits
-                | IsClosed
-                | ReceiveSome
-                | ReceiveAllTold
-                | Receive
-                | ReceiveBytes
-                | ReceiveAfter
-                | MustWait
-                | IsCutOff
-                | Show
-                | Complain
-                | Exit
-        )
-    }
-}
-
 /// One line of a transcript.
+#[derive(Default)]
 pub struct Step {
     pub line: usize,
     pub source: String,
@@ -131,18 +110,9 @@ pub struct Step {
 impl Step {
     pub fn parse(line: usize, source: &str) -> Result<Step, String> {
         for &(form, action, needs) in FORMS {
-            let mut step = Step {
-                line,
-                source: source.to_owned(),
-                action,
-                needs,
-                who: Vec::new(),
-                text: String::new(),
-                bytes: Vec::new(),
-                number: 0,
-                word: String::new(),
-            };
-            if step.fill_in(form, source)? {
+            let source = source.to_owned();
+            let mut step = Step { line, source, action, needs, ..Step::default() };
+            if step.fill_in(form)? {
                 step.bytes = Pattern::parse(&step.text, &|_| None)?.0.concat();
                 return Ok(step);
             }
@@ -150,8 +120,10 @@ impl Step {
         Err("not a step".to_owned())
     }
 
-    /// Reads `rest` as a form says. Returns false if it does not have that form.
-    fn fill_in(&mut self, form: &str, mut rest: &str) -> Result<bool, String> {
+    /// Reads the source as a form says. Returns false if it does not have that form.
+    fn fill_in(&mut self, form: &str) -> Result<bool, String> {
+        let source = self.source.clone();
+        let mut rest = source.as_str();
         for token in form.split(' ') {
             match token {
                 "TEXT" => self.text = std::mem::take(&mut rest).to_owned(),

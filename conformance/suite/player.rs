@@ -64,9 +64,6 @@ impl Session<'_> {
         };
         for step in &script.steps {
             self.goes_on()?;
-            if !step.action.asserts() {
-                self.last_act = Instant::now();
-            }
             self.play(step).map_err(|what| {
                 let place = format!("{}:{}: {}", script.file(), step.line, step.source);
                 failure(self, place, what)
@@ -110,7 +107,7 @@ impl Session<'_> {
             }
             Action::HalfClose => {
                 self.fence_all_but(name)?;
-                self.await_leave();
+                self.is_loose = true;
                 self.find(name)?.end_input();
                 Ok(())
             }
@@ -200,7 +197,7 @@ impl Session<'_> {
         self.fence_all_but(name)?;
         self.fence(name)?;
         self.nothing_unread(name)?;
-        self.await_leave();
+        self.is_loose = true;
         Ok(())
     }
 
@@ -232,10 +229,7 @@ impl Session<'_> {
         let (expected, limit) = (self.pattern(step)?, self.target.timeouts.program());
         let server = self.server.as_mut().ok_or("there is no console")?;
         let line = server.next_line_within(limit)?.unwrap_or("nothing more".to_owned());
-        match expected.matches(line.as_bytes()) {
-            true => Ok(()),
-            false => Err(side_by_side(&expected.show(), &line)),
-        }
+        expected.compare(line.as_bytes())
     }
 
     fn signal_server(&mut self, name: &str) -> Result<(), String> {
@@ -475,12 +469,9 @@ impl Session<'_> {
         loop {
             self.goes_on()?;
             let client = self.find(name)?;
-            let line = client.terminal()?.screen.line_at_cursor();
-            if expected.matches(line.as_bytes()) {
-                return Ok(());
-            }
-            if client.is_closed || since.elapsed() > limit {
-                return Err(side_by_side(&expected.show(), &show(line.as_bytes())));
+            let shown = expected.compare(client.terminal()?.screen.line_at_cursor().as_bytes());
+            if shown.is_ok() || client.is_closed || since.elapsed() > limit {
+                return shown;
             }
             client.read(SLICE);
         }
@@ -501,10 +492,7 @@ impl Session<'_> {
         let limit = self.target.timeouts.program();
         let line = self.find(name)?.program()?.complaints.line(limit);
         let line = line.map_err(|_| "nothing on standard error")?.unwrap_or_default();
-        match expected.matches(line.as_bytes()) {
-            true => Ok(()),
-            false => Err(side_by_side(&expected.show(), &show(line.as_bytes()))),
-        }
+        expected.compare(line.as_bytes())
     }
 
     fn exit(&mut self, name: &str, status: usize) -> Result<(), String> {

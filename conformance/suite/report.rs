@@ -1,9 +1,10 @@
 //! What is told of a run: each failure as soon as it is seen; at the end each requirement, each
 //! level, and what was not checked.
 
-use crate::script::{Level, Script, SECTIONS};
+use crate::script::{Level, Script};
 use crate::target::{Outcome, Target};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
 
 /// conformance/README.md, "Requirements", numbers R1 to R18.
 const REQUIREMENTS: std::ops::RangeInclusive<u32> = 1..=18;
@@ -16,7 +17,7 @@ struct Row<'a> {
     /// Those that were not played, each with the reason.
     skipped: Vec<(&'static str, &'a str)>,
     /// The sections of PROTOCOL.md that they are about.
-    sections: Vec<&'static str>,
+    sections: BTreeSet<&'a str>,
 }
 
 impl Row<'_> {
@@ -30,19 +31,14 @@ impl Row<'_> {
     }
 }
 
+#[derive(Default)]
 pub struct Report<'a> {
-    /// What passes is told, too.
-    is_verbose: bool,
     outcomes: Vec<(&'a Script, Outcome)>,
     /// How many other checks passed and failed.
     checks: (usize, usize),
 }
 
 impl<'a> Report<'a> {
-    pub fn new(is_verbose: bool) -> Report<'a> {
-        Report { is_verbose, outcomes: Vec::new(), checks: (0, 0) }
-    }
-
     /// What came of a transcript.
     pub fn count(&mut self, script: &'a Script, outcome: Outcome) {
         let Script { name, requirement, section, claim, .. } = script;
@@ -67,17 +63,18 @@ impl<'a> Report<'a> {
         self.tell(passed, what);
     }
 
+    /// At a terminal what passes is told, too.
     fn tell(&self, passed: bool, what: &str) {
         match passed {
-            true if self.is_verbose => print_line!("ok      {what}"),
+            true if std::io::stdout().is_terminal() => print_line!("ok      {what}"),
             true => {}
             false => print_line!("FAILED  {what}"),
         }
     }
 
-    /// conformance/README.md must name each transcript in the row of its requirement, and each
-    /// requirement must have one.
-    pub fn check_the_table(&mut self, scripts: &[Script], readme: &str) {
+    /// conformance/README.md must name each transcript in the row of its requirement, each requirement
+    /// must have one, and PROTOCOL.md each section that a transcript names.
+    pub fn check_the_documents(&mut self, scripts: &[Script], readme: &str, protocol: &str) {
         for requirement in REQUIREMENTS {
             let row = format!("| R{requirement} |");
             let row = readme.lines().find(|line| line.starts_with(&row)).unwrap_or_default();
@@ -91,6 +88,14 @@ impl<'a> Report<'a> {
                 Some(name) => self.check(false, &format!("{what}, but not {name}")),
             }
         }
+        for script in scripts {
+            let has = |section: &&String| {
+                protocol.lines().any(|line| line.strip_prefix("## ") == Some(section))
+            };
+            if let Some(section) = script.section.as_ref().filter(|section| !has(section)) {
+                self.check(false, &format!("{}: PROTOCOL.md has no '{section}'", script.name));
+            }
+        }
     }
 
     /// The transcripts that this is true of.
@@ -102,7 +107,7 @@ impl<'a> Report<'a> {
                 Outcome::Failed(_) => row.failed.push(&script.name),
                 Outcome::Skipped(why) => row.skipped.push((why, &script.name)),
             }
-            row.sections.extend(script.section);
+            row.sections.extend(script.section.as_deref());
         }
         row
     }
@@ -115,8 +120,7 @@ impl<'a> Report<'a> {
             let row = self.row(|script| script.requirement == requirement);
             if row.played() + row.skipped.len() > 0 {
                 let passed = format!("{} of {}", row.passed, row.played());
-                let sections = SECTIONS.into_iter().filter(|it| row.sections.contains(it));
-                let sections = sections.collect::<Vec<_>>().join("; ");
+                let sections = Vec::from_iter(row.sections.iter().copied()).join("; ");
                 let why = row.why_none().unwrap_or(&sections);
                 print_line!("R{requirement:<11} {passed:<8} {why}");
             }

@@ -2,10 +2,8 @@
 
 use crate::forms::{Action, Step};
 
-/// From here on clients in one step, bytes in one step, or steps are many.
-const CROWD: usize = 40;
+/// More bytes than telnet takes at once.
 pub const LONG: usize = 200_000;
-const LENGTHY: usize = 150;
 
 /// What a transcript asks of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,27 +18,6 @@ pub enum Level {
     /// What this repository's server and client do beside the protocol.
     Linechat,
 }
-
-/// The sections of PROTOCOL.md that transcripts are about.
-pub const SECTIONS: [&str; 17] = [
-    "An example session",
-    "Writing a client",
-    "Writing a server",
-    "Framing",
-    "Text",
-    "Names",
-    "Grammar",
-    "Requests",
-    "Joining, leaving, roster",
-    "Errors",
-    "Order, pipelining, fences",
-    "Limits",
-    "Closing and half-closing",
-    "Security considerations",
-    "Versioning and history",
-    "Annex A: telnet",
-    "Annex B: many people and slow readers",
-];
 
 impl Level {
     pub const ALL: [Level; 4] = [Level::Core, Level::Telnet, Level::Overload, Level::Linechat];
@@ -57,8 +34,8 @@ impl Level {
     fn section(self) -> Option<&'static str> {
         match self {
             Level::Core | Level::Linechat => None,
-            Level::Telnet => Some(SECTIONS[15]),
-            Level::Overload => Some(SECTIONS[16]),
+            Level::Telnet => Some("Annex A: telnet"),
+            Level::Overload => Some("Annex B: many people and slow readers"),
         }
     }
 }
@@ -70,7 +47,7 @@ pub struct Script {
     pub requirement: u32,
     pub level: Level,
     /// The section of PROTOCOL.md that it is about. `None`: it is about our own programs.
-    pub section: Option<&'static str>,
+    pub section: Option<String>,
     pub claim: String,
     /// This repository's server is started with these.
     pub options: Vec<String>,
@@ -106,10 +83,9 @@ impl Script {
             let Some(requirement) = line.strip_prefix("```transcript R") else { continue };
             let name = format!("{name}:{number}");
             let requirement = requirement.parse().map_err(|_| format!("{name}: R what?"))?;
-            let section = SECTIONS.iter().find(|known| **known == section).copied();
-            let annex = |level: &Level| level.section().is_some() && level.section() == section;
+            let annex = |level: &Level| level.section() == Some(section);
             let level = Level::ALL.into_iter().find(annex).unwrap_or_default();
-            let claim = heading.to_owned();
+            let (section, claim) = (Some(section.to_owned()), heading.to_owned());
             let script = Script { name, requirement, level, section, claim, ..Script::default() };
             let block = lines.by_ref().take_while(|(_, line)| *line != "```").collect();
             scripts.push(script.with_steps(block)?);
@@ -133,10 +109,7 @@ impl Script {
             rest = after;
         }
         self.steps = parse_steps(rest, 0).map_err(|error| format!("{}:{error}", self.file()))?;
-        match self.steps.iter().any(|step| step.action.asserts()) {
-            true => Ok(self),
-            false => Err(format!("{}: asserts nothing", self.name)),
-        }
+        Ok(self)
     }
 
     /// The file that it stands in.
@@ -148,23 +121,9 @@ impl Script {
         self.steps.iter().any(|step| step.action == action)
     }
 
-    /// It has very many people or much text.
-    pub fn is_large(&self) -> bool {
-        self.steps.iter().any(|step| step.who.len() > CROWD || step.bytes.len() > LONG)
-    }
-
-    /// It has so many people or steps that others are played first.
-    pub fn is_lengthy(&self) -> bool {
-        self.is_large() || self.steps.len() > LENGTHY
-    }
-
-    /// It takes long and enters no room, so it disturbs nothing that is played meanwhile.
-    pub fn is_apart(&self) -> bool {
-        let enters = |step: &Step| {
-            let is_welcome = step.action.asserts() && step.bytes.starts_with(b"WELCOME");
-            step.action == Action::BeInTheRoom || is_welcome
-        };
-        self.is_slow && !self.steps.iter().any(enters)
+    /// Roughly how much there is to do: each of the clients in a step receives what the others do.
+    pub fn size(&self) -> usize {
+        self.steps.iter().map(|step| step.who.len().pow(2) + step.bytes.len() / 100).sum()
     }
 }
 
@@ -176,11 +135,12 @@ fn parse_title(title: &str) -> Option<Script> {
     let (section, claim) = match level {
         Level::Core => {
             let (section, claim) = rest.strip_prefix(", ")?.split_once(": ")?;
-            (Some(*SECTIONS.iter().find(|known| **known == section)?), claim)
+            (Some(section), claim)
         }
         _ => (level.section(), rest.strip_prefix(": ")?),
     };
-    let (requirement, claim) = (requirement.parse().ok()?, claim.to_owned());
+    let (section, claim) = (section.map(str::to_owned), claim.to_owned());
+    let requirement = requirement.parse().ok()?;
     Some(Script { requirement, level, section, claim, ..Script::default() })
 }
 

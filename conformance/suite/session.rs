@@ -37,9 +37,10 @@ pub struct Session<'a> {
     sent_last: Option<(String, Vec<u8>)>,
     /// Lines that a client which has fallen behind has not received yet.
     pub told: Vec<String>,
-    /// When something was last done.
+    /// When a client last connected or sent something.
     pub last_act: Instant,
-    /// Things may happen that no fence waits for: a time-out, a signal, another program.
+    /// Things may happen that no fence waits for: a time-out, a signal, another program, or the end of
+    /// a connection.
     pub is_loose: bool,
     pub is_stopping: bool,
     watches_console: bool,
@@ -47,7 +48,7 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub fn begin(target: &'a Target, script: &Script) -> Result<Session<'a>, String> {
-        if let (Some(address), false) = (&target.server, script.is_apart()) {
+        if let Some(address) = &target.server {
             probe::wait_until_empty(address)
                 .inspect_err(|_| target.timeouts.is_over.store(true, Ordering::Relaxed))?;
         }
@@ -107,6 +108,7 @@ impl<'a> Session<'a> {
         let mut client = Client::new(name, Transport::Socket(socket), false);
         client.processes = processes;
         self.clients.push(client);
+        self.last_act = Instant::now();
         Ok(())
     }
 
@@ -148,6 +150,7 @@ impl<'a> Session<'a> {
     pub fn transmit(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
         self.find(name)?.send(bytes);
         self.sent_last = Some((name.to_owned(), bytes.to_vec()));
+        self.last_act = Instant::now();
         Ok(())
     }
 
@@ -175,14 +178,8 @@ impl<'a> Session<'a> {
             }
             self.read_more(name).map_err(|what| side_by_side(&expected.show(), &what))?;
         };
-        if !expected.matches(&line) {
-            return Err(side_by_side(&expected.show(), &show(&line)));
-        }
-        let client = self.find(name)?;
-        if line.starts_with(b"LEFT ") {
-            client.awaited_leaves = client.awaited_leaves.saturating_sub(1);
-        }
-        if client.is_ours {
+        expected.compare(&line)?;
+        if self.find(name)?.is_ours {
             Ok(())
         } else {
             rules::check(&line)
@@ -346,7 +343,7 @@ impl<'a> Session<'a> {
         let is_loose =
             self.is_loose || self.clients.iter().any(|it| it.owes_fence && !it.can_pass_fence());
         let client = self.find(name)?;
-        if !is_loose && client.awaited_leaves == 0 && client.can_pass_fence() {
+        if !is_loose && client.can_pass_fence() {
             return Err(client.unread());
         }
         // It may have come right after the PONG.
@@ -397,10 +394,5 @@ impl<'a> Session<'a> {
             more.map_err(|what| side_by_side("[closed]", &format!("{what}, and it is open")))?;
         }
         Ok(())
-    }
-
-    /// A client will be noticed to be gone, at a time that no fence tells.
-    pub fn await_leave(&mut self) {
-        self.clients.iter_mut().for_each(|client| client.awaited_leaves += 1);
     }
 }

@@ -79,10 +79,9 @@ impl Target {
         let is_plain = step.needs != Needs::PlainClient
             && !(sends && (step.bytes.len() > LONG || sent.into_iter().any(is_special)));
         let (is_lacking, why) = match step.needs {
-            Needs::Process | Needs::Signal if self.server.is_some() => {
+            Needs::Process if self.server.is_some() => {
                 (true, "watches or ends the server's process")
             }
-            Needs::Signal => (cfg!(windows), "sends a signal"),
             Needs::OurClient | Needs::Terminal if !self.is_plain() => {
                 (true, "is about linechat-client")
             }

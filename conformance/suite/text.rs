@@ -47,6 +47,14 @@ impl Pattern {
         fits(text) || is_open && fits(&[text, b" "].concat())
     }
 
+    /// The error shows both.
+    pub fn compare(&self, text: &[u8]) -> Result<(), String> {
+        match self.matches(text) {
+            true => Ok(()),
+            false => Err(side_by_side(&self.show(), &show(text))),
+        }
+    }
+
     pub fn show(&self) -> String {
         self.0.iter().map(|piece| show(piece)).collect::<Vec<_>>().join("*")
     }
