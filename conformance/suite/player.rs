@@ -1,6 +1,6 @@
 //! Carries out the steps of a transcript, one after the other.
 
-use crate::client::{Client, Program, Terminal, Transport, SLICE};
+use crate::client::{linechat_client, Client, Terminal, SLICE};
 use crate::forms::{Action, Step};
 use crate::process::{self, signal};
 use crate::rules::{roster, MAX_PUSHED_ROSTER};
@@ -11,7 +11,7 @@ use crate::target::{Outcome, Target};
 use crate::text::{show, side_by_side, Pattern};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -211,7 +211,7 @@ impl Session<'_> {
     fn reset(&mut self, name: &str, last_words: &[u8]) -> Result<(), String> {
         self.prepare_to_leave(name)?;
         let limit = self.target.timeouts.server();
-        let socket = self.find(name)?.socket()?;
+        let socket = &mut self.find(name)?.socket;
         let answered = socket
             .set_read_timeout(Some(limit))
             .and_then(|()| socket.write_all(b"PING\n"))
@@ -285,10 +285,9 @@ impl Session<'_> {
     /// The server drops the connection this long after something was last done. That shows when it
     /// answers with a reset.
     fn is_cut_off(&mut self, name: &str, due: Duration) -> Result<(), String> {
-        self.find(name)?.socket()?;
         self.comes_after(name, due, |client| {
             thread::sleep(SLICE);
-            client.socket().is_ok_and(|socket| socket.write_all(b"\n").is_err())
+            client.socket.write_all(b"\n").is_err()
         })
     }
 
@@ -392,7 +391,7 @@ impl Session<'_> {
     fn give_away(&mut self, name: &str) -> Result<(TcpStream, TcpStream), String> {
         let client = self.find(name)?;
         client.is_exempt = true;
-        let socket = client.socket()?;
+        let socket = &client.socket;
         match (socket.try_clone(), socket.try_clone()) {
             (Ok(one), Ok(other)) => {
                 let _ = one.set_read_timeout(None).and_then(|()| one.set_write_timeout(None));
@@ -410,7 +409,7 @@ impl Session<'_> {
             if asked > NOBODY_KEEPS {
                 return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
             }
-            if let Ok(length) = client.socket()?.write(&line[asked % line.len()..]) {
+            if let Ok(length) = client.socket.write(&line[asked % line.len()..]) {
                 (asked, since) = (asked + length, Instant::now());
             }
         }
@@ -427,19 +426,21 @@ impl Session<'_> {
         self.fence_all_but(name)?;
         let arguments = String::from_utf8_lossy(&self.bytes(step)?).into_owned();
         let columns = Some(step.number).filter(|&columns| columns > 0);
-        self.add_ours(name, Program::start(&arguments, columns)?);
+        let transport = linechat_client(&arguments, columns)
+            .map_err(|error| format!("cannot start linechat-client: {error}"))?;
+        self.add_ours(name, transport);
         if let Some(columns) = columns {
             self.await_terminal(name, columns)?;
         }
         // Where the suite is the server, it serves this connection.
         if let Some(listener) = &self.listener {
             let (socket, _) = listener.accept().map_err(|error| error.to_string())?;
-            self.add_ours("server", Transport::Socket(socket));
+            self.add_ours("server", (socket, Vec::new()));
         }
         Ok(())
     }
 
-    fn add_ours(&mut self, name: &str, transport: Transport) {
+    fn add_ours(&mut self, name: &str, transport: (TcpStream, Vec<Child>)) {
         self.clients.push(Client::new(name, transport, true));
         self.is_loose = true;
     }
@@ -449,7 +450,7 @@ impl Session<'_> {
     fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let client = self.find(name)?;
         let (screen, path, settings) = (Screen::new(columns), String::new(), String::new());
-        client.program()?.terminal = Some(Terminal { screen, path, settings, process: None });
+        client.terminal = Some(Terminal { screen, path, settings, process: None });
         let mut next_line = || loop {
             match client.take_line() {
                 Some(line) => return Ok(String::from_utf8_lossy(line.trim_ascii()).into_owned()),
@@ -490,7 +491,7 @@ impl Session<'_> {
 
     fn complain(&mut self, name: &str, expected: &Pattern) -> Result<(), String> {
         let limit = self.target.timeouts.program();
-        let line = self.find(name)?.program()?.complaints.line(limit);
+        let line = self.find(name)?.complaints.line(limit);
         let line = line.map_err(|_| "nothing on standard error")?.unwrap_or_default();
         expected.compare(line.as_bytes())
     }
@@ -502,10 +503,11 @@ impl Session<'_> {
         self.find(name)?.check_settings()?;
         self.nothing_unread(name)?;
         let limit = self.target.timeouts.program();
-        let program = self.find(name)?.program()?;
-        let complaints = program.complaints.rest(limit);
+        let client = self.find(name)?;
+        let complaints = client.complaints.rest(limit);
         let complaints = complaints.map_err(|_| "it does not end its standard error")?;
-        let ended = program.child.wait().map_err(|error| error.to_string())?;
+        let program = client.programs.first_mut().ok_or("there is no program")?;
+        let ended = program.wait().map_err(|error| error.to_string())?;
         check_exit(status, ended, &complaints)?;
         self.forget(name);
         Ok(())

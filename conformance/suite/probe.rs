@@ -1,7 +1,7 @@
 //! A first look at a server, before any transcript: whether it can be judged at all, and whether it
 //! does what every transcript rests on. If not, one sentence says so, and the run ends.
 
-use crate::client::{connect, Client, Transport, SLICE};
+use crate::client::{connect, Client, SLICE};
 use crate::text::show;
 use crate::timeouts::Timeouts;
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ fn join(address: &str) -> Result<(Client, usize), Verdict> {
         let why = format!("cannot connect to {address}: {error}; is the server running there?");
         Verdict::CannotJudge(why)
     })?;
-    let mut client = Client::new("probe", Transport::Socket(socket), false);
+    let mut client = Client::new("probe", (socket, Vec::new()), false);
     ask(&mut client, "", "HELLO linechat/1")?;
     let count = ask(&mut client, "NAME probe", "WELCOME probe ")?;
     match count.parse() {

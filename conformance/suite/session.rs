@@ -7,7 +7,7 @@
 //! the first, all requests are dealt with; whatever they caused must arrive before the second PONG.
 
 use crate::broken::Proxy;
-use crate::client::{self, Client, Transport, Via, SLICE};
+use crate::client::{self, Client, Via, SLICE};
 use crate::forms::{Action, Step};
 use crate::probe;
 use crate::process::Server;
@@ -94,20 +94,18 @@ impl<'a> Session<'a> {
     }
 
     pub fn connect(&mut self, name: &str) -> Result<(), String> {
-        let mut processes = Vec::new();
+        let direct = || client::connect(&self.address);
         let via = self.target.via.filter(|_| name != BYSTANDER);
-        let socket = match (via, &self.proxy) {
-            (Some(via), _) => via.connect(&self.address, &mut processes),
+        let transport = match (via, &self.proxy) {
+            (Some(via), _) => via.connect(&self.address),
             (None, Some(proxy)) => {
-                client::connect(&self.address).and_then(|socket| proxy.connect(socket))
+                direct().and_then(|socket| proxy.connect(socket)).map(|socket| (socket, Vec::new()))
             }
-            (None, None) => client::connect(&self.address),
+            (None, None) => direct().map(|socket| (socket, Vec::new())),
         };
-        let socket =
-            socket.map_err(|error| format!("cannot connect to {}: {error}", self.address))?;
-        let mut client = Client::new(name, Transport::Socket(socket), false);
-        client.processes = processes;
-        self.clients.push(client);
+        let transport =
+            transport.map_err(|error| format!("cannot connect to {}: {error}", self.address))?;
+        self.clients.push(Client::new(name, transport, false));
         self.last_act = Instant::now();
         Ok(())
     }
@@ -129,12 +127,8 @@ impl<'a> Session<'a> {
     /// another program.
     fn address_of(&self, name: &str) -> Option<Vec<u8>> {
         let client = self.clients.iter().find(|client| client.name == name)?;
-        match &client.transport {
-            Transport::Socket(socket) if self.proxy.is_none() && self.target.via.is_none() => {
-                Some(socket.local_addr().ok()?.to_string().into_bytes())
-            }
-            _ => None,
-        }
+        let is_direct = self.proxy.is_none() && self.target.via.is_none();
+        is_direct.then(|| Some(client.socket.local_addr().ok()?.to_string().into_bytes()))?
     }
 
     pub fn find(&mut self, name: &str) -> Result<&mut Client, String> {
