@@ -149,10 +149,11 @@ impl Proxy {
         Proxy { rule: fault.1, everybody: Everybody::default() }
     }
 
-    /// Puts the proxy in front of one connection to the server.
-    pub fn connect(&self, server: TcpStream) -> io::Result<TcpStream> {
+    /// Connects to the server through the proxy.
+    pub fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let server = TcpStream::connect(address)?;
+        server.set_nodelay(true)?;
         let (near, far) = pair()?;
-        server.set_write_timeout(None)?;
         let (rule, to_server) = (self.rule, server.try_clone()?);
         let mut everybody = self.everybody.lock().unwrap();
         let crossing = Crossing {

@@ -44,9 +44,12 @@ pub fn carry(mut from: impl Read, mut to: impl Write, change: impl Fn(&[u8]) -> 
     }
 }
 
+/// A socket, and the programs at its other end.
+pub type Transport = (TcpStream, Vec<Child>);
+
 /// Starts a program, and a second one through which its output goes. What is sent to the socket is
 /// typed at the first, and what the last prints is received.
-fn run(command: &mut Command, filter: Option<&mut Command>) -> io::Result<(TcpStream, Vec<Child>)> {
+fn run(command: &mut Command, filter: Option<&mut Command>) -> io::Result<Transport> {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut program = command.spawn()?;
     let (typed, mut shown) = (program.stdin.take(), program.stdout.take());
@@ -75,7 +78,7 @@ pub enum Via {
 }
 
 impl Via {
-    pub fn connect(self, address: &str) -> io::Result<(TcpStream, Vec<Child>)> {
+    pub fn connect(self, address: &str) -> io::Result<Transport> {
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
         if self == Via::Nc {
             return run(Command::new("nc").args(["-N", host, port]), None);
@@ -98,10 +101,7 @@ impl Via {
 
 /// Starts linechat-client, at a terminal if it has columns. Words like `LANG=pt` before its
 /// arguments are for its environment.
-pub fn linechat_client(
-    arguments: &str,
-    columns: Option<usize>,
-) -> io::Result<(TcpStream, Vec<Child>)> {
+pub fn linechat_client(arguments: &str, columns: Option<usize>) -> io::Result<Transport> {
     let client = env!("CARGO_BIN_EXE_linechat-client");
     let mut words: Vec<_> = arguments.split_whitespace().collect();
     let is_variable = |word: &&&str| !word.starts_with('-') && word.contains('=');
@@ -164,11 +164,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(
-        name: &str,
-        (socket, mut programs): (TcpStream, Vec<Child>),
-        is_ours: bool,
-    ) -> Client {
+    pub fn new(name: &str, (socket, mut programs): Transport, is_ours: bool) -> Client {
         Client {
             name: name.to_owned(),
             socket,
@@ -261,10 +257,9 @@ impl Client {
 
     /// linechat-client shows, and sends, LF for CR LF.
     fn ending(&self) -> &'static [u8] {
-        if self.is_ours {
-            b"\n"
-        } else {
-            b"\r\n"
+        match self.is_ours {
+            true => b"\n",
+            false => b"\r\n",
         }
     }
 

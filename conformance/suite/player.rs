@@ -1,6 +1,6 @@
 //! Carries out the steps of a transcript, one after the other.
 
-use crate::client::{linechat_client, Client, Terminal, SLICE};
+use crate::client::{linechat_client, Client, Terminal, Transport, SLICE};
 use crate::forms::{Action, Step};
 use crate::process::{self, signal};
 use crate::rules::{roster, MAX_PUSHED_ROSTER};
@@ -11,7 +11,7 @@ use crate::target::{Outcome, Target};
 use crate::text::{show, side_by_side, Pattern};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -440,7 +440,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn add_ours(&mut self, name: &str, transport: (TcpStream, Vec<Child>)) {
+    fn add_ours(&mut self, name: &str, transport: Transport) {
         self.clients.push(Client::new(name, transport, true));
         self.is_loose = true;
     }

@@ -48,21 +48,18 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub fn begin(target: &'a Target, script: &Script) -> Result<Session<'a>, String> {
-        if let Some(address) = &target.server {
-            probe::wait_until_empty(address)
-                .inspect_err(|_| target.timeouts.is_over.store(true, Ordering::Relaxed))?;
-        }
-        let listener = script.suite_is_server.then(|| TcpListener::bind("127.0.0.1:0"));
-        let listener = listener.transpose().map_err(|error| error.to_string())?;
-        let own_address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let (server, address) = match (&target.server, own_address) {
-            (_, Some(address)) => (None, address.to_string()),
-            (Some(address), None) => (None, address.clone()),
-            (None, None) => {
-                let server = Server::start(&script.options)?;
-                let address = server.address.clone();
-                (Some(server), address)
+        let (mut server, mut listener) = (None, None);
+        let address = match &target.server {
+            _ if script.suite_is_server => {
+                let own = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+                listener.insert(own).local_addr().map_err(|error| error.to_string())?.to_string()
             }
+            Some(address) => {
+                probe::wait_until_empty(address)
+                    .inspect_err(|_| target.timeouts.is_over.store(true, Ordering::Relaxed))?;
+                address.clone()
+            }
+            None => server.insert(Server::start(&script.options)?).address.clone(),
         };
         let mut session = Session {
             target,
@@ -94,14 +91,11 @@ impl<'a> Session<'a> {
     }
 
     pub fn connect(&mut self, name: &str) -> Result<(), String> {
-        let direct = || client::connect(&self.address);
-        let via = self.target.via.filter(|_| name != BYSTANDER);
-        let transport = match (via, &self.proxy) {
+        let alone = |socket| (socket, Vec::new());
+        let transport = match (self.target.via.filter(|_| name != BYSTANDER), &self.proxy) {
             (Some(via), _) => via.connect(&self.address),
-            (None, Some(proxy)) => {
-                direct().and_then(|socket| proxy.connect(socket)).map(|socket| (socket, Vec::new()))
-            }
-            (None, None) => direct().map(|socket| (socket, Vec::new())),
+            (None, Some(proxy)) => proxy.connect(&self.address).map(alone),
+            (None, None) => client::connect(&self.address).map(alone),
         };
         let transport =
             transport.map_err(|error| format!("cannot connect to {}: {error}", self.address))?;
@@ -173,10 +167,9 @@ impl<'a> Session<'a> {
             self.read_more(name).map_err(|what| side_by_side(&expected.show(), &what))?;
         };
         expected.compare(&line)?;
-        if self.find(name)?.is_ours {
-            Ok(())
-        } else {
-            rules::check(&line)
+        match self.find(name)?.is_ours {
+            true => Ok(()),
+            false => rules::check(&line),
         }
     }
 
