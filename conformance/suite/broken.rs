@@ -2,7 +2,7 @@
 //! real server and breaks one rule of PROTOCOL.md.
 
 use crate::client::{carry, pair};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -154,20 +154,19 @@ impl Proxy {
         let server = TcpStream::connect(address)?;
         server.set_nodelay(true)?;
         let (near, far) = pair()?;
-        let (rule, to_server) = (self.rule, server.try_clone()?);
+        let (rule, to_server, to_client) = (self.rule, server.try_clone()?, far.try_clone()?);
         let mut everybody = self.everybody.lock().unwrap();
         let crossing = Crossing {
             rule,
             id: everybody.len(),
             everybody: self.everybody.clone(),
-            client: far.try_clone()?,
             previous: Vec::new(),
             delayed: Vec::new(),
             lines: 0,
         };
         everybody.push((far.try_clone()?, String::new()));
         thread::spawn(move || carry_requests(rule, far, to_server));
-        thread::spawn(move || crossing.carry_lines(server));
+        thread::spawn(move || crossing.carry_lines(server, to_client));
         Ok(near)
     }
 }
@@ -184,12 +183,19 @@ fn carry_requests(rule: Rule, client: TcpStream, server: TcpStream) {
     let _ = server.shutdown(Shutdown::Write);
 }
 
+/// The length of the first line or telnet command, which no line ending follows.
+fn whole_part(pending: &[u8]) -> Option<usize> {
+    match pending {
+        [255, _, _, ..] => Some(3),
+        _ => pending.iter().position(|&byte| byte == b'\n').map(|end| end + 1),
+    }
+}
+
 /// One client's connection, as the server's lines cross the proxy.
 struct Crossing {
     rule: Rule,
     id: usize,
     everybody: Everybody,
-    client: TcpStream,
     /// The line that crossed before.
     previous: Vec<u8>,
     delayed: Vec<u8>,
@@ -198,46 +204,32 @@ struct Crossing {
 
 impl Crossing {
     /// Passes on what the server sends, until it ends its side.
-    fn carry_lines(mut self, mut server: TcpStream) {
-        let mut buffer = [0; 16 * 1024];
+    fn carry_lines(mut self, server: TcpStream, client: TcpStream) {
         let mut pending = Vec::new();
-        while let Ok(length @ 1..) = server.read(&mut buffer) {
-            pending.extend(&buffer[..length]);
-            if self.carry(&mut pending).is_err() {
-                break;
+        carry(&server, &client, |piece| {
+            pending.extend(piece);
+            let mut sent = Vec::new();
+            while let Some(end) = whole_part(&pending) {
+                let line: Vec<u8> = pending.drain(..end).collect();
+                sent.extend(self.sent_for(&line));
+                self.previous = line;
             }
-        }
+            sent
+        });
         if !matches!(self.rule, NeverClose) {
-            let _ = self.client.shutdown(Shutdown::Write);
+            let _ = client.shutdown(Shutdown::Write);
         }
         let _ = server.shutdown(Shutdown::Both);
     }
 
-    /// Sends what is whole of `pending` on, through the rule.
-    fn carry(&mut self, pending: &mut Vec<u8>) -> io::Result<()> {
-        loop {
-            let end = match pending.iter().position(|&byte| byte == b'\n') {
-                // A telnet command, which no line ending follows.
-                _ if pending.first() == Some(&255) && pending.len() >= 3 => 3,
-                Some(end) => end + 1,
-                None => return Ok(()),
-            };
-            let line: Vec<u8> = pending.drain(..end).collect();
-            self.lines += 1;
-            if starts(&line, "WELCOME ") {
-                self.everybody.lock().unwrap()[self.id].1 = words(&line).swap_remove(1);
-            }
-            let sent = self.sent_for(&line);
-            self.client.write_all(&sent)?;
-            if matches!(self.rule, CloseAfter(start) if starts(&line, start)) {
-                return self.client.shutdown(Shutdown::Both);
-            }
-            self.previous = line;
-        }
-    }
-
     /// What is sent to a client for a line from the server.
     fn sent_for(&mut self, line: &[u8]) -> Vec<u8> {
+        self.lines += 1;
+        let mut everybody = self.everybody.lock().unwrap();
+        let (client, name) = &mut everybody[self.id];
+        if starts(line, "WELCOME ") {
+            *name = words(line).swap_remove(1);
+        }
         let previous = String::from_utf8_lossy(&self.previous);
         let sent = match self.rule {
             Lose(start, before) if starts(line, start) && previous.contains(before) => Vec::new(),
@@ -250,12 +242,16 @@ impl Crossing {
             }
             Leak(start, is_meant) if starts(line, start) => {
                 let from = words(line).swap_remove(1);
-                for (id, (client, name)) in self.everybody.lock().unwrap().iter_mut().enumerate() {
+                for (id, (client, name)) in everybody.iter_mut().enumerate() {
                     if id != self.id && is_meant(name, &from) {
                         let _ = client.write_all(line);
                     }
                 }
                 line.to_vec()
+            }
+            CloseAfter(start) if starts(line, start) => {
+                let _ = client.write_all(line).and_then(|()| client.shutdown(Shutdown::Both));
+                return Vec::new();
             }
             _ => line.to_vec(),
         };

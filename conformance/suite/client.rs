@@ -35,7 +35,7 @@ pub fn connect(address: impl std::net::ToSocketAddrs) -> io::Result<TcpStream> {
 }
 
 /// Sends on what comes, changed, until either end closes. io::copy may keep it until there is more.
-pub fn carry(mut from: impl Read, mut to: impl Write, change: impl Fn(&[u8]) -> Vec<u8>) {
+pub fn carry(mut from: impl Read, mut to: impl Write, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         if to.write_all(&change(&buffer[..length])).is_err() {

@@ -74,7 +74,7 @@ static FORMS: &[Form] = &[
     ("WHO closes", Action::Close, Needs::Nothing),
     ("WHO half-closes", Action::HalfClose, Needs::PlainClient),
     ("WHO resets", Action::Reset, Needs::DirectSocket),
-    ("WHO resets behind TEXT", Action::Reset, Needs::DirectSocket),
+    ("WHO resets after TEXT", Action::Reset, Needs::DirectSocket),
     ("WHO stops reading", Action::StopReading, Needs::DirectSocket),
     ("WHO falls behind what WORD tells", Action::FallBehind, Needs::DirectSocket),
     ("WHO floods LINE", Action::Flood, Needs::DirectSocket),

@@ -1,5 +1,6 @@
 //! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat
 //! server. `conformance/README.md` says how it is used and how transcripts are written.
+
 /// Prints a line. The reader may have gone, as `head` does.
 macro_rules! print_line {
     ($($words:tt)*) => {{
@@ -28,7 +29,6 @@ use player::play;
 use probe::Verdict;
 use report::Report;
 use script::{Level, Script};
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -41,6 +41,7 @@ const LAYERS: [&str; 14] = [
     "text", "rules", "process", "screen", "timeouts", "client", "probe", "broken", "forms",
     "script", "target", "session", "player", "report",
 ];
+
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;
 
@@ -113,7 +114,7 @@ fn load_scripts() -> Result<Vec<Script>, String> {
     Ok(scripts)
 }
 
-/// Looks whether there is a server that can be judged.
+/// Finds out whether the server can be judged.
 fn probe(target: &Target) -> Result<(), Verdict> {
     match &target.server {
         Some(address) => probe::probe(address, &target.timeouts),
@@ -125,13 +126,15 @@ fn probe(target: &Target) -> Result<(), Verdict> {
 }
 
 /// Does this with each of the items, several at once.
-fn in_parallel<T: Send>(workers: usize, items: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    let items = Mutex::new(items.collect::<VecDeque<_>>());
+fn in_parallel<T>(workers: usize, items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let items = Mutex::new(items);
+    let next = || items.lock().unwrap().next();
     thread::scope(|scope| {
         for _ in 0..workers {
-            scope.spawn(|| loop {
-                let Some(item) = items.lock().unwrap().pop_front() else { break };
-                work(item);
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    work(item);
+                }
             });
         }
     });
@@ -143,16 +146,16 @@ fn play_all<'a>(
     mut scripts: Vec<&'a Script>,
     tell: impl Fn(&'a Script, Outcome) + Sync,
 ) {
-    // In a room that everybody shares one is played at a time, the quick ones first. Otherwise what
-    // takes longest begins first.
+    // In a shared room one transcript is played at a time, the quick ones first. Otherwise those that
+    // take longest begin first.
     scripts.sort_by_key(|script| (script.is_slow, script.size()));
     let players = match target.server {
         Some(_) => 1,
-        None => PLAYED_AT_ONCE,
+        None => {
+            scripts.reverse();
+            PLAYED_AT_ONCE
+        }
     };
-    if target.server.is_none() {
-        scripts.reverse();
-    }
     in_parallel(players, scripts.into_iter(), |script| {
         let outcome = match target.is_exhausted() {
             Some(why) => Outcome::Skipped(why),
@@ -186,7 +189,7 @@ fn test_the_suite(scripts: &[Script], report: &Mutex<Report>) {
     });
 }
 
-/// The modules of the suite import in no circle.
+/// No modules of the suite import each other in a circle.
 fn check_the_layers(report: &mut Report) -> Result<(), String> {
     for (at, layer) in LAYERS.iter().enumerate() {
         let source = read(&format!("conformance/suite/{layer}.rs"))?;
