@@ -20,8 +20,8 @@ pub enum Rule {
     Change(&'static str, fn(&[u8]) -> Vec<u8>),
     /// These lines are sent after the next one.
     Delay(&'static str),
-    /// These lines are sent, too, to every other client for whose name, and the name that the line
-    /// is from, this is true. A client without a name has an empty one.
+    /// These lines are sent to other clients, too, if this is true for the name of the client (empty
+    /// before WELCOME) and for the name that the line is from.
     Leak(&'static str, fn(&str, &str) -> bool),
     /// The connection is ended after these lines.
     CloseAfter(&'static str),

@@ -10,14 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Every wait is done in slices of this, between which it is checked whether the run is over.
+/// Every wait is divided into these, and ends early if the run is over.
 pub const SLICE: Duration = Duration::from_millis(20);
 /// More than a right server ever sends to one client in one step, in bytes.
 const TOO_MUCH: usize = 16 * 1024 * 1024;
 /// If nothing can be sent for this long, the rest is not sent.
 const UNSENT: Duration = Duration::from_secs(4);
 
-/// Both ends of a connection.
+/// Returns both ends of a connection.
 pub fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let near = connect(listener.local_addr()?)?;
@@ -34,7 +34,7 @@ pub fn connect(address: impl std::net::ToSocketAddrs) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// Sends on what comes, changed, until either end closes. io::copy may keep it until there is more.
+/// Sends on what comes, changed, until either end closes. (io::copy may hold back what comes.)
 pub fn carry(mut from: impl Read, mut to: impl Write, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -149,7 +149,7 @@ pub struct Client {
     pub is_ours: bool,
     /// What is not yet compared with the transcript.
     received: VecDeque<u8>,
-    /// Something has ever come.
+    /// It has received something.
     is_greeted: bool,
     pub is_closed: bool,
     /// A reset has ended the connection, which can destroy what was on its way.
@@ -187,14 +187,14 @@ impl Client {
         self.terminal.as_mut().ok_or("there is no terminal".to_owned())
     }
 
-    /// Sends all of it. If the server waits until its output is read, that is read.
+    /// Sends all of it. While the server takes nothing, its output is read.
     pub fn send(&mut self, bytes: &[u8]) {
         let (mut rest, mut since) = (bytes, Instant::now());
         while !rest.is_empty() {
             match self.socket.write(rest) {
                 Ok(length) => (rest, since) = (&rest[length..], Instant::now()),
                 Err(error) if since.elapsed() > UNSENT || !is_late(&error) => {
-                    // A server that has closed shows in what is received, or is not.
+                    // If the server has closed, a later step shows it.
                     self.is_reset |= !is_late(&error);
                     return;
                 }
@@ -250,7 +250,7 @@ impl Client {
         Some(self.take(end + 1))
     }
 
-    /// A line without what must end it. A line that lacks it is left as it is and matches nothing.
+    /// Removes the ending of a line. A line with another ending stays whole, and matches nothing.
     pub fn without_ending<'a>(&self, line: &'a [u8]) -> &'a [u8] {
         line.strip_suffix(self.ending()).unwrap_or(line)
     }
@@ -272,7 +272,7 @@ impl Client {
         }
     }
 
-    /// The terminal must have its settings again, which a last line tells.
+    /// The last line that a terminal shows is its settings, which must be what they were.
     pub fn check_settings(&mut self) -> Result<(), String> {
         let Ok(terminal) = self.terminal() else { return Ok(()) };
         let settings = format!("{}\n", terminal.settings);
@@ -282,7 +282,7 @@ impl Client {
         }
     }
 
-    /// A client that has not been greeted sends nothing: the greeting must not wait for that.
+    /// A client sends no PING before the greeting, which must come without one.
     pub fn can_pass_fence(&self) -> bool {
         let is_silent = self.is_closed || self.has_half_closed || self.is_exempt;
         !(is_silent || !self.is_greeted || self.is_mid_line || self.is_ours)
@@ -302,8 +302,8 @@ impl Client {
     }
 }
 
-/// Nothing could be received or sent in time. A signal interrupts a socket with a time-out
-/// (signal(7)).
+/// Returns true if nothing could be received or sent in time. A signal interrupts a socket with a
+/// time-out (signal(7)).
 fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

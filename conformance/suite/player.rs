@@ -17,17 +17,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// More than two kernels and the server take over for a client that does not read, in bytes.
+/// More than the buffers of kernels and the server hold for a client that does not read, in bytes.
 const FLOOD: usize = 32 * 1024 * 1024;
-/// If senders can send only little in this time, the server makes them wait. What Linux takes over
-/// for the server when nothing has been read for 200 ms is little, too.
+/// If senders can send only `LITTLE` bytes in this time, the server makes them wait.
 const MADE_TO_WAIT: Duration = Duration::from_secs(1);
 const LITTLE: usize = 256 * 1024;
-/// A slow server is not awaited for that.
+/// The next step then comes, though a slow server has not made them wait yet.
 const FLOODED: Duration = Duration::from_secs(5);
 /// A client that does not read its replies counts as made to wait after this time.
 const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
-/// More than kernels take over of requests and of replies together, in bytes.
+/// More than the buffers of kernels hold of requests and replies together, in bytes.
 const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
 const READS_A_SECOND: u32 = 16;
 /// What a time-out may be late by, apart from a tenth of it.
@@ -36,10 +35,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// budget 1.2 seconds, without it much less, even if the server is slow.
 const TOLD_AT_ONCE: usize = 20;
 const BEHIND: Duration = Duration::from_secs(1);
-/// More of them than kernels and a right server keep.
+/// More of them than the buffers of kernels and a right server hold.
 const MOST_TOLD: usize = 8000;
 
-/// Plays a transcript.
 pub fn play(target: &Target, script: &Script) -> Outcome {
     if let Some(why) = target.misses(script) {
         return Outcome::Skipped(why);
@@ -50,7 +48,7 @@ pub fn play(target: &Target, script: &Script) -> Outcome {
     };
     match (session.play_all(script), target.is_exhausted()) {
         (Ok(()), _) => Outcome::Passed,
-        // The run is over, which may be why this failed.
+        // It may have failed because the run is over.
         (Err(_), Some(why)) => Outcome::Skipped(why),
         (Err(error), None) => Outcome::Failed(error),
     }
@@ -84,7 +82,6 @@ impl Session<'_> {
         }
     }
 
-    /// What each of the step's clients does.
     fn act(&mut self, name: &str, step: &Step) -> Result<(), String> {
         match step.action {
             Action::Connect => {
@@ -137,7 +134,7 @@ fn seconds(step: &Step) -> Duration {
 
 /// Coming, sending, receiving, going.
 impl Session<'_> {
-    /// The clients join in order, and each receives all that it is told of that.
+    /// The clients join in order, and each receives what PROTOCOL.md says.
     fn be_in_the_room(&mut self, step: &Step) -> Result<(), String> {
         for (count, name) in (1..).zip(&step.who) {
             let (here, others) = (&step.who[..count], &step.who[..count - 1]);
@@ -186,7 +183,7 @@ impl Session<'_> {
         self.fence_all_but(name)?;
         self.await_end(name)?;
         self.nothing_unread(name)?;
-        // A server that stops need not go on reading.
+        // A server that stops need not read on, so the system may reset.
         match self.find(name)?.is_reset && !self.is_stopping {
             true => Err(format!("{name}'s connection was reset, so the last lines can get lost")),
             false => Ok(()),
@@ -273,7 +270,6 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The line comes this long after something was last done, give or take a tenth.
     fn receive_after(&mut self, name: &str, step: &Step) -> Result<(), String> {
         self.comes_after(name, seconds(step), |client| {
             client.read(SLICE);
@@ -282,8 +278,7 @@ impl Session<'_> {
         self.look_for(name, &self.pattern(step)?)
     }
 
-    /// The server drops the connection this long after something was last done. That shows when it
-    /// answers with a reset.
+    /// A connection that the server has dropped answers what is sent with a reset.
     fn is_cut_off(&mut self, name: &str, due: Duration) -> Result<(), String> {
         self.comes_after(name, due, |client| {
             thread::sleep(SLICE);
@@ -291,7 +286,7 @@ impl Session<'_> {
         })
     }
 
-    /// Waits until something has come, which must be at the right time.
+    /// Waits until something has come, and checks that it came this long after `last_act`.
     fn comes_after(
         &mut self,
         name: &str,
@@ -312,8 +307,8 @@ impl Session<'_> {
         }
     }
 
-    /// They send this again and again from now on, and do nothing else. The transcript goes on once
-    /// the server makes them wait, or has taken enough.
+    /// The clients send this again and again from now on, and do nothing else. Returns when the server
+    /// makes them wait, or has taken enough.
     fn flood(&mut self, step: &Step) -> Result<(), String> {
         let (line, who) = (self.bytes(step)?, &step.who);
         let sent = Arc::new(AtomicUsize::new(0));
@@ -332,7 +327,7 @@ impl Session<'_> {
         let (mut seen, begun) = (0, Instant::now());
         while seen < FLOOD * who.len() && begun.elapsed() < FLOODED {
             self.pass_time(MADE_TO_WAIT)?;
-            // A server that is only busy has taken more by the time that it has served others.
+            // A server that was only busy takes more before it has served others.
             self.serve_others(&who[0])?;
             let before = std::mem::replace(&mut seen, sent.load(Ordering::Relaxed));
             if seen - before < LITTLE {
@@ -344,8 +339,8 @@ impl Session<'_> {
     }
 
     /// The client reads nothing, while another one sends it private messages until the budget makes
-    /// that one wait, which shows that the server keeps more than the soft limit. How much kernels
-    /// keep before that is theirs to say.
+    /// that one wait, which shows that more than the soft limit is pending. How much the kernels hold
+    /// besides differs between systems.
     fn fall_behind(&mut self, name: &str, teller: &str) -> Result<(), String> {
         self.stop_reading(name)?;
         let text = "x".repeat(3900);
@@ -368,7 +363,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The client reads this many bytes a second from now on, whatever they are.
+    /// The client reads this many bytes a second from now on.
     fn read_slowly(&mut self, name: &str, bytes: usize) -> Result<(), String> {
         self.prepare_to_leave(name)?;
         let (_, mut from_server) = self.give_away(name)?;
@@ -432,7 +427,6 @@ impl Session<'_> {
         if let Some(columns) = columns {
             self.await_terminal(name, columns)?;
         }
-        // Where the suite is the server, it serves this connection.
         if let Some(listener) = &self.listener {
             let (socket, _) = listener.accept().map_err(|error| error.to_string())?;
             self.add_ours("server", (socket, Vec::new()));
@@ -445,8 +439,8 @@ impl Session<'_> {
         self.is_loose = true;
     }
 
-    /// Waits until linechat-client is about to start at its terminal, even when the run is over:
-    /// only then is it known which process to end.
+    /// Waits until linechat-client is about to start at its terminal, even when the run is over: before
+    /// that the process to end is unknown.
     fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let client = self.find(name)?;
         let (screen, path, settings) = (Screen::new(columns), String::new(), String::new());

@@ -1,5 +1,5 @@
-//! A first look at a server, before any transcript: whether it can be judged at all, and whether it
-//! does what every transcript rests on. If not, one sentence says so, and the run ends.
+//! A first look at a server, before any transcript: can it be judged, and does it do what every
+//! transcript needs? If not, one sentence says so, and the run ends.
 
 use crate::client::{connect, Client, SLICE};
 use crate::text::show;
@@ -11,9 +11,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// A client that left is gone after this time and this many served requests of others.
 const GONE: Duration = Duration::from_secs(1);
 const OTHERS_SERVED: usize = 5;
-/// A server that sends more than this before its answer, in bytes, sends garbage.
+/// If more than this comes before an answer, in bytes, the server sends garbage.
 const GARBAGE: usize = 64 * 1024;
-/// Characters of it that are shown.
+/// Characters of garbage that are shown.
 const SHOWN: usize = 200;
 
 /// Why no transcript can be played.

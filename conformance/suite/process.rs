@@ -1,4 +1,4 @@
-//! The server's process, as the tests start, watch and end it.
+//! Starts, watches and ends the server's process.
 
 // Each of the programs that include this file uses a part of it.
 #![allow(dead_code)]
@@ -9,7 +9,7 @@ use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// After this long a run is stuck and fails. No success ever waits for it.
+/// After this long a run is stuck and fails. No test that passes waits for it.
 pub const STUCK: Duration = Duration::from_secs(30);
 
 /// A server that takes longer to listen does not start.

@@ -25,7 +25,7 @@ impl Row<'_> {
         self.passed + self.failed.len()
     }
 
-    /// Why not a single one was played; `None` if one was.
+    /// Why none of them was played; `None` if one was.
     fn why_none(&self) -> Option<&'static str> {
         self.skipped.first().filter(|_| self.played() == 0).map(|(why, _)| *why)
     }
@@ -63,7 +63,7 @@ impl<'a> Report<'a> {
         self.tell(passed, what);
     }
 
-    /// At a terminal what passes is told, too.
+    /// Prints failures, and, at a terminal, what passes.
     fn tell(&self, passed: bool, what: &str) {
         match passed {
             true if std::io::stdout().is_terminal() => print_line!("ok      {what}"),
@@ -98,7 +98,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The transcripts that this is true of.
+    /// The transcripts for which this is true.
     fn row(&self, is_in: impl Fn(&Script) -> bool) -> Row<'_> {
         let mut row = Row::default();
         for (script, outcome) in self.outcomes.iter().filter(|(script, _)| is_in(script)) {

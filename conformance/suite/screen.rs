@@ -5,7 +5,7 @@ use std::mem;
 
 #[derive(Default)]
 struct Row {
-    /// What is in each column; nothing in the second one of a wide character.
+    /// What is in each column; the second one of a wide character is empty.
     cells: Vec<String>,
     /// Goes on in the next row.
     wraps: bool,

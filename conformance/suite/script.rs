@@ -15,7 +15,7 @@ pub enum Level {
     Telnet,
     /// PROTOCOL.md, "Annex B".
     Overload,
-    /// What this repository's server and client do beside the protocol.
+    /// What this repository's server and client do apart from the protocol.
     Linechat,
 }
 
@@ -121,7 +121,7 @@ impl Script {
         self.steps.iter().any(|step| step.action == action)
     }
 
-    /// Roughly how much there is to do: each of the clients in a step receives what the others do.
+    /// A rough measure of the work. Each of the clients that join in one step is told of the others.
     pub fn size(&self) -> usize {
         self.steps.iter().map(|step| step.who.len().pow(2) + step.bytes.len() / 100).sum()
     }

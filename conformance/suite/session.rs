@@ -1,10 +1,10 @@
-//! One transcript being played: the server, the clients, and what everybody has received. Nobody may
-//! receive a line that the transcript does not say, which is proved by order, never by waiting.
+//! One transcript being played: the server, the clients, and what each client has received. No client
+//! may receive a line that is not in the transcript. That is proved by order, never by waiting.
 //!
-//! A fence is a PING whose PONG is awaited: when it comes, the server has dealt with all that this
-//! client had sent before, and has sent before it all that it owed to this client. So before a client
-//! acts, the others that have sent something pass a fence, and at the end everybody passes two: after
-//! the first, all requests are dealt with; whatever they caused must arrive before the second PONG.
+//! A fence is a PING whose PONG is awaited. When the PONG comes, the server has processed all earlier
+//! requests of this client, and the client has received all earlier lines. So before a client acts,
+//! the others that have sent something pass a fence. At the end all clients pass two: after the first
+//! all requests have been processed, and their effects must arrive before the second PONG.
 
 use crate::broken::Proxy;
 use crate::client::{self, Client, Via, SLICE};
@@ -39,8 +39,8 @@ pub struct Session<'a> {
     pub told: Vec<String>,
     /// When a client last connected or sent something.
     pub last_act: Instant,
-    /// Things may happen that no fence waits for: a time-out, a signal, another program, or the end of
-    /// a connection.
+    /// Something may come later than a fence shows: after a time-out, a signal, the end of a connection,
+    /// or from another program.
     pub is_loose: bool,
     pub is_stopping: bool,
     watches_console: bool,
@@ -76,7 +76,7 @@ impl<'a> Session<'a> {
             is_stopping: false,
             watches_console: script.does(Action::Console),
         };
-        // Where neither connections nor the console are counted.
+        // The transcript counts neither connections nor lines of the console.
         let is_free = script.options.is_empty() && !script.is_slow && !script.suite_is_server;
         if is_free && !session.watches_console {
             session.connect(BYSTANDER)?;
@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// An error if nothing more is to be played.
+    /// Returns an error if the run is over.
     pub fn goes_on(&self) -> Result<(), String> {
         self.target.is_exhausted().map_or(Ok(()), |why| Err(why.to_owned()))
     }
@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// The same where nothing is left open.
+    /// The same for a text without `*`.
     pub fn bytes(&self, step: &Step) -> Result<Vec<u8>, String> {
         Ok(self.pattern(step)?.0.concat())
     }
@@ -146,7 +146,7 @@ impl<'a> Session<'a> {
     pub fn send(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
         self.fence_all_but(name)?;
         self.transmit(name, bytes)?;
-        // A part of a line is read before the next one comes: a bystander has been served since.
+        // When the bystander has been served, the server has read this part of a line.
         let has_bystander = self.clients.iter().any(|client| client.name == BYSTANDER);
         match has_bystander && !bytes.ends_with(b"\n") {
             true => self.fence(BYSTANDER).map(drop),
@@ -173,7 +173,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The next line is this.
     pub fn expect(&mut self, name: &str, line: &str) -> Result<(), String> {
         self.look_for(name, &Pattern(vec![line.as_bytes().to_vec()]))
     }
@@ -295,7 +294,7 @@ impl<'a> Session<'a> {
             self.goes_on()?;
             let client = &mut self.clients[at];
             if let Some(found) = client.take_pong(&pong, &mut searched) {
-                // How busy the server is shows only where it sends nothing else.
+                // A PONG after other output does not show how busy the server is.
                 if found == before {
                     timeouts.saw_pong_after(sent.elapsed());
                 }
@@ -314,9 +313,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Waits for something more to arrive, or the end. An error says what has come if neither will.
+    /// Waits for something more, or the end. If neither comes, the error is what is unread.
     pub fn read_more(&mut self, name: &str) -> Result<(), String> {
-        // nc does not show that a fence met a closed connection, so it gets more time before one.
+        // nc does not tell of a PING that met a closed connection, so it gets more time before one.
         let first = self.target.via.map_or(SLICE, |_| self.target.timeouts.server());
         let before = self.find(name)?.received().len();
         if self.find(name)?.read(first) {
@@ -326,7 +325,7 @@ impl<'a> Session<'a> {
         if self.fence(name)? {
             return Ok(());
         }
-        // Something from a client that can pass no fence may still be on its way.
+        // What a client sent that can pass no fence may not have been processed yet.
         let is_loose =
             self.is_loose || self.clients.iter().any(|it| it.owes_fence && !it.can_pass_fence());
         let client = self.find(name)?;
@@ -338,7 +337,7 @@ impl<'a> Session<'a> {
         let since = Instant::now();
         while !has_come(self.find(name)?) {
             self.goes_on()?;
-            // How slow everything is may be learned only now.
+            // Serving another client shows how slow the server is now.
             if since.elapsed() > self.patience() {
                 self.serve_others(name)?;
                 if since.elapsed() > self.patience() && !has_come(self.find(name)?) {
@@ -365,14 +364,14 @@ impl<'a> Session<'a> {
         (0..OTHERS_SERVED).try_for_each(|_| self.fence_at(other).map(drop))
     }
 
-    /// Waits until the server has ended the connection. From then on nothing is asked of the client.
+    /// Waits until the server has ended the connection.
     pub fn await_end(&mut self, name: &str) -> Result<(), String> {
         let is_nc = self.target.via == Some(Via::Nc);
         let client = self.find(name)?;
         client.is_exempt = true;
         if is_nc && !client.has_half_closed {
-            // nc waits for the end of what is typed, too. Were the connection still open, the answer
-            // to this would be received before that ends it.
+            // nc goes on until its input ends, too. If the connection is still open, the answer to this
+            // arrives first, which fails the step.
             client.send(b"PING\n");
             client.end_input();
         }

@@ -35,12 +35,12 @@ pub enum Outcome {
 }
 
 impl Target {
-    /// The server is our own, and the clients are sockets of the suite.
+    /// The server is this repository's, and the clients are sockets of the suite.
     pub fn is_plain(&self) -> bool {
         self.server.is_none() && self.via.is_none()
     }
 
-    /// This level is asked for. What only our own programs do is not asked of another server.
+    /// The level `linechat` is not played against another server unless it is asked for.
     pub fn has_level(&self, level: Level) -> bool {
         match self.levels.as_slice() {
             [] => level != Level::Linechat || self.server.is_none(),

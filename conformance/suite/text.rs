@@ -78,7 +78,7 @@ fn parse_plain(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Where the brace is closed that was opened before `text`.
+/// The offset of the brace that closes the one before `text`.
 fn closing_brace(text: &str) -> Option<usize> {
     let mut open = 1;
     let mut is_escaped = false;
@@ -127,7 +127,7 @@ fn parse_escape(rest: &mut &str) -> Result<Vec<u8>, String> {
     })
 }
 
-/// Words, divided by spaces that stand in no braces; each with where it ends.
+/// Words, divided by spaces outside braces; each with the offset of its end.
 pub fn split_words(text: &str) -> Vec<(&str, usize)> {
     let mut words = Vec::new();
     let (mut start, mut depth) = (0, 0);
@@ -197,7 +197,7 @@ fn show_character(character: char) -> String {
         '\\' | '*' | '{' | '}' => format!("\\{character}"),
         ' '..='~' => character.to_string(),
         '\0'..='\x7f' => format!("\\x{:02X}", u32::from(character)),
-        // What `escape_debug` escapes cannot be seen.
+        // `escape_debug` escapes what cannot be seen.
         _ if character.escape_debug().len() == 1 => character.to_string(),
         '\u{80}'..='\u{ffff}' => format!("\\u{:04X}", u32::from(character)),
         _ => format!("\\U{:08X}", u32::from(character)),

@@ -1,5 +1,5 @@
-//! How long the suite waits for what may never come. A right server on a busy machine may be late,
-//! so the time-outs follow what has been seen: they are multiples of the slowest PONG so far.
+//! How long the suite waits for what may never come. A right server on a busy machine may be late, so
+//! the time-outs are multiples of the slowest PONG so far.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(3);
 /// Of the slowest PONG.
 const MULTIPLE: u32 = 32;
-/// A program has to be started, and linechat-client shows things in its own time.
+/// Of the time-out for the server: programs have to be started.
 const FOR_PROGRAMS: u32 = 6;
 /// Transcripts against another server, or after a failure, begin within this time.
 const FOR_ALL: Duration = Duration::from_secs(28);
@@ -18,7 +18,7 @@ pub struct Timeouts {
     slowest: AtomicU64,
     begun: Instant,
     pub has_failed: AtomicBool,
-    /// Nothing more can be played.
+    /// The server does not become empty, so nothing more can be played.
     pub is_over: AtomicBool,
 }
 
