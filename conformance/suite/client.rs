@@ -276,10 +276,11 @@ impl Client {
     pub fn check_settings(&mut self) -> Result<(), String> {
         let Ok(terminal) = self.terminal() else { return Ok(()) };
         let settings = format!("{}\n", terminal.settings);
-        match self.received().strip_suffix(settings.as_bytes()).map(<[u8]>::len) {
-            Some(length) => Ok(self.received.truncate(length)),
-            None => Err(side_by_side(settings.trim_end(), &self.unread())),
-        }
+        let Some(shown) = self.received().strip_suffix(settings.as_bytes()) else {
+            return Err(side_by_side(settings.trim_end(), &self.unread()));
+        };
+        self.received.truncate(shown.len());
+        Ok(())
     }
 
     /// A client sends no PING before the greeting, which must come without one.
