@@ -58,7 +58,7 @@ impl Session<'_> {
     fn play_all(&mut self, script: &Script) -> Result<(), String> {
         let failure = |session: &Session, place: String, what: String| {
             let what: String = what.lines().map(|line| format!("\n          {line}")).collect();
-            format!("        {place}{what}{}", session.history())
+            format!("        {place}{what}{}", session.situation())
         };
         for step in &script.steps {
             self.goes_on()?;

@@ -245,7 +245,7 @@ impl<'a> Session<'a> {
     }
 
     /// What was sent last, and what each client has not read.
-    pub fn history(&self) -> String {
+    pub fn situation(&self) -> String {
         let mut text = String::new();
         if let Some((name, bytes)) = &self.sent_last {
             text += &format!("\n          sent last: {name} >> {}", show(bytes));
@@ -338,9 +338,9 @@ impl<'a> Session<'a> {
         while !has_come(self.find(name)?) {
             self.goes_on()?;
             // Serving another client shows how slow the server is now.
-            if since.elapsed() > self.patience() {
+            if since.elapsed() > self.timeout() {
                 self.serve_others(name)?;
-                if since.elapsed() > self.patience() && !has_come(self.find(name)?) {
+                if since.elapsed() > self.timeout() && !has_come(self.find(name)?) {
                     return Err(self.find(name)?.unread());
                 }
             }
@@ -349,7 +349,7 @@ impl<'a> Session<'a> {
     }
 
     /// How long to wait for what no fence tells of.
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         let has_program = self.target.via.is_some() || self.clients.iter().any(|it| it.is_ours);
         match has_program {
             true => self.target.timeouts.program(),
