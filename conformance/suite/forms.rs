@@ -53,7 +53,7 @@ pub enum Needs {
 }
 
 /// A row: words that stand there as they are, and WHO (names), NUMBER, WORD, TEXT (the rest), LINE
-/// (the rest and LF); what the step does; what it needs.
+/// (the rest and LF), QUOTED (the rest in quotation marks); what the step does; what it needs.
 type Form = (&'static str, Action, Needs);
 
 /// The first form that fits is meant.
@@ -84,8 +84,9 @@ static FORMS: &[Form] = &[
     ("NUMBER s pass", Action::PassTime, Needs::Nothing),
     ("WHO runs at NUMBER columns TEXT", Action::Run, Needs::Terminal),
     ("WHO runs TEXT", Action::Run, Needs::OurClient),
-    ("WHO shows TEXT", Action::Show, Needs::Terminal),
-    ("WHO complains TEXT", Action::Complain, Needs::OurClient),
+    ("WHO sees QUOTED", Action::Receive, Needs::OurClient),
+    ("WHO shows QUOTED", Action::Show, Needs::Terminal),
+    ("WHO complains QUOTED", Action::Complain, Needs::OurClient),
     ("WHO resizes to NUMBER columns", Action::Resize, Needs::Terminal),
     ("WHO receives WORD", Action::ReceiveSignal, Needs::Terminal),
     ("WHO exits NUMBER", Action::Exit, Needs::OurClient),
@@ -128,6 +129,11 @@ impl Step {
             match token {
                 "TEXT" => self.text = std::mem::take(&mut rest).to_owned(),
                 "LINE" => self.text = format!("{}\\n", std::mem::take(&mut rest)),
+                "QUOTED" => {
+                    let quoted = std::mem::take(&mut rest).strip_prefix('"');
+                    let quoted = quoted.and_then(|quoted| quoted.strip_suffix('"'));
+                    self.text = quoted.ok_or("a text in quotation marks is missing")?.to_owned();
+                }
                 "WHO" => {
                     let who = length_of_names(rest, form.starts_with("WHO"));
                     self.who = parse_names(&rest[..who])?;
