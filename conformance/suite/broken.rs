@@ -1,21 +1,18 @@
 //! Servers broken on purpose, to see that the suite notices: a proxy that stands in front of the
 //! real server and breaks one rule of PROTOCOL.md.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::client::{carry, pair};
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// What is done wrong. A line is named by what it starts with.
 #[derive(Clone, Copy)]
-enum Rule {
+pub enum Rule {
     Nothing,
-    /// These lines are lost.
-    Lose(&'static str),
-    /// These lines are lost behind a line that contains the second text.
-    LoseBehind(&'static str, &'static str),
+    /// These lines are lost after a line that contains the second text.
+    Lose(&'static str, &'static str),
     LoseEvery(usize),
     /// The second text is written for the first.
     Write(&'static str, &'static str),
@@ -23,63 +20,23 @@ enum Rule {
     Change(&'static str, fn(&[u8]) -> Vec<u8>),
     /// These lines are sent after the next one.
     Delay(&'static str),
-    /// These lines are sent to others, too.
-    Leak(&'static str, Whom),
+    /// These lines are sent to other clients, too, if this is true for the name of the client (empty
+    /// before WELCOME) and for the name that the line is from.
+    Leak(&'static str, fn(&str, &str) -> bool),
     /// The connection is ended after these lines.
-    CloseBehind(&'static str),
+    CloseAfter(&'static str),
     /// This is sent for what a client sends in one piece.
     ToServer(fn(&[u8]) -> Vec<u8>),
-    /// What a client is owed once it has ended its side of the connection is thrown away.
+    /// The output for a client that has half-closed is thrown away.
     ForgetHalfClosed,
     NeverClose,
 }
 
-#[derive(Clone, Copy)]
-enum Whom {
-    /// The client that the line is from.
-    Sender,
-    /// Clients without a name.
-    Nameless,
-    /// Members whom the line neither is from nor for.
-    Others,
-}
-
 use Rule::*;
-use Whom::*;
 
-pub struct Proxy {
-    /// What it does wrong, as in "a server that …".
-    pub fault: &'static str,
-    rule: Rule,
-}
+pub type Fault = (&'static str, Rule);
 
-/// A proxy at work. It stops when this is dropped.
-pub struct Standing {
-    pub address: String,
-    is_over: Arc<AtomicBool>,
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::SeqCst);
-        // Wakes the thread that waits for connections.
-        let _ = TcpStream::connect(&self.address);
-    }
-}
-
-/// The clients that are connected through one proxy: where their lines go, and their names, which
-/// are empty before WELCOME.
-type Everybody = Arc<Mutex<BTreeMap<usize, (TcpStream, String)>>>;
-
-/// One client's connection, as its lines cross the proxy.
-struct Crossing {
-    id: usize,
-    everybody: Everybody,
-    /// The line that crossed before.
-    previous: Vec<u8>,
-    delayed: Vec<u8>,
-    lines: usize,
-}
+pub static HONEST: Fault = ("breaks nothing", Nothing);
 
 fn words(line: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(line).trim_end().split(' ').map(str::to_owned).collect()
@@ -103,47 +60,48 @@ fn text(line: &[u8], change: impl Fn(&str) -> String) -> Vec<u8> {
     std::str::from_utf8(line).map_or(line.to_vec(), |line| change(line).into_bytes())
 }
 
+/// What each server does wrong, as in "a server that …".
 #[rustfmt::skip]
-const FAULTS: &[(&str, Rule)] = &[
-    ("forgets to greet", Lose("HELLO ")),
+pub static FAULTS: &[Fault] = &[
+    ("forgets to greet", Lose("HELLO ", "")),
     ("greets only after the first request", Delay("HELLO ")),
     ("greets with another version", Write("linechat/1", "linechat/2")),
     ("ends HELLO with a space", Change("HELLO ", |_| b"HELLO linechat/1 \r\n".to_vec())),
-    ("forgets WELCOME", Lose("WELCOME ")),
+    ("forgets WELCOME", Lose("WELCOME ", "")),
     ("forgets the count of WELCOME", Change("WELCOME ", |line| with_words(line, |words| words.truncate(2)))),
     ("tells a newcomer of himself", Change("WELCOME ", |line| [line, &replace(line, "WELCOME", "JOINED")].concat())),
-    ("does not announce who joins", Lose("JOINED ")),
+    ("does not announce who joins", Lose("JOINED ", "")),
     ("shows names in lower case", Change("JOINED ", |line| text(line, |line| format!("JOINED {}", line[7..].to_lowercase())))),
     ("swaps two lines", Delay("JOINED ")),
-    ("does not announce who leaves", Lose("LEFT ")),
+    ("does not announce who leaves", Lose("LEFT ", "")),
     ("repeats a line", Change("LEFT ", |line| line.repeat(2))),
     ("counts one too few", Change("LEFT ", |line| with_words(line, |words| words[2] = "0".to_owned()))),
     ("gives a lost connection out as a quit", Write("disconnected\r", "quit\r")),
     ("gives a quit out as a lost connection", Write("quit\r", "disconnected\r")),
-    ("never sends the roster", Lose("USERS ")),
-    ("skips the roster after a join", LoseBehind("USERS ", "JOINED ")),
-    ("skips the roster after a lost connection", LoseBehind("USERS ", " disconnected\r")),
+    ("never sends the roster", Lose("USERS ", "")),
+    ("skips the roster after a join", Lose("USERS ", "JOINED ")),
+    ("skips the roster after a lost connection", Lose("USERS ", " disconnected\r")),
     ("sorts the roster by name", Change("USERS ", |line| with_words(line, |words| words[2..].sort()))),
-    ("echoes a message to its sender", Leak("MSG ", Sender)),
-    ("delivers messages to people without a name", Leak("MSG ", Nameless)),
+    ("echoes a message to its sender", Leak("MSG ", |name, from| name == from)),
+    ("delivers messages to people without a name", Leak("MSG ", |name, _| name.is_empty())),
     ("keeps a message back until something else comes", Delay("MSG ")),
     ("cuts long lines", Change("MSG ", |line| [&line[..line.len().min(4002) - 2], b"\r\n"].concat())),
     ("takes the spaces before a text away", Write("  ", " ")),
-    ("drops private messages", Lose("PRIV ")),
-    ("drops the confirmation", Lose("SENT ")),
-    ("delivers a private message to a third person", Leak("PRIV ", Others)),
-    ("shows private messages to people without a name", Leak("PRIV ", Nameless)),
+    ("drops private messages", Lose("PRIV ", "")),
+    ("drops the confirmation", Lose("SENT ", "")),
+    ("delivers a private message to a third person", Leak("PRIV ", |name, from| !name.is_empty() && name != from)),
+    ("shows private messages to people without a name", Leak("PRIV ", |name, _| name.is_empty())),
     ("delivers a private message as a public one", Write("PRIV ", "MSG ")),
     ("forgets the token of PONG", Change("PONG ", |line| {
         if starts(line, "PONG fence") { line.to_vec() } else { b"PONG\r\n".to_vec() }
     })),
     ("ends HELP with an empty line", Change("HELP QUIT", |line| [line, b"HELP\r\n"].concat())),
-    ("says no BYE", Lose("BYE ")),
+    ("says no BYE", Lose("BYE ", "")),
     ("tells a quitter of himself", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
-    ("shows errors to everybody", Leak("ERR ", Others)),
+    ("shows errors to everybody", Leak("ERR ", |name, from| !name.is_empty() && name != from)),
     ("explains itself in escape sequences", Change("ERR ", |line| replace(line, "\r", " \x1b[7m!\r"))),
-    ("closes after an error", CloseBehind("ERR ")),
-    ("does not answer bad text", Lose("ERR bad-text")),
+    ("closes after an error", CloseAfter("ERR ")),
+    ("does not answer bad text", Lose("ERR bad-text", "")),
     ("takes a bad name", Change("ERR bad-name", |_| b"WELCOME somebody 1\r\n".to_vec())),
     ("calls a bad name taken", Write("ERR bad-name", "ERR name-taken")),
     ("calls a taken name bad", Write("ERR name-taken", "ERR bad-name")),
@@ -177,165 +135,126 @@ const FAULTS: &[(&str, Rule)] = &[
     ("does not close after QUIT", NeverClose),
 ];
 
+/// The clients that are connected through one proxy: where their lines go, and their names, which
+/// are empty before WELCOME.
+type Everybody = Arc<Mutex<Vec<(TcpStream, String)>>>;
+
+pub struct Proxy {
+    rule: Rule,
+    everybody: Everybody,
+}
+
 impl Proxy {
-    pub fn honest() -> Arc<Proxy> {
-        Arc::new(Proxy { fault: "breaks nothing", rule: Nothing })
+    pub fn new(fault: &Fault) -> Proxy {
+        Proxy { rule: fault.1, everybody: Everybody::default() }
     }
 
-    /// One for each fault.
-    pub fn broken() -> impl Iterator<Item = Arc<Proxy>> {
-        FAULTS.iter().map(|&(fault, rule)| Arc::new(Proxy { fault, rule }))
-    }
-
-    /// Puts the proxy in front of a server.
-    pub fn in_front_of(self: &Arc<Proxy>, server: &str) -> io::Result<Standing> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?.to_string();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (proxy, server, over) = (self.clone(), server.to_owned(), is_over.clone());
-        thread::spawn(move || {
-            let everybody = Everybody::default();
-            for (id, client) in listener.incoming().enumerate() {
-                if over.load(Ordering::SeqCst) {
-                    break;
-                }
-                let Ok(client) = client else { continue };
-                let Ok(server) = TcpStream::connect(&server) else { continue };
-                let _ = proxy.connect(id, client, server, &everybody);
-            }
-        });
-        Ok(Standing { address, is_over })
-    }
-
-    fn connect(
-        self: &Arc<Proxy>,
-        id: usize,
-        client: TcpStream,
-        mut server: TcpStream,
-        everybody: &Everybody,
-    ) -> io::Result<()> {
-        client.set_nodelay(true)?;
+    /// Connects to the server through the proxy.
+    pub fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let server = TcpStream::connect(address)?;
         server.set_nodelay(true)?;
-        everybody.lock().unwrap().insert(id, (client.try_clone()?, String::new()));
-        let mut crossing = Crossing {
-            id,
-            everybody: everybody.clone(),
+        let (near, far) = pair()?;
+        let (rule, to_server, to_client) = (self.rule, server.try_clone()?, far.try_clone()?);
+        let mut everybody = self.everybody.lock().unwrap();
+        let crossing = Crossing {
+            rule,
+            id: everybody.len(),
+            everybody: self.everybody.clone(),
             previous: Vec::new(),
             delayed: Vec::new(),
             lines: 0,
         };
-        let (to_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
-        let proxy = self.clone();
-        thread::spawn(move || proxy.carry_requests(client, to_server));
-        let proxy = self.clone();
-        thread::spawn(move || {
-            let mut buffer = [0; 16 * 1024];
-            let mut pending = Vec::new();
-            while let Ok(length @ 1..) = server.read(&mut buffer) {
-                pending.extend(&buffer[..length]);
-                if proxy.forward(&mut crossing, &mut pending, &mut to_client).is_err() {
-                    break;
-                }
-            }
-            crossing.everybody.lock().unwrap().remove(&crossing.id);
-            // As long as the other thread reads from it, the connection is not ended by itself.
-            if !matches!(proxy.rule, NeverClose) {
-                let _ = to_client.shutdown(Shutdown::Write);
-            }
-            let _ = server.shutdown(Shutdown::Both);
-        });
-        Ok(())
-    }
-
-    /// Passes on what a client sends, until it ends its side.
-    fn carry_requests(&self, mut client: TcpStream, mut server: TcpStream) {
-        let mut buffer = [0; 16 * 1024];
-        while let Ok(length @ 1..) = client.read(&mut buffer) {
-            let piece = &buffer[..length];
-            let carried = match self.rule {
-                ToServer(rule) => server.write_all(&rule(piece)),
-                _ => server.write_all(piece),
-            };
-            if carried.is_err() {
-                break;
-            }
-        }
-        if let ForgetHalfClosed = self.rule {
-            let _ = client.shutdown(Shutdown::Both);
-        }
-        let _ = server.shutdown(Shutdown::Write);
-    }
-
-    /// Sends what is whole of `pending` on, through the rule.
-    fn forward(
-        &self,
-        crossing: &mut Crossing,
-        pending: &mut Vec<u8>,
-        client: &mut TcpStream,
-    ) -> io::Result<()> {
-        loop {
-            let end = match pending.first() {
-                // A telnet command, which no line ending follows.
-                Some(255) if pending.len() >= 3 => 3,
-                _ => match pending.iter().position(|&byte| byte == b'\n') {
-                    Some(at) => at + 1,
-                    None => return Ok(()),
-                },
-            };
-            let line: Vec<u8> = pending.drain(..end).collect();
-            crossing.lines += 1;
-            if starts(&line, "WELCOME ") {
-                if let Some((_, name)) = crossing.everybody.lock().unwrap().get_mut(&crossing.id) {
-                    *name = words(&line).swap_remove(1);
-                }
-            }
-            client.write_all(&self.sent_for(crossing, &line))?;
-            if matches!(self.rule, CloseBehind(start) if starts(&line, start)) {
-                return client.shutdown(Shutdown::Both);
-            }
-            crossing.previous = line;
-        }
-    }
-
-    /// What is sent to a client for a line from the server.
-    fn sent_for(&self, crossing: &mut Crossing, line: &[u8]) -> Vec<u8> {
-        let sent = match self.rule {
-            Lose(start) if starts(line, start) => Vec::new(),
-            LoseBehind(start, behind)
-                if starts(line, start)
-                    && String::from_utf8_lossy(&crossing.previous).contains(behind) =>
-            {
-                Vec::new()
-            }
-            LoseEvery(number) if crossing.lines % number == 0 => Vec::new(),
-            Write(from, to) => replace(line, from, to),
-            Change(start, change) if starts(line, start) => change(line),
-            Delay(start) if starts(line, start) => {
-                crossing.delayed.extend(line);
-                return Vec::new();
-            }
-            Leak(start, whom) if starts(line, start) => {
-                crossing.leak(line, whom);
-                line.to_vec()
-            }
-            _ => line.to_vec(),
-        };
-        [sent, std::mem::take(&mut crossing.delayed)].concat()
+        everybody.push((far.try_clone()?, String::new()));
+        thread::spawn(move || carry_requests(rule, far, to_server));
+        thread::spawn(move || crossing.carry_lines(server, to_client));
+        Ok(near)
     }
 }
 
+/// Passes on what a client sends, until it ends its side.
+fn carry_requests(rule: Rule, client: TcpStream, server: TcpStream) {
+    carry(&client, &server, |piece| match rule {
+        ToServer(change) => change(piece),
+        _ => piece.to_vec(),
+    });
+    if let ForgetHalfClosed = rule {
+        let _ = client.shutdown(Shutdown::Both);
+    }
+    let _ = server.shutdown(Shutdown::Write);
+}
+
+/// The length of the first line or telnet command, which no line ending follows.
+fn whole_part(pending: &[u8]) -> Option<usize> {
+    match pending {
+        [255, _, _, ..] => Some(3),
+        _ => pending.iter().position(|&byte| byte == b'\n').map(|end| end + 1),
+    }
+}
+
+/// One client's connection, as the server's lines cross the proxy.
+struct Crossing {
+    rule: Rule,
+    id: usize,
+    everybody: Everybody,
+    /// The line that crossed before.
+    previous: Vec<u8>,
+    delayed: Vec<u8>,
+    lines: usize,
+}
+
 impl Crossing {
-    fn leak(&self, line: &[u8], whom: Whom) {
-        let from = words(line).swap_remove(1);
-        for (id, (socket, name)) in self.everybody.lock().unwrap().iter_mut() {
-            let is_meant = match whom {
-                Sender => *name == from,
-                Nameless => name.is_empty(),
-                Others => !name.is_empty() && *name != from && *id != self.id,
-            };
-            if is_meant {
-                let _ = socket.write_all(line);
+    /// Passes on what the server sends, until it ends its side.
+    fn carry_lines(mut self, server: TcpStream, client: TcpStream) {
+        let mut pending = Vec::new();
+        carry(&server, &client, |piece| {
+            pending.extend(piece);
+            let mut sent = Vec::new();
+            while let Some(end) = whole_part(&pending) {
+                let line: Vec<u8> = pending.drain(..end).collect();
+                sent.extend(self.sent_for(&line));
+                self.previous = line;
             }
+            sent
+        });
+        if !matches!(self.rule, NeverClose) {
+            let _ = client.shutdown(Shutdown::Write);
         }
+        let _ = server.shutdown(Shutdown::Both);
+    }
+
+    /// What is sent to a client for a line from the server.
+    fn sent_for(&mut self, line: &[u8]) -> Vec<u8> {
+        self.lines += 1;
+        let mut everybody = self.everybody.lock().unwrap();
+        let (client, name) = &mut everybody[self.id];
+        if starts(line, "WELCOME ") {
+            *name = words(line).swap_remove(1);
+        }
+        let previous = String::from_utf8_lossy(&self.previous);
+        let sent = match self.rule {
+            Lose(start, before) if starts(line, start) && previous.contains(before) => Vec::new(),
+            LoseEvery(number) if self.lines % number == 0 => Vec::new(),
+            Write(from, to) => replace(line, from, to),
+            Change(start, change) if starts(line, start) => change(line),
+            Delay(start) if starts(line, start) => {
+                self.delayed.extend(line);
+                return Vec::new();
+            }
+            Leak(start, is_meant) if starts(line, start) => {
+                let from = words(line).swap_remove(1);
+                for (id, (client, name)) in everybody.iter_mut().enumerate() {
+                    if id != self.id && is_meant(name, &from) {
+                        let _ = client.write_all(line);
+                    }
+                }
+                line.to_vec()
+            }
+            CloseAfter(start) if starts(line, start) => {
+                let _ = client.write_all(line).and_then(|()| client.shutdown(Shutdown::Both));
+                return Vec::new();
+            }
+            _ => line.to_vec(),
+        };
+        [sent, std::mem::take(&mut self.delayed)].concat()
     }
 }

@@ -1,45 +1,129 @@
-//! One client: a socket, or a program (nc, telnet, linechat-client), and what it has received. What
-//! the server owes to it by order alone, its fences, are at the end.
+//! One client: a socket, perhaps with a program at its other end, and what it has received.
 
-use crate::process::{self, Printed};
+use crate::process::{signal, Printed};
 use crate::screen::Screen;
 use crate::text::{show, side_by_side};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Every wait is done in slices of this, between which it is checked whether the run is over.
+/// Every wait is divided into these, and ends early if the run is over.
 pub const SLICE: Duration = Duration::from_millis(20);
 /// More than a right server ever sends to one client in one step, in bytes.
 const TOO_MUCH: usize = 16 * 1024 * 1024;
 /// If nothing can be sent for this long, the rest is not sent.
 const UNSENT: Duration = Duration::from_secs(4);
-/// Bytes sent, one in each slice, to see whether the connection is still there.
-const SENT_TO_BE_HEARD: usize = 20;
-/// How many of its last lines a client remembers.
-const HISTORY: usize = 6;
 
-/// What the transcript's clients are.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+/// Returns both ends of a connection.
+pub fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let near = connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    far.set_nodelay(true)?;
+    Ok((near, far))
+}
+
+/// Connects to HOST:PORT.
+pub fn connect(address: impl std::net::ToSocketAddrs) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    socket.set_write_timeout(Some(SLICE))?;
+    Ok(socket)
+}
+
+/// Sends on what comes, changed, until either end closes. (io::copy may hold back what comes.)
+pub fn carry(mut from: impl Read, mut to: impl Write, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&change(&buffer[..length])).is_err() {
+            break;
+        }
+    }
+}
+
+/// A socket, and the programs at its other end.
+pub type Transport = (TcpStream, Vec<Child>);
+
+/// Starts a program, and a second one through which its output goes. What is sent to the socket is
+/// typed at the first, and what the last prints is received.
+fn run(command: &mut Command, filter: Option<&mut Command>) -> io::Result<Transport> {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = command.spawn()?;
+    let (typed, mut shown) = (program.stdin.take(), program.stdout.take());
+    let mut programs = vec![program];
+    if let Some(filter) = filter {
+        let input = shown.map_or(Stdio::null(), Stdio::from);
+        let mut filter = filter.stdin(input).stdout(Stdio::piped()).spawn()?;
+        shown = filter.stdout.take();
+        programs.push(filter);
+    }
+    let (near, far) = pair()?;
+    let answers = far.try_clone()?;
+    thread::spawn(move || typed.map(|typed| carry(far, typed, <[u8]>::to_vec)));
+    thread::spawn(move || {
+        let _ = shown.map(|shown| carry(shown, &answers, <[u8]>::to_vec));
+        answers.shutdown(Shutdown::Write)
+    });
+    Ok((near, programs))
+}
+
+/// A program that stands between a socket of the suite and the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Via {
-    #[default]
-    Sockets,
     Nc,
     Telnet,
 }
 
-impl std::str::FromStr for Via {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Via, String> {
-        match name {
-            "nc" => Ok(Via::Nc),
-            "telnet" => Ok(Via::Telnet),
-            _ => Err(format!("clients can be nc or telnet, not {name}")),
+impl Via {
+    pub fn connect(self, address: &str) -> io::Result<Transport> {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        if self == Via::Nc {
+            return run(Command::new("nc").args(["-N", host, port]), None);
         }
+        // telnet wants a terminal to type at, and makes it echo; what it prints comes through a
+        // descriptor of its own. It takes bytes of UTF-8 for the terminal's special characters, whose
+        // eighth bit it ignores, so there are none here.
+        let special = "intr quit erase kill eof eol susp start stop lnext werase rprnt discard";
+        let special: String = special.split(' ').map(|name| format!("{name} 255 ")).collect();
+        let telnet = format!(
+            "exec 3>&1; exec script --quiet --command \
+             'stty raw {special}; exec telnet -E {host} {port} >&3' /dev/null >/dev/null"
+        );
+        // What telnet says for itself is removed, and CR put back, which it does not show.
+        let filter = "1,/^Escape character/d; /^Connection closed by foreign/d; s/$/\\r/";
+        let mut sed = Command::new("sed");
+        run(Command::new("sh").args(["-c", &telnet]), Some(sed.args(["--unbuffered", filter])))
     }
+}
+
+/// Starts linechat-client, at a terminal if it has columns. Words like `LANG=pt` before its
+/// arguments are for its environment.
+pub fn linechat_client(arguments: &str, columns: Option<usize>) -> io::Result<Transport> {
+    let client = env!("CARGO_BIN_EXE_linechat-client");
+    let mut words: Vec<_> = arguments.split_whitespace().collect();
+    let is_variable = |word: &&&str| !word.starts_with('-') && word.contains('=');
+    let variables = words.iter().take_while(is_variable).count();
+    let variables = words.drain(..variables).filter_map(|word| word.split_once('='));
+    let mut command = Command::new(if columns.is_some() { "script" } else { client });
+    command.env_remove("NO_COLOR").envs([("TERM", "xterm"), ("LC_ALL", "")]).envs(variables);
+    match columns {
+        None => command.args(words),
+        Some(columns) => command.env("SHELL", "/bin/sh").args([
+            "--quiet",
+            "--return",
+            "--command",
+            &format!(
+                "stty columns {columns} rows 24; tty; stty -g; \
+                 sh -c 'echo $$; exec {client} {}'; status=$?; stty -g; exit $status",
+                words.join(" ")
+            ),
+            "/dev/null",
+        ]),
+    };
+    run(&mut command, None)
 }
 
 /// A terminal that linechat-client runs at: script(1) holds it, and `screen` shows it.
@@ -53,189 +137,77 @@ pub struct Terminal {
     pub process: Option<u32>,
 }
 
-/// A real program: what is written to it is typed, what it prints is received.
-pub struct Program {
-    pub child: Child,
-    typed: Option<ChildStdin>,
-    printed: Printed,
-    pub complaints: Printed,
-    /// From standard error, not yet compared.
-    pub complained: Vec<u8>,
-    pub terminal: Option<Terminal>,
-}
-
-pub enum Transport {
-    Socket(TcpStream),
-    Program(Box<Program>),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The transcript says what it sends and receives.
-    Scripted,
-    /// linechat-client, or the suite where that is the server: neither passes a fence.
-    Ours,
-    /// Connected without a name; it receives only what it asks for.
-    Bystander,
-}
-
-/// Bytes that are taken from the front, however many there are.
-#[derive(Default)]
-pub struct Received {
-    bytes: Vec<u8>,
-    taken: usize,
-}
-
-impl Received {
-    fn extend(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..std::mem::take(&mut self.taken));
-        self.bytes.extend(bytes);
-    }
-
-    pub fn take(&mut self, length: usize) -> Vec<u8> {
-        let start = self.taken;
-        self.taken = (start + length).min(self.bytes.len());
-        self.bytes[start..self.taken].to_vec()
-    }
-
-    fn cut(&mut self, start: usize, end: usize) -> Vec<u8> {
-        self.bytes.drain(self.taken + start..self.taken + end).collect()
-    }
-
-    fn truncate(&mut self, length: usize) {
-        self.bytes.truncate(self.taken + length);
-    }
-}
-
-impl std::ops::Deref for Received {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[self.taken..]
-    }
-}
-
 pub struct Client {
     pub name: String,
-    pub kind: Kind,
-    pub transport: Transport,
-    /// Not yet compared with the transcript.
-    pub received: Received,
-    /// The last lines that were compared.
-    pub history: Vec<Vec<u8>>,
+    pub socket: TcpStream,
+    /// The programs at the other end of the socket.
+    pub programs: Vec<Child>,
+    /// What the first of them writes to standard error.
+    pub complaints: Printed,
+    pub terminal: Option<Terminal>,
+    /// It is linechat-client, or the suite where that is the server: neither passes a fence.
+    pub is_ours: bool,
+    /// What is not yet compared with the transcript.
+    received: VecDeque<u8>,
+    /// It has received something.
+    is_greeted: bool,
     pub is_closed: bool,
     /// A reset has ended the connection, which can destroy what was on its way.
     pub is_reset: bool,
     pub has_half_closed: bool,
-    /// It reads nothing, or a thread of its own reads; nothing is asserted at its end.
-    pub is_stalled: bool,
-    /// The transcript says that the server ends the connection.
-    pub was_to_close: bool,
-    pub is_mid_line: bool,
-    /// Lines sent since its last fence; `None` if nothing was sent.
-    pub unfenced: Option<usize>,
-    pub last_sent: Instant,
-    /// How many LEFT may come that no request causes.
-    pub awaited_leaves: usize,
-    /// Ends each received line: telnet and linechat-client show LF for CR LF.
-    ending: &'static str,
+    /// It reads nothing, a thread of its own reads, or its end has been looked for: it passes no
+    /// fence, and nothing is asserted when the transcript ends.
+    pub is_exempt: bool,
+    is_mid_line: bool,
+    /// It has sent something since its last fence.
+    pub owes_fence: bool,
 }
 
 impl Client {
-    pub fn new(name: &str, kind: Kind, transport: Transport, ending: &'static str) -> Client {
+    pub fn new(name: &str, (socket, mut programs): Transport, is_ours: bool) -> Client {
         Client {
             name: name.to_owned(),
-            kind,
-            transport,
-            received: Received::default(),
-            history: Vec::new(),
+            socket,
+            complaints: Printed::by(programs.first_mut().and_then(|it| it.stderr.take())),
+            programs,
+            terminal: None,
+            is_ours,
+            received: VecDeque::new(),
+            is_greeted: false,
             is_closed: false,
             is_reset: false,
             has_half_closed: false,
-            is_stalled: false,
-            was_to_close: false,
+            is_exempt: false,
             is_mid_line: false,
-            unfenced: None,
-            last_sent: Instant::now(),
-            awaited_leaves: 0,
-            ending,
-        }
-    }
-
-    pub fn program(&mut self) -> Result<&mut Program, String> {
-        match &mut self.transport {
-            Transport::Program(program) => Ok(program),
-            Transport::Socket(_) => Err(format!("{} is not a program", self.name)),
+            owes_fence: false,
         }
     }
 
     pub fn terminal(&mut self) -> Result<&mut Terminal, String> {
-        self.program()?.terminal.as_mut().ok_or("there is no terminal".to_owned())
+        self.terminal.as_mut().ok_or("there is no terminal".to_owned())
     }
 
-    pub fn socket(&mut self) -> Result<&mut TcpStream, String> {
-        match &mut self.transport {
-            Transport::Socket(socket) => Ok(socket),
-            Transport::Program(_) => Err(format!("{} is not a socket", self.name)),
-        }
-    }
-
-    /// Sends all of it. If the server waits until its output is read, that is read.
+    /// Sends all of it. While the server takes nothing, its output is read.
     pub fn send(&mut self, bytes: &[u8]) {
-        let sent = match &mut self.transport {
-            Transport::Socket(_) => {
-                let sent = self.send_to_socket(bytes);
-                self.is_reset |= sent.as_ref().is_err_and(|error| !is_late(error));
-                sent
-            }
-            Transport::Program(program) => match &mut program.typed {
-                Some(typed) => typed.write_all(bytes),
-                None => Ok(()),
-            },
-        };
-        // A server that has closed shows in what is received, or is not.
-        if sent.is_ok() {
-            let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
-            self.is_mid_line = bytes.last().is_some_and(|&last| last != b'\n');
-            self.unfenced = Some(self.unfenced.unwrap_or(0) + lines);
-            self.last_sent = Instant::now();
-        }
-    }
-
-    fn send_to_socket(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut since = Instant::now();
-        while let (Transport::Socket(socket), false) = (&mut self.transport, bytes.is_empty()) {
-            match socket.write(bytes) {
-                Ok(length) => {
-                    bytes = &bytes[length..];
-                    since = Instant::now();
+        let (mut rest, mut since) = (bytes, Instant::now());
+        while !rest.is_empty() {
+            match self.socket.write(rest) {
+                Ok(length) => (rest, since) = (&rest[length..], Instant::now()),
+                Err(error) if since.elapsed() > UNSENT || !is_late(&error) => {
+                    // If the server has closed, a later step shows it.
+                    self.is_reset |= !is_late(&error);
+                    return;
                 }
-                Err(error) if since.elapsed() > UNSENT || !is_late(&error) => return Err(error),
-                Err(_) if self.is_stalled => {}
+                Err(_) if self.is_exempt => {}
                 Err(_) => while self.read(Duration::from_millis(1)) {},
             }
         }
-        Ok(())
-    }
-
-    /// Returns whether the connection is still there: a connection that is no more answers with a
-    /// reset.
-    pub fn is_heard(&mut self) -> Result<bool, String> {
-        let socket = self.socket()?;
-        for _ in 0..SENT_TO_BE_HEARD {
-            if socket.write_all(b"\n").is_err() {
-                return Ok(false);
-            }
-            thread::sleep(SLICE);
-        }
-        Ok(true)
+        self.is_mid_line = bytes.last().is_some_and(|&last| last != b'\n');
+        self.owes_fence = true;
     }
 
     pub fn end_input(&mut self) {
-        match &mut self.transport {
-            Transport::Socket(socket) => drop(socket.shutdown(Shutdown::Write)),
-            Transport::Program(program) => program.typed = None,
-        }
+        let _ = self.socket.shutdown(Shutdown::Write);
         self.has_half_closed = true;
     }
 
@@ -244,224 +216,115 @@ impl Client {
         if self.is_closed || self.received.len() > TOO_MUCH {
             return false;
         }
-        let read = match &mut self.transport {
-            Transport::Socket(socket) => read_socket(socket, &mut self.received, timeout),
-            Transport::Program(program) => program.read(&mut self.received, timeout),
-        };
-        match read {
-            Ok(true) => true,
-            Err(error) if is_late(&error) => false,
-            Ok(false) | Err(_) => {
+        let mut buffer = [0; 16 * 1024];
+        let socket = &mut self.socket;
+        let read = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.read(&mut buffer));
+        match (read, &mut self.terminal) {
+            (Err(error), _) if is_late(&error) => return false,
+            (Ok(length @ 1..), None) => self.received.extend(&buffer[..length]),
+            (Ok(length @ 1..), Some(terminal)) => {
+                self.received.extend(terminal.screen.print(&buffer[..length]));
+            }
+            (end, _) => {
                 self.is_closed = true;
-                self.is_reset |= read.is_err();
-                // What telnet says for itself at the end.
-                let farewell = b"Connection closed by foreign host.\n";
-                if let Transport::Program(_) = self.transport {
-                    self.take_off(farewell);
-                }
-                true
+                self.is_reset |= end.is_err();
             }
         }
+        self.is_greeted = true;
+        self.received.make_contiguous();
+        true
     }
 
-    /// Removes `end` from the end of what has been received. Returns false if it is not there.
-    fn take_off(&mut self, end: &[u8]) -> bool {
-        let length = self.received.strip_suffix(end).map(<[u8]>::len);
-        length.map(|length| self.received.truncate(length)).is_some()
+    /// What has been received and not yet compared.
+    pub fn received(&self) -> &[u8] {
+        self.received.as_slices().0
+    }
+
+    pub fn take(&mut self, length: usize) -> Vec<u8> {
+        self.received.drain(..length).collect()
     }
 
     /// Takes a whole line, with its ending.
     pub fn take_line(&mut self) -> Option<Vec<u8>> {
-        let end = self.received.iter().position(|&byte| byte == b'\n')?;
-        Some(self.received.take(end + 1))
+        let end = self.received().iter().position(|&byte| byte == b'\n')?;
+        Some(self.take(end + 1))
     }
 
-    /// A line without what must end it. A line that lacks it is left as it is and matches nothing.
+    /// Removes the ending of a line. A line with another ending stays whole, and matches nothing.
     pub fn without_ending<'a>(&self, line: &'a [u8]) -> &'a [u8] {
-        line.strip_suffix(self.ending.as_bytes()).unwrap_or(line)
+        line.strip_suffix(self.ending()).unwrap_or(line)
     }
 
-    pub fn remember(&mut self, line: &[u8]) {
-        self.history.push(line.to_vec());
-        if self.history.len() > HISTORY {
-            self.history.remove(0);
+    /// linechat-client shows, and sends, LF for CR LF.
+    fn ending(&self) -> &'static [u8] {
+        match self.is_ours {
+            true => b"\n",
+            false => b"\r\n",
         }
     }
 
+    /// Tells what has been received and not yet compared.
     pub fn unread(&self) -> String {
-        match self.received.len() > TOO_MUCH {
-            true => format!("garbage without end: {}", show(&self.received)),
-            false => show(&self.received),
+        match self.received.len() {
+            0 => "nothing".to_owned(),
+            1..=TOO_MUCH => show(self.received()),
+            _ => format!("garbage without end: {}", show(&self.received()[..1000])),
         }
     }
 
-    /// The terminal must have its settings again, which a last line tells.
+    /// The last line that a terminal shows is its settings, which must be what they were.
     pub fn check_settings(&mut self) -> Result<(), String> {
         let Ok(terminal) = self.terminal() else { return Ok(()) };
         let settings = format!("{}\n", terminal.settings);
-        match self.take_off(settings.as_bytes()) {
-            true => Ok(()),
-            false => Err(side_by_side(settings.trim_end(), &self.unread())),
-        }
+        let Some(shown) = self.received().strip_suffix(settings.as_bytes()) else {
+            return Err(side_by_side(settings.trim_end(), &self.unread()));
+        };
+        self.received.truncate(shown.len());
+        Ok(())
+    }
+
+    /// A client sends no PING before the greeting, which must come without one.
+    pub fn can_pass_fence(&self) -> bool {
+        let is_silent = self.is_closed || self.has_half_closed || self.is_exempt;
+        !(is_silent || !self.is_greeted || self.is_mid_line || self.is_ours)
+    }
+
+    /// Takes a PONG out of what has been received, from `searched` on. Returns where it stood; `None`
+    /// if it has not come yet.
+    pub fn take_pong(&mut self, pong: &str, searched: &mut usize) -> Option<usize> {
+        let line = [pong.as_bytes(), self.ending()].concat();
+        let mut windows = self.received()[*searched..].windows(line.len());
+        let found = windows.position(|window| window == line).map(|found| found + *searched);
+        *searched = self.received.len().saturating_sub(line.len());
+        self.received.drain(found?..found? + line.len());
+        self.received.make_contiguous();
+        self.owes_fence = false;
+        found
     }
 }
 
-/// Connects to a server.
-pub fn socket(address: &str) -> Result<Transport, String> {
-    let socket = TcpStream::connect(address).and_then(|socket| {
-        socket.set_nodelay(true)?;
-        socket.set_write_timeout(Some(SLICE))?;
-        Ok(socket)
-    });
-    socket.map(Transport::Socket).map_err(|error| format!("cannot connect to {address}: {error}"))
-}
-
-/// Nothing could be received or sent in time. A signal interrupts a socket with a time-out
-/// (signal(7)).
-pub fn is_late(error: &io::Error) -> bool {
+/// Returns true if nothing could be received or sent in time. A signal interrupts a socket with a
+/// time-out (signal(7)).
+fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
-}
-
-fn read_socket(socket: &mut TcpStream, into: &mut Received, timeout: Duration) -> io::Result<bool> {
-    let mut buffer = [0; 16 * 1024];
-    socket.set_read_timeout(Some(timeout))?;
-    let length = socket.read(&mut buffer)?;
-    into.extend(&buffer[..length]);
-    Ok(length > 0)
 }
 
 /// Closing the socket alone could end the connection later: the thread of a client that floods holds
 /// the socket too, and so does a program that is just being started, until its exec(2).
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Transport::Socket(socket) = &self.transport {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl Program {
-    pub fn start(command: &mut Command) -> Result<Transport, String> {
-        let spawned =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = spawned.map_err(|error| format!("cannot start {command:?}: {error}"))?;
-        Ok(Transport::Program(Box::new(Program {
-            typed: child.stdin.take(),
-            printed: Printed::by(child.stdout.take()),
-            complaints: Printed::by(child.stderr.take()),
-            complained: Vec::new(),
-            terminal: None,
-            child,
-        })))
-    }
-
-    fn read(&mut self, into: &mut Received, timeout: Duration) -> io::Result<bool> {
-        let mut bytes = Vec::new();
-        let read = self.printed.read(&mut bytes, timeout);
-        match &mut self.terminal {
-            None => into.extend(&bytes),
-            Some(terminal) => into.extend(&terminal.screen.print(&bytes)),
-        }
-        read
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // script(1) ends with the program that it has started, or, except where that is a shell's,
-        // ends it if it receives SIGTERM; SIGKILL does not reach the program.
-        let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
-        let ours = self.terminal.as_ref().and_then(|terminal| terminal.process);
-        let (process, signal) = ours.map_or((self.child.id(), "TERM"), |ours| (ours, "KILL"));
-        if !ended && process::signal(process, signal).is_err() {
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
-    }
-}
-
-/// nc as a client, which ends its side of the connection when what is typed ends.
-pub fn nc(host: &str, port: &str) -> Result<Transport, String> {
-    Program::start(Command::new("nc").args(["-N", host, port]))
-}
-
-/// telnet wants a terminal to type at, and makes it echo; what it prints comes through a descriptor
-/// of its own. It takes bytes of UTF-8 for the terminal's special characters, whose eighth bit it
-/// ignores, so there are none here.
-pub fn telnet(host: &str, port: &str) -> Result<Transport, String> {
-    let special = "intr quit erase kill eof eol susp start stop lnext werase rprnt discard";
-    let special: String = special.split(' ').map(|name| format!("{name} 255 ")).collect();
-    let telnet = format!("stty raw {special}; exec telnet -E {host} {port} >&3");
-    Program::start(
-        Command::new("sh").arg("-c").arg(format!(
-            "exec 3>&1; exec script --quiet --command '{telnet}' /dev/null >/dev/null"
-        )),
-    )
-}
-
-/// Starts linechat-client, at a terminal if it has columns. Words like `LANG=pt` before its arguments
-/// are for its environment.
-pub fn linechat_client(arguments: &str, columns: Option<usize>) -> Result<Transport, String> {
-    let mut words = arguments.split_whitespace().peekable();
-    let client = env!("CARGO_BIN_EXE_linechat-client");
-    let mut command = Command::new(if columns.is_some() { "script" } else { client });
-    command.env_remove("NO_COLOR").envs([("TERM", "xterm"), ("LC_ALL", "")]);
-    while let Some((name, value)) = words.peek().and_then(|word| word.split_once('=')) {
-        if name.starts_with('-') {
-            break;
-        }
-        command.env(name, value);
-        words.next();
-    }
-    match columns {
-        None => command.args(words),
-        Some(columns) => command.env("SHELL", "/bin/sh").args([
-            "--quiet",
-            "--return",
-            "--command",
-            &format!(
-                "stty columns {columns} rows 24; tty; stty -g; \
-                 sh -c 'echo $$; exec {client} {}'; status=$?; stty -g; exit $status",
-                words.collect::<Vec<_>>().join(" ")
-            ),
-            "/dev/null",
-        ]),
-    };
-    Program::start(&mut command)
-}
-
-/// Fences: a PING whose PONG is awaited.
-impl Client {
-    pub fn is_greeted(&self) -> bool {
-        !self.received.is_empty() || !self.history.is_empty()
-    }
-
-    /// A client that has not been greeted sends nothing: the greeting must not wait for that.
-    pub fn can_pass_fence(&self) -> bool {
-        let is_silent = self.is_closed || self.has_half_closed || self.is_stalled;
-        !(is_silent || !self.is_greeted() || self.is_mid_line || self.kind == Kind::Ours)
-    }
-
-    /// Takes the PONG out of what has been received, from `searched` on. Returns where it stood;
-    /// `None` if it has not come yet.
-    pub fn take_pong(
-        &mut self,
-        pong: &[u8],
-        searched: &mut usize,
-    ) -> Result<Option<usize>, String> {
-        // Only whole lines are looked at; a telnet command may stand before one.
-        let end = self.received.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        let from = *searched.min(&mut end.clone());
-        let found = self.received[from..end].windows(pong.len()).position(|it| it == pong);
-        *searched = end;
-        let Some(found) = found.map(|found| found + from) else { return Ok(None) };
-        let behind = &self.received[found + pong.len()..];
-        let line_end = behind.iter().position(|&byte| byte == b'\n').unwrap_or(0);
-        let line = self.received.cut(found, found + pong.len() + line_end + 1);
-        self.unfenced = None;
-        match self.without_ending(&line) == pong {
-            true => Ok(Some(found)),
-            false => Err(side_by_side(&show(pong), &show(&line))),
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let process = self.terminal.as_ref().and_then(|terminal| terminal.process);
+        for program in &mut self.programs {
+            if program.try_wait().is_ok_and(|status| status.is_none()) {
+                // script(1) ends with the program that it has started, or, except where that is a
+                // shell's, ends it if it receives SIGTERM; SIGKILL does not reach the program.
+                let _ = match process {
+                    Some(process) => signal(process, "KILL"),
+                    None => signal(program.id(), "TERM"),
+                };
+                let _ = program.wait();
+            }
         }
     }
 }

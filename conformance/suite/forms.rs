@@ -1,15 +1,12 @@
 //! The steps of transcripts as plain data: one table says how each is written, what it does, and
 //! what it needs. `player.rs` carries them out.
 
-use crate::text::{parse_names, split_words, Text};
-
-/// Bytes that are a lot to send at once.
-const LONG: usize = 200_000;
+use crate::text::{parse_names, split_words, Pattern};
 
 /// What a step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
-    Repeat,
+    #[default]
     BeInTheRoom,
     Console,
     SignalServer,
@@ -30,12 +27,9 @@ pub enum Action {
     Flood,
     ReadSlowly,
     MustWait,
-    AreCutOff,
+    IsCutOff,
     PassTime,
     Run,
-    Type,
-    Press,
-    EndInput,
     Show,
     Complain,
     Resize,
@@ -44,153 +38,101 @@ pub enum Action {
 }
 
 /// What a step needs. A transcript is skipped where that is missing.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Needs {
+    #[default]
     Nothing,
-    /// What this client sends reaches the server as it is.
-    PlainInput,
-    /// What the server sends is seen as it is.
-    PlainOutput,
-    HalfClose,
-    /// The client is a socket of the suite's.
-    Socket,
-    /// Nothing between server and suite reads on its own.
-    OwnPace,
-    /// The server's process, to read its console.
+    /// Bytes cross the client as they are, and it can half-close.
+    PlainClient,
+    /// Nothing stands between the suite's socket and the server.
+    DirectSocket,
+    /// The server's process: its console, its end, or a signal.
     Process,
-    Signal,
     OurClient,
     Terminal,
 }
 
-/// A row of the table. `form` has words that stand there as they are, and WHO (names), NUMBER, WORD,
-/// QUOTED (a text in quotation marks), TEXT (the rest), LINE (the rest and LF).
-pub struct Form {
-    pub form: &'static str,
-    pub action: Action,
-    pub needs: Needs,
-}
-
-const fn row(form: &'static str, action: Action, needs: Needs) -> Form {
-    Form { form, action, needs }
-}
+/// A row: words that stand there as they are, and WHO (names), NUMBER, WORD, TEXT (the rest), LINE
+/// (the rest and LF), QUOTED (the rest in quotation marks); what the step does; what it needs.
+type Form = (&'static str, Action, Needs);
 
 /// The first form that fits is meant.
 static FORMS: &[Form] = &[
-    row("NUMBER times", Action::Repeat, Needs::Nothing),
-    row("in the room: WHO", Action::BeInTheRoom, Needs::PlainInput),
-    row("console < TEXT", Action::Console, Needs::Process),
-    row("server receives WORD", Action::SignalServer, Needs::Signal),
-    row("server exits NUMBER", Action::ServerExits, Needs::Process),
-    row("WHO connects", Action::Connect, Needs::Nothing),
-    row("WHO > LINE", Action::Send, Needs::PlainInput),
-    row("WHO >> TEXT", Action::Send, Needs::PlainInput),
-    row("WHO < [closed]", Action::IsClosed, Needs::Nothing),
-    row("WHO < [some] TEXT", Action::ReceiveSome, Needs::Nothing),
-    row("WHO < [all that was told]", Action::ReceiveAllTold, Needs::Socket),
-    row("WHO < TEXT", Action::Receive, Needs::Nothing),
-    row("WHO << TEXT", Action::ReceiveBytes, Needs::PlainOutput),
-    row("WHO after NUMBER s < TEXT", Action::ReceiveAfter, Needs::Nothing),
-    row("WHO closes", Action::Close, Needs::Nothing),
-    row("WHO half-closes", Action::HalfClose, Needs::HalfClose),
-    row("WHO resets", Action::Reset, Needs::Socket),
-    row("WHO resets behind TEXT", Action::Reset, Needs::Socket),
-    row("WHO stops reading", Action::StopReading, Needs::OwnPace),
-    row("WHO falls behind what WORD tells", Action::FallBehind, Needs::Socket),
-    row("WHO floods LINE", Action::Flood, Needs::Socket),
-    row("WHO reads NUMBER KiB a second", Action::ReadSlowly, Needs::Socket),
-    row("WHO must wait while nobody reads the answers to LINE", Action::MustWait, Needs::Socket),
-    row("WHO is cut off after NUMBER s", Action::AreCutOff, Needs::Socket),
-    row("NUMBER s pass", Action::PassTime, Needs::Nothing),
-    row("WHO runs at NUMBER columns TEXT", Action::Run, Needs::Terminal),
-    row("WHO runs TEXT", Action::Run, Needs::OurClient),
-    row("WHO types QUOTED", Action::Type, Needs::OurClient),
-    row("WHO presses QUOTED", Action::Press, Needs::OurClient),
-    row("WHO ends the input", Action::EndInput, Needs::OurClient),
-    row("WHO sees QUOTED", Action::Receive, Needs::OurClient),
-    row("WHO shows QUOTED", Action::Show, Needs::Terminal),
-    row("WHO complains QUOTED", Action::Complain, Needs::OurClient),
-    row("WHO resizes to NUMBER columns", Action::Resize, Needs::Terminal),
-    row("WHO receives WORD", Action::ReceiveSignal, Needs::Terminal),
-    row("WHO exits NUMBER", Action::Exit, Needs::OurClient),
+    ("in the room: WHO", Action::BeInTheRoom, Needs::Nothing),
+    ("console < TEXT", Action::Console, Needs::Process),
+    ("server receives WORD", Action::SignalServer, Needs::Process),
+    ("server exits NUMBER", Action::ServerExits, Needs::Process),
+    ("WHO connects", Action::Connect, Needs::Nothing),
+    ("WHO > LINE", Action::Send, Needs::Nothing),
+    ("WHO >> TEXT", Action::Send, Needs::Nothing),
+    ("WHO < [closed]", Action::IsClosed, Needs::Nothing),
+    ("WHO < [some] TEXT", Action::ReceiveSome, Needs::Nothing),
+    ("WHO < [all that was told]", Action::ReceiveAllTold, Needs::Nothing),
+    ("WHO < TEXT", Action::Receive, Needs::Nothing),
+    ("WHO << TEXT", Action::ReceiveBytes, Needs::PlainClient),
+    ("WHO after NUMBER s < TEXT", Action::ReceiveAfter, Needs::Nothing),
+    ("WHO closes", Action::Close, Needs::Nothing),
+    ("WHO half-closes", Action::HalfClose, Needs::PlainClient),
+    ("WHO resets", Action::Reset, Needs::DirectSocket),
+    ("WHO resets after TEXT", Action::Reset, Needs::DirectSocket),
+    ("WHO stops reading", Action::StopReading, Needs::DirectSocket),
+    ("WHO falls behind what WORD tells", Action::FallBehind, Needs::DirectSocket),
+    ("WHO floods LINE", Action::Flood, Needs::DirectSocket),
+    ("WHO reads NUMBER KiB a second", Action::ReadSlowly, Needs::DirectSocket),
+    ("WHO must wait while nobody reads the answers to LINE", Action::MustWait, Needs::DirectSocket),
+    ("WHO is cut off after NUMBER s", Action::IsCutOff, Needs::DirectSocket),
+    ("NUMBER s pass", Action::PassTime, Needs::Nothing),
+    ("WHO runs at NUMBER columns TEXT", Action::Run, Needs::Terminal),
+    ("WHO runs TEXT", Action::Run, Needs::OurClient),
+    ("WHO sees QUOTED", Action::Receive, Needs::OurClient),
+    ("WHO shows QUOTED", Action::Show, Needs::Terminal),
+    ("WHO complains QUOTED", Action::Complain, Needs::OurClient),
+    ("WHO resizes to NUMBER columns", Action::Resize, Needs::Terminal),
+    ("WHO receives WORD", Action::ReceiveSignal, Needs::Terminal),
+    ("WHO exits NUMBER", Action::Exit, Needs::OurClient),
 ];
 
-impl Action {
-    /// It only looks at what has come.
-    pub fn asserts(self) -> bool {
-        use Action::*;
-        matches!(
-            self,
-            Console
-                | ServerExits
-                | IsClosed
-                | ReceiveSome
-                | ReceiveAllTold
-                | Receive
-                | ReceiveBytes
-                | ReceiveAfter
-                | MustWait
-                | AreCutOff
-                | Show
-                | Complain
-                | Exit
-        )
-    }
-}
-
 /// One line of a transcript.
+#[derive(Default)]
 pub struct Step {
     pub line: usize,
     pub source: String,
     pub action: Action,
     pub needs: Needs,
     pub who: Vec<String>,
-    pub text: Text,
+    /// As it is written.
+    pub text: String,
+    /// The bytes of the text, without what is open or only known while it is played.
+    pub bytes: Vec<u8>,
     pub number: usize,
     pub word: String,
-    /// The steps to repeat.
-    pub block: Vec<Step>,
 }
 
 impl Step {
     pub fn parse(line: usize, source: &str) -> Result<Step, String> {
-        for form in FORMS {
-            let mut step = Step {
-                line,
-                source: source.to_owned(),
-                action: form.action,
-                needs: form.needs,
-                who: Vec::new(),
-                text: Text::default(),
-                number: 0,
-                word: String::new(),
-                block: Vec::new(),
-            };
-            if step.fill_in(form.form, source)? {
+        for &(form, action, needs) in FORMS {
+            let source = source.to_owned();
+            let mut step = Step { line, source, action, needs, ..Step::default() };
+            if step.fill_in(form)? {
+                step.bytes = Pattern::parse(&step.text, &|_| None)?.0.concat();
                 return Ok(step);
             }
         }
         Err("not a step".to_owned())
     }
 
-    /// It sends more than can wait anywhere without being read.
-    pub fn is_long(&self) -> bool {
-        self.text.bytes().nth(LONG).is_some()
-    }
-
-    /// Reads `rest` as a form says. Returns whether it has that form.
-    fn fill_in(&mut self, form: &str, mut rest: &str) -> Result<bool, String> {
+    /// Reads the source as a form says. Returns false if it does not have that form.
+    fn fill_in(&mut self, form: &str) -> Result<bool, String> {
+        let source = self.source.clone();
+        let mut rest = source.as_str();
         for token in form.split(' ') {
             match token {
-                "LINE" | "TEXT" => {
-                    let end = if token == "LINE" { "\\n" } else { "" };
-                    self.text = format!("{rest}{end}").parse()?;
-                    return Ok(true);
-                }
+                "TEXT" => self.text = std::mem::take(&mut rest).to_owned(),
+                "LINE" => self.text = format!("{}\\n", std::mem::take(&mut rest)),
                 "QUOTED" => {
-                    let quoted = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-                    self.text = quoted.ok_or("a text in quotation marks is missing")?.parse()?;
-                    return Ok(true);
+                    let quoted = std::mem::take(&mut rest).strip_prefix('"');
+                    let quoted = quoted.and_then(|quoted| quoted.strip_suffix('"'));
+                    self.text = quoted.ok_or("a text in quotation marks is missing")?.to_owned();
                 }
                 "WHO" => {
                     let who = length_of_names(rest, form.starts_with("WHO"));
@@ -201,17 +143,14 @@ impl Step {
                     }
                 }
                 _ => {
-                    let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
-                    match token {
-                        "WORD" => self.word = word.to_owned(),
-                        "NUMBER" => match word.parse() {
-                            Ok(number) => self.number = number,
-                            Err(_) => return Ok(false),
-                        },
-                        _ if word != token => return Ok(false),
-                        _ => {}
+                    let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
+                    match (token, word.parse()) {
+                        ("WORD", _) => self.word = word.to_owned(),
+                        ("NUMBER", Ok(number)) => self.number = number,
+                        _ if word == token => {}
+                        _ => return Ok(false),
                     }
-                    rest = behind;
+                    rest = after;
                 }
             }
         }
@@ -223,7 +162,7 @@ impl Step {
 /// what they do.
 fn length_of_names(text: &str, is_followed: bool) -> usize {
     let is_verb = |word: &str| {
-        let mut verbs = FORMS.iter().filter_map(|form| form.form.strip_prefix("WHO "));
+        let mut verbs = FORMS.iter().filter_map(|(form, ..)| form.strip_prefix("WHO "));
         verbs.any(|verb| verb.split(' ').next() == Some(word))
     };
     let words = split_words(text).into_iter();

@@ -1,7 +1,7 @@
-//! A first look at a server, before any transcript: whether it can be judged at all, and whether it
-//! does what every transcript rests on. If not, one sentence says so, and the run ends.
+//! A first look at a server, before any transcript: can it be judged, and does it do what every
+//! transcript needs? If not, one sentence says so, and the run ends.
 
-use crate::client::{socket, Client, Kind, SLICE};
+use crate::client::{connect, Client, SLICE};
 use crate::text::show;
 use crate::timeouts::Timeouts;
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// A client that left is gone after this time and this many served requests of others.
 const GONE: Duration = Duration::from_secs(1);
 const OTHERS_SERVED: usize = 5;
-/// A server that sends more than this before its answer, in bytes, sends garbage.
+/// If more than this comes before an answer, in bytes, the server sends garbage.
 const GARBAGE: usize = 64 * 1024;
-const NAME: &str = "probe";
+/// Characters of garbage that are shown.
+const SHOWN: usize = 200;
 
 /// Why no transcript can be played.
 pub enum Verdict {
@@ -28,127 +29,105 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, Verdict> {
 
 /// A client joins, asks and leaves, and is then gone.
 pub fn probe(address: &str, timeouts: &Timeouts) -> Result<(), Verdict> {
-    let mut probe = Probe::connect(address)?;
-    for number in 1..=3 {
-        let (sent, pong) = (Instant::now(), format!("PONG probe-{number}"));
-        probe.client.send(format!("PING probe-{number}\n").as_bytes());
-        let line = probe.line_with("PONG", "PING")?;
-        if line != pong {
-            return wrong(format!("answers 'PING probe-{number}' with '{line}'"));
-        }
-        timeouts.saw_pong_after(sent.elapsed());
-    }
-    let count = probe.join()?;
+    let (mut client, count) = join(address)?;
     if count > 1 {
         let why = format!("the server is not empty: {} in the room; let them leave", count - 1);
         return Err(Verdict::CannotJudge(why));
     }
-    probe.client.send(b"QUIT\n");
-    let since = Instant::now();
-    while !probe.client.is_closed {
-        probe.client.read(SLICE);
-        if since.elapsed() > FIRST_ANSWER {
-            return wrong("does not close the connection after QUIT");
-        }
-    }
-    drop(is_empty_again(address, "has quit")?);
-    is_empty_again(address, "has closed the connection")?.client.send(b"QUIT\n");
-    Ok(())
+    let sent = Instant::now();
+    ask(&mut client, "PING probe", "PONG probe")?;
+    timeouts.saw_pong_after(sent.elapsed());
+    quit(client)?;
+    drop(join_alone(address, "has quit")?);
+    quit(join_alone(address, "has closed the connection")?)
 }
 
 /// Waits until the clients of the last transcript are gone.
 pub fn wait_until_empty(address: &str) -> Result<(), String> {
-    let left = is_empty_again(address, "closed the connection at the end of a transcript");
-    let mut probe = left.map_err(|(Verdict::CannotJudge(why) | Verdict::Wrong(why))| why)?;
-    probe.client.send(b"QUIT\n");
-    // With BYE its leaving is done; the connection may end later.
-    while matches!(probe.line(), Ok(Some(line)) if !line.starts_with("BYE")) {}
-    Ok(())
+    let left = join_alone(address, "closed the connection at the end of a transcript");
+    left.and_then(quit).map_err(|(Verdict::CannotJudge(why) | Verdict::Wrong(why))| why)
 }
 
-/// Joins, as often as it takes to be the only one.
-fn is_empty_again(address: &str, how: &str) -> Result<Probe, Verdict> {
+/// Joins as often as it takes to be the only client in the room.
+fn join_alone(address: &str, how: &str) -> Result<Client, Verdict> {
     let (since, mut tries) = (Instant::now(), 0);
     loop {
         tries += 1;
         let is_late = since.elapsed() > GONE && tries > OTHERS_SERVED;
-        let mut probe = Probe::connect(address)?;
-        match probe.join() {
-            Ok(1) => return Ok(probe),
-            Ok(count) if is_late => return wrong(format!("still counts {} who {how}", count - 1)),
+        match join(address) {
+            Ok((client, 1)) => return Ok(client),
+            Ok((_, count)) if is_late => {
+                return wrong(format!("still counts {} who {how}", count - 1))
+            }
+            Ok((client, _)) => quit(client)?,
             Err(Verdict::Wrong(what)) if what.contains("name-taken") => {
                 if is_late {
                     return wrong(format!("does not free the name of one who {how}"));
                 }
             }
-            Ok(_) => {}
             Err(verdict) => return Err(verdict),
         }
-        probe.client.send(b"QUIT\n");
     }
 }
 
-struct Probe {
-    client: Client,
+/// Connects and joins. Returns how many are in the room, too.
+fn join(address: &str) -> Result<(Client, usize), Verdict> {
+    let socket = connect(address).map_err(|error| {
+        let why = format!("cannot connect to {address}: {error}; is the server running there?");
+        Verdict::CannotJudge(why)
+    })?;
+    let mut client = Client::new("probe", (socket, Vec::new()), false);
+    ask(&mut client, "", "HELLO linechat/1")?;
+    let count = ask(&mut client, "NAME probe", "WELCOME probe ")?;
+    match count.parse() {
+        Ok(count @ 1..) => Ok((client, count)),
+        _ => wrong(format!("answers 'NAME probe' with 'WELCOME probe {count}'")),
+    }
 }
 
-impl Probe {
-    fn connect(address: &str) -> Result<Probe, Verdict> {
-        let start = |why| Verdict::CannotJudge(format!("{why}; is the server running there?"));
-        let socket = socket(address).map_err(start)?;
-        let mut probe = Probe { client: Client::new(NAME, Kind::Bystander, socket, "\n") };
-        match probe.line()? {
-            Some(line) if line.starts_with("HELLO linechat/1") => Ok(probe),
-            Some(line) if line.starts_with("ERR full") => {
-                Err(Verdict::CannotJudge(format!("the server takes no connection: {line}")))
-            }
-            Some(line) => wrong(format!("does not begin with HELLO linechat/1 but with '{line}'")),
-            None => wrong("says nothing: no HELLO comes"),
-        }
+fn quit(mut client: Client) -> Result<(), Verdict> {
+    client.send(b"QUIT\n");
+    let since = Instant::now();
+    while !client.is_closed && since.elapsed() < FIRST_ANSWER {
+        client.read(SLICE);
     }
+    match client.is_closed {
+        true => Ok(()),
+        false => wrong("does not close the connection after QUIT"),
+    }
+}
 
-    /// The next line, for people; `None` if none comes.
-    fn line(&mut self) -> Result<Option<String>, Verdict> {
-        let since = Instant::now();
-        loop {
-            if let Some(line) = self.client.take_line() {
-                return Ok(Some(show(line.trim_ascii_end())));
-            } else if self.client.is_closed {
-                return wrong("closes the connection at once");
-            } else if self.client.received.len() > GARBAGE {
-                return wrong("sends garbage without end");
-            } else if since.elapsed() > FIRST_ANSWER {
-                return Ok(None);
-            }
-            self.client.read(SLICE);
-        }
+/// Sends a request. Returns the rest of the first line that begins with `start`; other lines are
+/// skipped.
+fn ask(client: &mut Client, request: &str, start: &str) -> Result<String, Verdict> {
+    let after = match request {
+        "" => "at the beginning".to_owned(),
+        _ => format!("after '{request}'"),
+    };
+    if !request.is_empty() {
+        client.send(format!("{request}\n").as_bytes());
     }
-
-    /// The next line that begins like this; others are skipped.
-    fn line_with(&mut self, start: &str, asked: &str) -> Result<String, Verdict> {
-        let (since, mut skipped) = (Instant::now(), 0);
-        loop {
-            match self.line()? {
-                None => return wrong(format!("hangs: {asked} is not answered")),
-                Some(line) if line.starts_with(start) => return Ok(line),
-                Some(line) if line.starts_with("ERR ") => {
-                    return wrong(format!("answers {asked} with '{line}'"))
-                }
-                Some(line) => skipped += line.len() + 2,
+    let (since, mut skipped) = (Instant::now(), String::new());
+    while since.elapsed() < FIRST_ANSWER && skipped.len() + client.received().len() < GARBAGE {
+        let Some(line) = client.take_line() else {
+            if client.is_closed {
+                return wrong(format!("closes the connection {after}"));
             }
-            if skipped > GARBAGE || since.elapsed() > FIRST_ANSWER {
-                return wrong(format!("sends garbage without end, and {asked} is not answered"));
-            }
+            client.read(SLICE);
+            continue;
+        };
+        let line = show(line.trim_ascii_end());
+        if let Some(rest) = line.strip_prefix(start) {
+            return Ok(rest.to_owned());
+        } else if request.is_empty() && line.starts_with("ERR full") {
+            let why = format!("the server takes no connection: {line}");
+            return Err(Verdict::CannotJudge(why));
+        } else if line.starts_with("ERR ") {
+            return wrong(format!("sends '{line}' {after}"));
         }
+        skipped += &format!("{line}\\n");
     }
-
-    /// Joins, and returns how many are in the room.
-    fn join(&mut self) -> Result<usize, Verdict> {
-        self.client.send(format!("NAME {NAME}\n").as_bytes());
-        let line = self.line_with("WELCOME", "NAME")?;
-        match line.strip_prefix(&format!("WELCOME {NAME} ")).map(str::parse) {
-            Some(Ok(count @ 1..)) => Ok(count),
-            _ => wrong(format!("answers 'NAME {NAME}' with '{line}'")),
-        }
-    }
+    skipped += &show(client.received());
+    let sent: String = skipped.chars().take(SHOWN).collect();
+    wrong(format!("sends no '{start}' {after}, but '{sent}'"))
 }

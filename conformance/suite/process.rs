@@ -1,4 +1,4 @@
-//! The server's process, as the tests start, watch and end it.
+//! Starts, watches and ends the server's process.
 
 // Each of the programs that include this file uses a part of it.
 #![allow(dead_code)]
@@ -9,7 +9,7 @@ use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// After this long a run is stuck and fails. No success ever waits for it.
+/// After this long a run is stuck and fails. No test that passes waits for it.
 pub const STUCK: Duration = Duration::from_secs(30);
 
 /// A server that takes longer to listen does not start.
@@ -22,8 +22,6 @@ pub struct Server {
     pub address: String,
     console: Printed,
     complaints: Printed,
-    unread: Vec<u8>,
-    complained: Vec<u8>,
 }
 
 impl Server {
@@ -43,22 +41,11 @@ impl Server {
             .map_err(|error| format!("cannot start the server: {error}"))?;
         let console = Printed::by(child.stdout.take());
         let complaints = Printed::by(child.stderr.take());
-        let mut server = Server {
-            child,
-            address: String::new(),
-            console,
-            complaints,
-            unread: Vec::new(),
-            complained: Vec::new(),
-        };
+        let mut server = Server { child, address: String::new(), console, complaints };
         let line = server.next_line_within(STARTED)?.unwrap_or_default();
-        match line.strip_prefix("listening on ") {
-            Some(address) => {
-                server.address = address.to_owned();
-                Ok(server)
-            }
-            None => Err(format!("the server's first line is not where it listens: {line}")),
-        }
+        let address = line.strip_prefix("listening on ");
+        server.address = address.ok_or(format!("the server does not listen: {line}"))?.to_owned();
+        Ok(server)
     }
 
     /// The next line of the console without its time. `Ok(None)` at the end.
@@ -66,41 +53,29 @@ impl Server {
         self.next_line_within(STUCK)
     }
 
-    /// The same, by one who does not wait for long.
-    pub fn next_line_within(&mut self, patience: Duration) -> Result<Option<String>, String> {
-        loop {
-            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).take(end).collect();
-                let line = String::from_utf8_lossy(&line);
-                let is_time = |time: &str| {
-                    let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
-                    time.chars().map(digits).eq("0000-00-00T00:00:00Z".chars())
-                };
-                return match line.split_once(' ') {
-                    Some((time, line)) if is_time(time) => Ok(Some(line.to_owned())),
-                    _ => Err(format!("a line of the console without its time: {line}")),
-                };
-            }
-            match self.console.read(&mut self.unread, patience) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(_) => return Err("the console shows nothing more".to_owned()),
-            }
+    /// The same, with another time-out.
+    pub fn next_line_within(&mut self, timeout: Duration) -> Result<Option<String>, String> {
+        let line = self.console.line(timeout).map_err(|_| "the console shows nothing more")?;
+        let Some(line) = line else { return Ok(None) };
+        let is_time = |time: &str| {
+            let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
+            time.chars().map(digits).eq("0000-00-00T00:00:00Z".chars())
+        };
+        match line.split_once(' ') {
+            Some((time, line)) if is_time(time) => Ok(Some(line.to_owned())),
+            _ => Err(format!("a line of the console without its time: {line}")),
         }
     }
 
     /// What it has written to standard error; it must have ended.
     pub fn complaints(&mut self) -> String {
-        let mut bytes = std::mem::take(&mut self.complained);
-        while let Ok(true) = self.complaints.read(&mut bytes, STUCK) {}
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.complaints.rest(STUCK).unwrap_or_default()
     }
 
-    /// How it has ended, once it closes its standard error, or nothing if it does not.
-    pub fn wait_within(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let mut bytes = Vec::new();
-        while self.complaints.read(&mut bytes, patience).ok()? {}
-        self.complained.append(&mut bytes);
+    /// How it has ended; `None` if it does not end in time.
+    pub fn wait_within(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        // It ends its standard error no sooner than itself.
+        while self.complaints.more(timeout).ok()? {}
         self.child.wait().ok()
     }
 }
@@ -113,11 +88,14 @@ impl Drop for Server {
 }
 
 /// What a program prints, read by a thread of its own because pipes know no time-outs.
-pub struct Printed(Receiver<Vec<u8>>);
+pub struct Printed {
+    pieces: Receiver<Vec<u8>>,
+    pub unread: Vec<u8>,
+}
 
 impl Printed {
     pub fn by(pipe: Option<impl Read + Send + 'static>) -> Printed {
-        let (sender, receiver) = sync_channel(4);
+        let (sender, pieces) = sync_channel(4);
         if let Some(mut pipe) = pipe {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
@@ -128,17 +106,35 @@ impl Printed {
                 }
             });
         }
-        Printed(receiver)
+        Printed { pieces, unread: Vec::new() }
     }
 
-    /// Appends what comes next. `Ok(false)` at the end.
-    pub fn read(&self, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
-        match self.0.recv_timeout(patience) {
-            Ok(bytes) => into.extend(bytes),
+    /// Appends what comes next to `unread`. `Ok(false)` at the end.
+    pub fn more(&mut self, timeout: Duration) -> io::Result<bool> {
+        match self.pieces.recv_timeout(timeout) {
+            Ok(bytes) => self.unread.extend(bytes),
             Err(RecvTimeoutError::Timeout) => return Err(ErrorKind::TimedOut.into()),
             Err(RecvTimeoutError::Disconnected) => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Takes the next line without its LF. `Ok(None)` at the end.
+    pub fn line(&mut self, timeout: Duration) -> io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).take(end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+            } else if !self.more(timeout)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes everything to the end.
+    pub fn rest(&mut self, timeout: Duration) -> io::Result<String> {
+        while self.more(timeout)? {}
+        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.unread)).into_owned())
     }
 }
 
@@ -155,7 +151,8 @@ impl Server {
     }
 
     fn memory_as(&self, field: &str) -> usize {
-        let status = self.proc("status");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let words = line.and_then(|line| line.split_whitespace().next());
         words.and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(0, |it| it * 1024)
@@ -166,10 +163,6 @@ impl Server {
         let folder = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
         let names = folder.into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter_map(|name| name.to_str()?.parse().ok()).collect()
-    }
-
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
     }
 }
 

@@ -1,177 +1,168 @@
 //! What is told of a run: each failure as soon as it is seen; at the end each requirement, each
 //! level, and what was not checked.
 
-use crate::script::{Level, Script, SECTIONS};
+use crate::script::{Level, Script};
 use crate::target::{Outcome, Target};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
 
 /// conformance/README.md, "Requirements", numbers R1 to R18.
 const REQUIREMENTS: std::ops::RangeInclusive<u32> = 1..=18;
 
-/// Transcripts that passed, failed, and were not played.
-#[derive(Clone, Copy, Default)]
-struct Count {
+/// The transcripts of a requirement, of a level, or of a whole run.
+#[derive(Default)]
+struct Row<'a> {
     passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Count {
-    fn add(&mut self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Passed => self.passed += 1,
-            Outcome::Failed(_) => self.failed += 1,
-            Outcome::Skipped(_) => self.skipped += 1,
-        }
-    }
-}
-
-/// What came of the transcripts of a requirement, or of a level.
-#[derive(Default)]
-struct Row {
-    count: Count,
+    failed: Vec<&'a str>,
+    /// Those that were not played, each with the reason.
+    skipped: Vec<(&'static str, &'a str)>,
     /// The sections of PROTOCOL.md that they are about.
-    sections: Vec<&'static str>,
-    failed: Vec<String>,
-    /// Why one of them was not played.
-    skipped: Option<&'static str>,
+    sections: BTreeSet<&'a str>,
 }
 
-impl Row {
-    /// As in "3 of 9 (2 not played)"; with the reason if nothing was played.
-    fn show(&self) -> String {
-        let Count { passed, failed, skipped } = self.count;
-        let skipped = match (skipped, self.skipped.filter(|_| passed + failed == 0)) {
-            (0, _) => String::new(),
-            (_, Some(why)) => format!(" ({skipped} not played: {why})"),
-            (_, None) => format!(" ({skipped} not played)"),
-        };
-        format!("{passed} of {}{skipped}", passed + failed)
+impl Row<'_> {
+    fn played(&self) -> usize {
+        self.passed + self.failed.len()
+    }
+
+    /// Why none of them was played; `None` if one was.
+    fn why_none(&self) -> Option<&'static str> {
+        self.skipped.first().filter(|_| self.played() == 0).map(|(why, _)| *why)
     }
 }
 
 #[derive(Default)]
-pub struct Report {
-    /// What passes is told, too.
-    is_verbose: bool,
-    all: Count,
-    requirements: BTreeMap<u32, Row>,
-    levels: BTreeMap<Level, Row>,
-    /// The transcripts that were not played, by the reason.
-    skipped: BTreeMap<&'static str, Vec<String>>,
+pub struct Report<'a> {
+    outcomes: Vec<(&'a Script, Outcome)>,
+    /// How many other checks passed and failed.
+    checks: (usize, usize),
 }
 
-impl Report {
-    pub fn new(is_verbose: bool) -> Report {
-        Report { is_verbose, ..Report::default() }
-    }
-
-    pub fn has_failures(&self) -> bool {
-        self.all.failed > 0
-    }
-
-    /// Some transcript was not played for this reason.
-    pub fn has_skipped(&self, why: &str) -> bool {
-        self.skipped.contains_key(why)
-    }
-
+impl<'a> Report<'a> {
     /// What came of a transcript.
-    pub fn count(&mut self, script: &Script, outcome: &Outcome) {
-        let Script { name, requirement, level, section, claim, .. } = script;
-        let row = self.requirements.entry(*requirement).or_default();
-        row.count.add(outcome);
-        let of_level = self.levels.entry(*level).or_default();
-        of_level.count.add(outcome);
-        if let Some(section) = section.filter(|section| !row.sections.contains(section)) {
-            row.sections.push(section);
-        }
+    pub fn count(&mut self, script: &'a Script, outcome: Outcome) {
+        let Script { name, requirement, section, claim, .. } = script;
         let what = format!("R{requirement} {name}: {claim}");
-        match outcome {
-            Outcome::Passed => self.check(true, &what),
-            Outcome::Failed(why) => {
-                row.failed.push(name.clone());
-                let see = section.map_or(String::new(), |section| {
-                    format!("\n        see PROTOCOL.md, {section}")
-                });
-                self.check(false, &format!("{what}{see}\n{why}"));
+        match (&outcome, section) {
+            (Outcome::Passed, _) => self.tell(true, &what),
+            (Outcome::Failed(why), None) => self.tell(false, &format!("{what}\n{why}")),
+            (Outcome::Failed(why), Some(section)) => {
+                self.tell(false, &format!("{what}\n        see PROTOCOL.md, {section}\n{why}"));
             }
-            Outcome::Skipped(why) => {
-                (row.skipped, of_level.skipped) = (Some(*why), Some(*why));
-                self.all.skipped += 1;
-                self.skipped.entry(why).or_default().push(name.clone());
-            }
+            (Outcome::Skipped(_), _) => {}
         }
+        self.outcomes.push((script, outcome));
     }
 
     /// What came of anything else.
     pub fn check(&mut self, passed: bool, what: &str) {
         match passed {
-            true => self.all.passed += 1,
-            false => self.all.failed += 1,
+            true => self.checks.0 += 1,
+            false => self.checks.1 += 1,
         }
+        self.tell(passed, what);
+    }
+
+    /// Prints failures, and, at a terminal, what passes.
+    fn tell(&self, passed: bool, what: &str) {
         match passed {
-            true if self.is_verbose => print_line!("ok      {what}"),
+            true if std::io::stdout().is_terminal() => print_line!("ok      {what}"),
             true => {}
             false => print_line!("FAILED  {what}"),
         }
     }
 
-    /// conformance/README.md must name each transcript in the row of its requirement, and each
-    /// requirement must have one.
-    pub fn check_the_table(&mut self, scripts: &[Script], readme: &str) {
+    /// conformance/README.md must name each transcript in the row of its requirement, each requirement
+    /// must have one, and PROTOCOL.md each section that a transcript names.
+    pub fn check_the_documents(&mut self, scripts: &[Script], readme: &str, protocol: &str) {
         for requirement in REQUIREMENTS {
             let row = format!("| R{requirement} |");
             let row = readme.lines().find(|line| line.starts_with(&row)).unwrap_or_default();
             let mine = scripts.iter().filter(|script| script.requirement == requirement);
             let names: Vec<_> =
                 mine.filter_map(|script| script.name.strip_suffix(".txt")).collect();
-            let unnamed = names.iter().find(|name| !row.contains(&format!("`{name}`")));
-            let what = format!("conformance/README.md names each transcript of R{requirement}");
-            match unnamed {
-                None => self.check(!names.is_empty(), &what),
-                Some(name) => self.check(false, &format!("{what}, but not {name}")),
+            let missing = names.iter().find(|name| !row.contains(&format!("`{name}`")));
+            let what = format!("the row of R{requirement} in conformance/README.md names each");
+            let what = format!("{what} of its transcripts (missing: {missing:?})");
+            self.check(!names.is_empty() && missing.is_none(), &what);
+        }
+        for script in scripts {
+            let has = |section: &&String| {
+                protocol.lines().any(|line| line.strip_prefix("## ") == Some(section))
+            };
+            if let Some(section) = script.section.as_ref().filter(|section| !has(section)) {
+                self.check(false, &format!("{}: PROTOCOL.md has no '{section}'", script.name));
             }
         }
     }
 
-    pub fn print(&self, target: &Target) {
+    /// The transcripts for which this is true.
+    fn row(&self, is_in: impl Fn(&Script) -> bool) -> Row<'_> {
+        let mut row = Row::default();
+        for (script, outcome) in self.outcomes.iter().filter(|(script, _)| is_in(script)) {
+            match outcome {
+                Outcome::Passed => row.passed += 1,
+                Outcome::Failed(_) => row.failed.push(&script.name),
+                Outcome::Skipped(why) => row.skipped.push((why, &script.name)),
+            }
+            row.sections.extend(script.section.as_deref());
+        }
+        row
+    }
+
+    /// Prints the end of a run. Returns how many checks failed, and whether some transcript was not
+    /// played for this reason.
+    pub fn print(&self, target: &Target, reason: &str) -> (usize, bool) {
         print_line!("\nrequirement  passed   PROTOCOL.md");
-        for (requirement, row) in &self.requirements {
-            let played = row.count.passed + row.count.failed;
-            let passed = format!("{} of {played}", row.count.passed);
-            let sections = SECTIONS.into_iter().filter(|it| row.sections.contains(it));
-            let sections = sections.collect::<Vec<_>>().join("; ");
-            let why = row.skipped.filter(|_| played == 0).unwrap_or(&sections);
-            print_line!("R{requirement:<11} {passed:<8} {why}");
-            for name in &row.failed {
+        for requirement in REQUIREMENTS {
+            let row = self.row(|script| script.requirement == requirement);
+            if row.played() + row.skipped.len() > 0 {
+                let passed = format!("{} of {}", row.passed, row.played());
+                let sections = Vec::from_iter(row.sections.iter().copied()).join("; ");
+                let why = row.why_none().unwrap_or(&sections);
+                print_line!("R{requirement:<11} {passed:<8} {why}");
+            }
+            for name in row.failed {
                 print_line!("             failed:  {name}");
             }
         }
-        self.print_skipped(target);
-        let levels = self.levels.iter();
-        let levels: Vec<_> =
-            levels.map(|(level, row)| format!("{} {}", level.name(), row.show())).collect();
-        let Count { passed, failed, skipped } = self.all;
-        print_line!("\n{}", levels.join(", "));
-        print_line!("{passed} passed, {failed} failed, {skipped} not played");
+        let all = self.row(|_| true);
+        print_skipped(target, &all);
+        let levels = Level::ALL.map(|level| (level, self.row(|script| script.level == level)));
+        let levels = levels.iter().filter(|(_, row)| row.played() + row.skipped.len() > 0);
+        let levels = levels.map(|(level, row)| {
+            let why = row.why_none().map_or(String::new(), |why| format!(": {why}"));
+            let skipped = match row.skipped.len() {
+                0 => String::new(),
+                count => format!(" ({count} not played{why})"),
+            };
+            format!("{} {} of {}{skipped}", level.name(), row.passed, row.played())
+        });
+        print_line!("\n{}", levels.collect::<Vec<_>>().join(", "));
+        let (passed, failed) = (all.passed + self.checks.0, all.failed.len() + self.checks.1);
+        print_line!("{passed} passed, {failed} failed, {} not played", all.skipped.len());
+        (failed, all.skipped.iter().any(|(why, _)| *why == reason))
     }
+}
 
-    fn print_skipped(&self, target: &Target) {
-        if target.server.is_some() || !self.skipped.is_empty() {
-            print_line!("\nNot checked:");
+fn print_skipped(target: &Target, all: &Row) {
+    if target.server.is_some() || !all.skipped.is_empty() {
+        print_line!("\nNot checked:");
+    }
+    let mut by_reason = BTreeMap::<&str, Vec<&str>>::new();
+    for (why, name) in &all.skipped {
+        by_reason.entry(why).or_default().push(name);
+    }
+    for (why, names) in by_reason {
+        match names.as_slice() {
+            [first, _, ..] => print_line!("  {first} and {} more: {why}", names.len() - 1),
+            names => print_line!("  {}: {why}", names.concat()),
         }
-        for (why, names) in &self.skipped {
-            match names.as_slice() {
-                [name] => print_line!("  {name}: {why}"),
-                [first, ..] => print_line!("  {} and {} more: {why}", first, names.len() - 1),
-                [] => {}
-            }
-        }
-        if target.server.is_some() && !target.slow && target.has_level(Level::Core) {
-            print_line!("  NAME time-out: skipped, because it takes a minute: SLOW=1 checks it");
-        }
-        if target.server.is_some() {
-            print_line!("  what no client sees: a peer that vanishes, telnet's urgent byte");
-        }
+    }
+    if target.server.is_some() && !target.slow && target.has_level(Level::Core) {
+        print_line!("  NAME time-out: skipped, because it takes a minute: SLOW=1 checks it");
+    }
+    if target.server.is_some() {
+        print_line!("  what no client sees: a peer that vanishes, telnet's urgent byte");
     }
 }

@@ -1,7 +1,5 @@
 //! Replays the transcripts in `conformance/transcripts`, and those in PROTOCOL.md, against a linechat
 //! server. `conformance/README.md` says how it is used and how transcripts are written.
-//!
-//! The modules below stand in layers: each uses only those above it, which a whole run checks.
 
 /// Prints a line. The reader may have gone, as `head` does.
 macro_rules! print_line {
@@ -11,81 +9,73 @@ macro_rules! print_line {
     }};
 }
 
-// What a transcript's texts stand for.
-mod text;
-// What PROTOCOL.md says about every line.
-mod rules;
-// The server's process.
-mod process;
-// What a terminal shows.
-mod screen;
-// How long to wait.
-mod timeouts;
-// One client and what it has received.
-mod client;
-// A first look at a server.
-mod probe;
-// Servers that are wrong on purpose.
 mod broken;
-// The steps of transcripts, as data.
+mod client;
 mod forms;
-// Transcripts.
-mod script;
-// What is tested.
-mod target;
-// One transcript being played: state, looks, fences.
-mod session;
-// Carries out each step.
 mod player;
-// What is told of a run.
+mod probe;
+mod process;
 mod report;
+mod rules;
+mod screen;
+mod script;
+mod session;
+mod target;
+mod text;
+mod timeouts;
 
-use broken::Proxy;
-use forms::Action;
+use client::Via;
 use player::play;
 use probe::Verdict;
 use report::Report;
 use script::{Level, Script};
-use std::collections::VecDeque;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::sync::Mutex;
 use std::thread;
 use target::{Outcome, Target, TOO_LATE};
-use timeouts::Timeouts;
+
+/// The modules in layers: each uses only those before it.
+const LAYERS: [&str; 14] = [
+    "text", "rules", "process", "screen", "timeouts", "client", "probe", "broken", "forms",
+    "script", "target", "session", "player", "report",
+];
 
 /// Transcripts played at the same time. They mostly wait, so more than there are processors.
 const PLAYED_AT_ONCE: usize = 8;
 
-#[derive(Default)]
-struct Options {
-    target: Target,
-    only: Option<String>,
-    /// What passes is told, too.
-    is_verbose: bool,
-}
+/// `Script::size` of what is played behind each proxy.
+const SHORT: usize = 1500;
 
-fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { is_verbose: std::io::stdout().is_terminal(), ..Options::default() };
+/// Returns the target, and what the names of the transcripts must contain.
+fn parse_arguments(arguments: impl Iterator<Item = String>) -> Result<(Target, String), String> {
+    let (mut target, mut only) = (Target::default(), String::new());
     let mut arguments = arguments.filter(|argument| !argument.is_empty());
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{option} needs a value"));
         match option.as_str() {
-            "--server" => options.target.server = Some(value()?),
-            "--via" => options.target.via = value()?.parse()?,
-            "--level" => options.target.levels = parse_levels(&value()?)?,
-            "--only" => options.only = Some(value()?),
-            "--slow" => options.target.slow = true,
-            "-v" => options.is_verbose = true,
+            "--server" => target.server = Some(value()?),
+            "--via" => target.via = Some(parse_via(&value()?)?),
+            "--level" => target.levels = parse_levels(&value()?)?,
+            "--only" => only = value()?,
+            "--slow" => target.slow = true,
             _ => {
                 return Err(format!(
-                    "there is no option {option}: --server, --via, --level, --only, --slow or -v"
+                    "there is no option {option}: --server, --via, --level, --only or --slow"
                 ))
             }
         }
     }
-    Ok(options)
+    Ok((target, only))
+}
+
+fn parse_via(name: &str) -> Result<Via, String> {
+    match name {
+        "nc" => Ok(Via::Nc),
+        "telnet" => Ok(Via::Telnet),
+        _ => Err(format!("clients can be nc or telnet, not {name}")),
+    }
 }
 
 fn parse_levels(names: &str) -> Result<Vec<Level>, String> {
@@ -124,7 +114,7 @@ fn load_scripts() -> Result<Vec<Script>, String> {
     Ok(scripts)
 }
 
-/// Looks whether there is a server that can be judged.
+/// Finds out whether the server can be judged.
 fn probe(target: &Target) -> Result<(), Verdict> {
     match &target.server {
         Some(address) => probe::probe(address, &target.timeouts),
@@ -135,108 +125,87 @@ fn probe(target: &Target) -> Result<(), Verdict> {
     }
 }
 
-/// Plays the scripts, several at once, until the time is over, and tells each outcome.
-fn play_all(target: &Target, mut scripts: Vec<&Script>, tell: impl Fn(&Script, &Outcome) + Sync) {
-    // In a room that everybody shares one is played at a time, the quick ones first. Otherwise what
-    // takes longest begins first.
-    let is_shared = target.server.is_some();
-    scripts.sort_by_key(|script| (script.is_slow || script.is_lengthy()) == is_shared);
-    let shares = |script: &&Script| is_shared && !script.is_apart();
-    let (shared, apart): (VecDeque<_>, VecDeque<_>) = scripts.into_iter().partition(shares);
-    let queues = [(1, Mutex::new(shared)), (PLAYED_AT_ONCE, Mutex::new(apart))];
+/// Does this with each of the items, several at once.
+fn in_parallel<T>(workers: usize, items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let items = Mutex::new(items);
+    let next = || items.lock().unwrap().next();
     thread::scope(|scope| {
-        for (players, queue) in &queues {
-            for _ in 0..*players {
-                scope.spawn(|| loop {
-                    let Some(script) = queue.lock().unwrap().pop_front() else { break };
-                    let outcome = match target.is_exhausted() {
-                        Some(why) => Outcome::Skipped(why),
-                        None => play(target, script),
-                    };
-                    if let Outcome::Failed(_) = outcome {
-                        target.timeouts.failed();
-                    }
-                    tell(script, &outcome);
-                });
-            }
-        }
-    });
-}
-
-/// The suite's test of itself: behind a proxy that breaks nothing all transcripts must pass, and
-/// behind each that breaks one rule some transcript must fail.
-fn test_the_suite(target: &Target, scripts: &[Script], report: &Mutex<Report>) {
-    // A proxy takes much of what a client does not read.
-    let is_short = |script: &&Script| {
-        !script.is_large() && script.level != Level::Linechat && !script.does(Action::FallBehind)
-    };
-    let scripts: Vec<_> = scripts.iter().filter(is_short).collect();
-    let behind = |proxy| Target {
-        proxy: Some(proxy),
-        timeouts: Timeouts::like(target.timeouts.slowest()),
-        ..Target::default()
-    };
-    play_all(&behind(Proxy::honest()), scripts.clone(), |script, outcome| {
-        if let Outcome::Failed(why) = outcome {
-            let what = format!("a proxy that breaks nothing passes {}\n{why}", script.name);
-            report.lock().unwrap().check(false, &what);
-        }
-    });
-    let faults = Mutex::new(Proxy::broken().collect::<VecDeque<_>>());
-    thread::scope(|scope| {
-        for _ in 0..PLAYED_AT_ONCE {
-            scope.spawn(|| loop {
-                let Some(proxy) = faults.lock().unwrap().pop_front() else { break };
-                let fault = proxy.fault;
-                let target = behind(proxy);
-                let fails = |script: &&&Script| matches!(play(&target, script), Outcome::Failed(_));
-                let what = match scripts.iter().find(fails) {
-                    Some(script) => (true, format!("a server that {fault} fails {}", script.name)),
-                    None => (false, format!("no transcript fails with a server that {fault}")),
-                };
-                report.lock().unwrap().check(what.0, &what.1);
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    work(item);
+                }
             });
         }
     });
 }
 
-/// Each module of the suite uses only those declared before it, so they import in no circle.
-fn check_the_layers(report: &mut Report) -> Result<(), String> {
-    let runner = read("conformance/suite/runner.rs")?;
-    let layers = runner.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
-    let layers: Vec<_> = layers.collect();
-    for (at, layer) in layers.iter().enumerate() {
-        let source = read(&format!("conformance/suite/{layer}.rs"))?;
-        let uses = |other: &&&str| source.contains(&format!("crate::{other}"));
-        let what = format!("the suite's {layer} uses only modules above it");
-        match layers[at..].iter().find(uses) {
-            None => report.check(true, &what),
-            Some(other) => report.check(false, &format!("{what}, but not {other}")),
+/// Plays the scripts until the time is over, and tells each outcome.
+fn play_all<'a>(
+    target: &Target,
+    mut scripts: Vec<&'a Script>,
+    tell: impl Fn(&'a Script, Outcome) + Sync,
+) {
+    // In a shared room one transcript is played at a time, the quick ones first. Otherwise those that
+    // take longest begin first.
+    scripts.sort_by_key(|script| (script.is_slow, script.size()));
+    let players = match target.server {
+        Some(_) => 1,
+        None => {
+            scripts.reverse();
+            PLAYED_AT_ONCE
         }
-    }
-    let files = names_in("conformance/suite", ".rs")?.len();
-    report.check(files == layers.len() + 1, "each file in suite/ is a module of runner.rs");
-    Ok(())
+    };
+    in_parallel(players, scripts.into_iter(), |script| {
+        let outcome = match target.is_exhausted() {
+            Some(why) => Outcome::Skipped(why),
+            None => play(target, script),
+        };
+        if let Outcome::Failed(_) = outcome {
+            target.timeouts.has_failed.store(true, Ordering::Relaxed);
+        }
+        tell(script, outcome);
+    });
 }
 
-/// What the transcripts say about the documents is true.
-fn check_the_documents(report: &mut Report, scripts: &[Script]) -> Result<(), String> {
-    report.check_the_table(scripts, &read("conformance/README.md")?);
-    let document = read("PROTOCOL.md")?;
-    for section in script::SECTIONS {
-        let is_heading = document.lines().any(|line| line.strip_prefix("## ") == Some(section));
-        report.check(is_heading, &format!("'{section}' is a section of PROTOCOL.md"));
+/// The suite's test of itself: behind a proxy that breaks nothing all transcripts must pass, and
+/// behind each that breaks one rule some transcript must fail.
+fn test_the_suite(scripts: &[Script], report: &Mutex<Report>) {
+    let is_short = |script: &&Script| script.size() < SHORT && script.level != Level::Linechat;
+    let scripts: Vec<_> = scripts.iter().filter(is_short).collect();
+    let behind = |fault| Target { fault: Some(fault), ..Target::default() };
+    play_all(&behind(&broken::HONEST), scripts.clone(), |script, outcome| {
+        if let Outcome::Failed(why) = outcome {
+            let what = format!("a proxy that breaks nothing passes {}\n{why}", script.name);
+            report.lock().unwrap().check(false, &what);
+        }
+    });
+    in_parallel(PLAYED_AT_ONCE, broken::FAULTS.iter(), |fault| {
+        let target = behind(fault);
+        let fails = |script: &&&Script| matches!(play(&target, script), Outcome::Failed(_));
+        let found = scripts.iter().find(fails).map(|script| &script.name);
+        let what = format!("a server that {} fails a transcript: {found:?}", fault.0);
+        report.lock().unwrap().check(found.is_some(), &what);
+    });
+}
+
+/// No modules of the suite import each other in a circle.
+fn check_the_layers(report: &mut Report) -> Result<(), String> {
+    for (at, layer) in LAYERS.iter().enumerate() {
+        let source = read(&format!("conformance/suite/{layer}.rs"))?;
+        let uses = |other: &&&str| source.contains(&format!("crate::{other}"));
+        let other = LAYERS[at..].iter().find(uses);
+        report.check(other.is_none(), &format!("{layer} uses no module after it: {other:?}"));
     }
+    let files = names_in("conformance/suite", ".rs")?.len();
+    report.check(files == LAYERS.len() + 1, "each file in suite/ is a layer");
     Ok(())
 }
 
 fn run() -> Result<bool, String> {
-    let Options { target, only, is_verbose } = parse_arguments(std::env::args().skip(1))?;
+    let (target, only) = parse_arguments(std::env::args().skip(1))?;
     let all = load_scripts()?;
-    let is_asked = |script: &&Script| {
-        let has_name = only.as_ref().is_none_or(|only| script.name.contains(only.as_str()));
-        has_name && target.has_level(script.level)
-    };
+    let is_asked = |script: &&Script| script.name.contains(&only) && target.has_level(script.level);
     let scripts: Vec<_> = all.iter().filter(is_asked).collect();
     if scripts.is_empty() {
         return Err("no transcript of these levels has that in its name".to_owned());
@@ -249,20 +218,19 @@ fn run() -> Result<bool, String> {
             return Ok(false);
         }
     }
-    let report = Mutex::new(Report::new(is_verbose));
+    let report = Mutex::new(Report::default());
     play_all(&target, scripts, |script, outcome| report.lock().unwrap().count(script, outcome));
-    if only.is_none() && target.levels.is_empty() && target.is_plain() {
+    if only.is_empty() && target.levels.is_empty() && target.is_plain() {
         check_the_layers(&mut report.lock().unwrap())?;
-        check_the_documents(&mut report.lock().unwrap(), &all)?;
-        test_the_suite(&target, &all, &report);
+        let (readme, protocol) = (read("conformance/README.md")?, read("PROTOCOL.md")?);
+        report.lock().unwrap().check_the_documents(&all, &readme, &protocol);
+        test_the_suite(&all, &report);
     }
-    let report = report.into_inner().unwrap();
-    report.print(&target);
-    match report.has_skipped(TOO_LATE) && !report.has_failures() {
-        true => {
+    match report.into_inner().unwrap().print(&target, TOO_LATE) {
+        (0, true) => {
             Err("too slow to be judged in half a minute; SLOW=1 takes what it needs".to_owned())
         }
-        false => Ok(!report.has_failures()),
+        (failed, _) => Ok(failed == 0),
     }
 }
 

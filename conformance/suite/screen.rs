@@ -5,7 +5,7 @@ use std::mem;
 
 #[derive(Default)]
 struct Row {
-    /// What is in each column; nothing in the second one of a wide character.
+    /// What is in each column; the second one of a wide character is empty.
     cells: Vec<String>,
     /// Goes on in the next row.
     wraps: bool,
@@ -39,34 +39,52 @@ impl Screen {
         }
     }
 
-    /// Shows these bytes. Returns the lines that the cursor has left behind above it, however many
-    /// rows each takes; what is typed stands below them.
+    /// Shows these bytes. Returns the lines that the cursor has left above it, however many rows each
+    /// takes; what is typed stands below them.
     pub fn print(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut bytes = [mem::take(&mut self.pending), bytes.to_vec()].concat();
-        let whole = whole_part(&bytes);
-        self.pending = bytes.split_off(whole);
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let mut rest = text.as_str();
-        while let Some(character) = rest.chars().next() {
-            rest = match sequence(rest) {
-                Some((parameters, function)) => {
-                    self.control(parameters, function);
-                    &rest[2 + parameters.len() + function.len_utf8()..]
-                }
-                None if rest.starts_with("\x1b7") || rest.starts_with("\x1b8") => {
-                    match &rest[1..2] {
-                        "7" => self.saved = (self.row, self.column),
-                        _ => (self.row, self.column) = self.saved,
-                    }
-                    &rest[2..]
-                }
-                None => {
-                    self.character(character);
-                    &rest[character.len_utf8()..]
-                }
+        for &byte in bytes {
+            self.pending.push(byte);
+            let is_cut = match self.pending.as_slice() {
+                b"\x1b" | b"\x1b[" => true,
+                [0x1b, b'[', .., last] => !matches!(last, 0x40..=0x7e),
+                text => std::str::from_utf8(text).is_err_and(|error| error.error_len().is_none()),
             };
+            if !is_cut {
+                let pending = mem::take(&mut self.pending);
+                self.show(&String::from_utf8_lossy(&pending));
+            }
         }
         self.hand_out()
+    }
+
+    /// Shows a character or a control sequence.
+    fn show(&mut self, text: &str) {
+        let row = &mut self.rows[self.row];
+        match text {
+            "\r" => self.column = 0,
+            "\n" => self.move_down(),
+            "\x07" | "\x1b[?2004h" | "\x1b[?2004l" => {}
+            "\x1b7" => self.saved = (self.row, self.column),
+            "\x1b8" => (self.row, self.column) = self.saved,
+            "\x1b[?7h" => self.does_wrap = true,
+            "\x1b[?7l" => self.does_wrap = false,
+            "\x1b[J" => {
+                row.cells.truncate(self.column);
+                row.wraps = false;
+                self.rows.truncate(self.row + 1);
+            }
+            // To the top of the window, above which is what has been handed out.
+            "\x1b[H" => (self.row, self.column) = (self.finished, 0),
+            _ => match text.strip_prefix("\x1b[") {
+                Some(colour) if colour.ends_with('m') => {}
+                Some(up) if up.ends_with('A') => {
+                    self.row =
+                        self.row.saturating_sub(up.trim_end_matches('A').parse().unwrap_or(1));
+                }
+                Some(other) => format!("ESC[{other}").chars().for_each(|c| self.put(c)),
+                None => text.chars().for_each(|c| self.put(c)),
+            },
+        }
     }
 
     /// The line that the cursor is in, with `|` in the cursor's place.
@@ -104,15 +122,6 @@ impl Screen {
         self.rows.splice(at..=at, rows);
     }
 
-    fn character(&mut self, character: char) {
-        match character {
-            '\r' => self.column = 0,
-            '\n' => self.move_down(),
-            '\x07' => {}
-            _ => self.put(character),
-        }
-    }
-
     fn put(&mut self, character: char) {
         let width = width(character);
         if self.column + width > self.columns {
@@ -148,24 +157,6 @@ impl Screen {
         }
     }
 
-    /// A control sequence: `ESC [ parameters function`.
-    fn control(&mut self, parameters: &str, function: char) {
-        match (parameters, function) {
-            (_, 'm') | ("?2004", 'h' | 'l') => {}
-            ("?7", 'h') => self.does_wrap = true,
-            ("?7", 'l') => self.does_wrap = false,
-            ("", 'J') => {
-                self.rows[self.row].cells.truncate(self.column);
-                self.rows[self.row].wraps = false;
-                self.rows.truncate(self.row + 1);
-            }
-            // To the top of the window, above which is what has been handed out.
-            ("", 'H') => (self.row, self.column) = (self.finished, 0),
-            (_, 'A') => self.row = self.row.saturating_sub(parameters.parse().unwrap_or(1)),
-            _ => format!("ESC[{parameters}{function}").chars().for_each(|c| self.put(c)),
-        }
-    }
-
     fn hand_out(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         if self.row < self.finished {
@@ -183,28 +174,6 @@ impl Screen {
         }
         lines
     }
-}
-
-/// How much of `bytes` is whole characters and control sequences.
-fn whole_part(bytes: &[u8]) -> usize {
-    let characters = match std::str::from_utf8(bytes) {
-        Err(error) if error.error_len().is_none() => error.valid_up_to(),
-        _ => bytes.len(),
-    };
-    let escape = bytes[..characters].iter().rposition(|&byte| byte == 0x1b);
-    let is_cut = |start: &usize| match &bytes[*start..characters] {
-        [_] => true,
-        [_, b'[', rest @ ..] => !rest.iter().any(|byte| matches!(byte, 0x40..=0x7e)),
-        _ => false,
-    };
-    escape.filter(is_cut).unwrap_or(characters)
-}
-
-/// The parameters and the function of the control sequence that `text` starts with.
-fn sequence(text: &str) -> Option<(&str, char)> {
-    let text = text.strip_prefix("\x1b[")?;
-    let end = text.find(|c: char| matches!(c, '\x40'..='\x7e'))?;
-    Some((&text[..end], text[end..].chars().next()?))
 }
 
 fn width(character: char) -> usize {

@@ -1,46 +1,23 @@
 //! Reads transcripts. `conformance/README.md` describes their language.
 
-use crate::forms::{Action, Needs, Step};
-use crate::text::Text;
-use std::iter::Peekable;
+use crate::forms::{Action, Step};
 
-/// People in a room, or steps, that are many.
-const CROWD: usize = 40;
-const LENGTHY: usize = 150;
+/// More bytes than telnet takes at once.
+pub const LONG: usize = 200_000;
 
 /// What a transcript asks of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
     /// What clients and servers need to talk to each other.
+    #[default]
     Core,
     /// PROTOCOL.md, "Annex A".
     Telnet,
     /// PROTOCOL.md, "Annex B".
     Overload,
-    /// What this repository's server and client do beside the protocol.
+    /// What this repository's server and client do apart from the protocol.
     Linechat,
 }
-
-/// The sections of PROTOCOL.md that transcripts are about.
-pub const SECTIONS: [&str; 17] = [
-    "An example session",
-    "Writing a client",
-    "Writing a server",
-    "Framing",
-    "Text",
-    "Names",
-    "Grammar",
-    "Requests",
-    "Joining, leaving, roster",
-    "Errors",
-    "Order, pipelining, fences",
-    "Limits",
-    "Closing and half-closing",
-    "Security considerations",
-    "Versioning and history",
-    "Annex A: telnet",
-    "Annex B: many people and slow readers",
-];
 
 impl Level {
     pub const ALL: [Level; 4] = [Level::Core, Level::Telnet, Level::Overload, Level::Linechat];
@@ -57,19 +34,20 @@ impl Level {
     fn section(self) -> Option<&'static str> {
         match self {
             Level::Core | Level::Linechat => None,
-            Level::Telnet => Some(SECTIONS[15]),
-            Level::Overload => Some(SECTIONS[16]),
+            Level::Telnet => Some("Annex A: telnet"),
+            Level::Overload => Some("Annex B: many people and slow readers"),
         }
     }
 }
 
 /// A transcript, ready to be played.
+#[derive(Default)]
 pub struct Script {
     pub name: String,
     pub requirement: u32,
     pub level: Level,
     /// The section of PROTOCOL.md that it is about. `None`: it is about our own programs.
-    pub section: Option<&'static str>,
+    pub section: Option<String>,
     pub claim: String,
     /// This repository's server is started with these.
     pub options: Vec<String>,
@@ -83,12 +61,12 @@ pub struct Script {
 impl Script {
     /// A file of its own, which begins with `R4 core, Requests: what is claimed`.
     pub fn from_file(name: &str, text: &str) -> Result<Script, String> {
-        let mut lines = text.lines().zip(1..).map(|(line, number)| (number, line));
+        let mut lines = (1..).zip(text.lines());
         let title = lines.next().map_or("", |(_, title)| title);
-        let (requirement, level, section, claim) = parse_title(title).ok_or(format!(
+        let script = parse_title(title).ok_or(format!(
             "{name}:1: the first line must be like 'R4 core, Requests: what is claimed'"
         ))?;
-        Script::parse(name.to_owned(), requirement, level, section, claim, lines)
+        Script { name: name.to_owned(), ..script }.with_steps(lines.collect())
     }
 
     /// The examples of PROTOCOL.md: every block fenced by "```transcript R4". It claims what the
@@ -96,166 +74,99 @@ impl Script {
     pub fn from_document(name: &str, text: &str) -> Result<Vec<Script>, String> {
         let mut scripts = Vec::new();
         let (mut section, mut heading) = ("", "");
-        let mut lines = text.lines().zip(1..).map(|(line, number)| (number, line));
+        let mut lines = (1..).zip(text.lines());
         while let Some((number, line)) = lines.next() {
             if line.starts_with('#') {
                 heading = line.trim_start_matches('#').trim();
                 section = if line.starts_with("## ") { heading } else { section };
             }
             let Some(requirement) = line.strip_prefix("```transcript R") else { continue };
-            let requirement =
-                requirement.parse().map_err(|_| format!("{name}:{number}: R what?"))?;
-            let section = SECTIONS.iter().find(|known| **known == section).copied();
-            let annex = |level: &Level| level.section().is_some() && level.section() == section;
-            let level = Level::ALL.into_iter().find(annex).unwrap_or(Level::Core);
             let name = format!("{name}:{number}");
-            let block: Vec<_> = lines.by_ref().take_while(|(_, line)| *line != "```").collect();
-            let lines = block.into_iter();
-            scripts.push(Script::parse(name, requirement, level, section, heading, lines)?);
+            let requirement = requirement.parse().map_err(|_| format!("{name}: R what?"))?;
+            let annex = |level: &Level| level.section() == Some(section);
+            let level = Level::ALL.into_iter().find(annex).unwrap_or_default();
+            let (section, claim) = (Some(section.to_owned()), heading.to_owned());
+            let script = Script { name, requirement, level, section, claim, ..Script::default() };
+            let block = lines.by_ref().take_while(|(_, line)| *line != "```").collect();
+            scripts.push(script.with_steps(block)?);
         }
         Ok(scripts)
     }
 
-    fn parse<'a>(
-        name: String,
-        requirement: u32,
-        level: Level,
-        section: Option<&'static str>,
-        claim: &str,
-        lines: impl Iterator<Item = (usize, &'a str)>,
-    ) -> Result<Script, String> {
-        let (claim, options, steps) = (claim.to_owned(), Vec::new(), Vec::new());
-        let (is_slow, suite_is_server) = (false, false);
-        let mut script = Script {
-            name,
-            requirement,
-            level,
-            section,
-            claim,
-            options,
-            is_slow,
-            suite_is_server,
-            steps,
-        };
-        let is_step = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
-        let mut lines = lines.filter(|(_, line)| is_step(line)).peekable();
-        while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("server --")) {
-            script.options.extend(line.split_whitespace().skip(1).map(str::to_owned));
+    /// Reads these lines: what the transcript needs, then its steps.
+    fn with_steps(mut self, mut lines: Vec<(usize, &str)>) -> Result<Script, String> {
+        lines.retain(|(_, line)| !matches!(line.trim_start().chars().next(), None | Some('#')));
+        let mut rest = lines.as_slice();
+        while let [(_, line), after @ ..] = rest {
+            match *line {
+                "slow" => self.is_slow = true,
+                "the suite is the server" => self.suite_is_server = true,
+                _ if line.starts_with("server --") => {
+                    self.options.extend(line.split_whitespace().skip(1).map(str::to_owned));
+                }
+                _ => break,
+            }
+            rest = after;
         }
-        script.is_slow = lines.next_if(|(_, line)| *line == "slow").is_some();
-        script.suite_is_server =
-            lines.next_if(|(_, line)| *line == "the suite is the server").is_some();
-        let file = script.file();
-        script.steps = parse_steps(&mut lines, 0).map_err(|error| format!("{file}:{error}"))?;
-        match script.written().iter().any(|step| step.action.asserts()) {
-            true => Ok(script),
-            false => Err(format!("{}: asserts nothing", script.name)),
-        }
+        self.steps = parse_steps(rest, 0).map_err(|error| format!("{}:{error}", self.file()))?;
+        Ok(self)
     }
 
     /// The file that it stands in.
-    pub fn file(&self) -> String {
-        self.name.split(':').next().unwrap_or_default().to_owned()
-    }
-
-    pub fn needs(&self, needs: Needs) -> bool {
-        self.written().iter().any(|step| step.needs == needs)
+    pub fn file(&self) -> &str {
+        self.name.split(':').next().unwrap_or_default()
     }
 
     pub fn does(&self, action: Action) -> bool {
-        self.written().iter().any(|step| step.action == action)
+        self.steps.iter().any(|step| step.action == action)
     }
 
-    /// It has very many people or much text.
-    pub fn is_large(&self) -> bool {
-        self.written().iter().any(|step| step.who.len() > CROWD || step.is_long())
+    /// A rough measure of the work. Each of the clients that join in one step is told of the others.
+    pub fn size(&self) -> usize {
+        self.steps.iter().map(|step| step.who.len().pow(2) + step.bytes.len() / 100).sum()
     }
+}
 
-    /// It has so many people or steps that others are played first.
-    pub fn is_lengthy(&self) -> bool {
-        self.is_large() || self.unrolled().len() > LENGTHY
-    }
+/// A script without its name and steps.
+fn parse_title(title: &str) -> Option<Script> {
+    let (requirement, rest) = title.strip_prefix('R')?.split_once(' ')?;
+    let (level, rest) = rest.split_at(rest.find([',', ':'])?);
+    let level = Level::parse(level)?;
+    let (section, claim) = match level {
+        Level::Core => {
+            let (section, claim) = rest.strip_prefix(", ")?.split_once(": ")?;
+            (Some(section), claim)
+        }
+        _ => (level.section(), rest.strip_prefix(": ")?),
+    };
+    let (section, claim) = (section.map(str::to_owned), claim.to_owned());
+    let requirement = requirement.parse().ok()?;
+    Some(Script { requirement, level, section, claim, ..Script::default() })
+}
 
-    /// It takes long and enters no room, so it disturbs nothing that is played meanwhile.
-    pub fn is_apart(&self) -> bool {
-        let enters = |step: &&Step| {
-            let welcome = |text: &Text| text.bytes().take(7).eq(*b"WELCOME");
-            step.action == Action::BeInTheRoom || step.action.asserts() && welcome(&step.text)
-        };
-        self.is_slow && !self.written().iter().any(enters)
-    }
-
-    /// The steps in the order in which they are played, each with the round that it is played in.
-    pub fn unrolled(&self) -> Vec<(usize, &Step)> {
-        fn unroll<'a>(round: usize, steps: &'a [Step], into: &mut Vec<(usize, &'a Step)>) {
-            for step in steps {
-                match step.action {
-                    Action::Repeat => {
-                        (1..=step.number).for_each(|round| unroll(round, &step.block, into))
-                    }
-                    _ => into.push((round, step)),
+/// Steps that are indented below `20 times` are repeated. `{n}` is the number of the round.
+fn parse_steps(mut lines: &[(usize, &str)], round: usize) -> Result<Vec<Step>, String> {
+    let indentation = |line: &str| line.len() - line.trim_start_matches(' ').len();
+    let depth = lines.first().map_or(0, |(_, line)| indentation(line));
+    let mut steps = Vec::new();
+    while let [(number, line), rest @ ..] = lines {
+        let (is_level, line) = (indentation(line) == depth, line.trim_start());
+        let wrong = |what: String| format!("{number}: {what}: {line}");
+        let block = rest.iter().take_while(|(_, line)| indentation(line) > depth).count();
+        let (block, rest) = rest.split_at(block);
+        match line.strip_suffix(" times").and_then(|times| times.parse::<usize>().ok()) {
+            Some(times) if is_level && !block.is_empty() => {
+                for round in 1..=times {
+                    steps.extend(parse_steps(block, round)?);
                 }
             }
-        }
-        let mut steps = Vec::new();
-        unroll(0, &self.steps, &mut steps);
-        steps
-    }
-
-    /// Every step as it is written, those of blocks included.
-    pub fn written(&self) -> Vec<&Step> {
-        fn collect<'a>(steps: &'a [Step], into: &mut Vec<&'a Step>) {
-            for step in steps {
-                into.push(step);
-                collect(&step.block, into);
+            None if is_level && block.is_empty() => {
+                let source = line.replace("{n}", &round.to_string());
+                steps.push(Step::parse(*number, &source).map_err(wrong)?);
             }
+            _ => return Err(wrong("the steps to repeat, and no others, are indented".to_owned())),
         }
-        let mut steps = Vec::new();
-        collect(&self.steps, &mut steps);
-        steps
-    }
-}
-
-fn parse_title(title: &str) -> Option<(u32, Level, Option<&'static str>, &str)> {
-    let (requirement, rest) = title.strip_prefix('R')?.split_once(' ')?;
-    let end = rest.find([',', ':'])?;
-    let (level, rest) = rest.split_at(end);
-    let level = Level::parse(level)?;
-    let (section, claim) = match rest.strip_prefix(", ") {
-        None => (level.section(), rest.strip_prefix(": ")?),
-        Some(rest) => {
-            let named = |section: &&&str| {
-                rest.strip_prefix(**section).is_some_and(|rest| rest.starts_with(": "))
-            };
-            let section = SECTIONS.iter().find(named)?;
-            (Some(*section), &rest[section.len() + 2..])
-        }
-    };
-    let is_complete = section.is_some() || level == Level::Linechat;
-    is_complete.then_some((requirement.parse().ok()?, level, section, claim))
-}
-
-/// The steps that are indented by `depth`, up to the first that is less.
-fn parse_steps<'a>(
-    lines: &mut Peekable<impl Iterator<Item = (usize, &'a str)>>,
-    depth: usize,
-) -> Result<Vec<Step>, String> {
-    let indentation = |line: &str| line.len() - line.trim_start_matches(' ').len();
-    let mut steps = Vec::new();
-    while let Some((number, line)) = lines.next_if(|(_, line)| indentation(line) >= depth) {
-        let wrong = |what: String| format!("{number}: {what}: {}", line.trim_start());
-        if indentation(line) > depth {
-            return Err(wrong("indented, though no block begins before".to_owned()));
-        }
-        let mut step = Step::parse(number, line.trim_start()).map_err(wrong)?;
-        if step.action == Action::Repeat {
-            let inner = lines.peek().map_or(0, |(_, line)| indentation(line));
-            if inner <= depth {
-                return Err(wrong("the steps to repeat must be indented".to_owned()));
-            }
-            step.block = parse_steps(lines, inner)?;
-        }
-        steps.push(step);
+        lines = rest;
     }
     Ok(steps)
 }

@@ -1,70 +1,84 @@
 //! The texts of transcripts: what they stand for, and whether something received is that.
 //! `conformance/README.md`, "Texts", describes how they are written.
 
-use std::str::FromStr;
-
-/// Text as it stands in a transcript, understood up to what is known only while it is played.
+/// A text of a transcript: pieces, with any text or none between each two.
 #[derive(Debug, Default)]
-pub struct Text(pub Vec<Part>);
+pub struct Pattern(pub Vec<Vec<u8>>);
 
-#[derive(Debug)]
-pub enum Part {
-    Bytes(Vec<u8>),
-    /// `*`: any text or none.
-    Anything,
-    /// `{n}`: how often the block has begun.
-    Round,
-    /// `{server}`: the server's address.
-    Server,
-    /// `{ana's address}`: where Ana's connection comes from.
-    AddressOf(String),
-}
-
-impl Text {
-    /// The bytes, if all of them are known beforehand.
-    pub fn plain(self) -> Result<Vec<u8>, String> {
-        let parts = self.0.into_iter().map(|part| match part {
-            Part::Bytes(bytes) => Ok(bytes),
-            _ => Err("only plain text can stand here".to_owned()),
-        });
-        Ok(parts.collect::<Result<Vec<_>, String>>()?.concat())
-    }
-
-    /// The bytes that are known beforehand.
-    pub fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
-        let parts = self.0.iter().map(|part| match part {
-            Part::Bytes(bytes) => bytes.as_slice(),
-            _ => b"",
-        });
-        parts.flatten().copied()
-    }
-}
-
-impl FromStr for Text {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Text, String> {
-        let mut parts = Vec::new();
+impl Pattern {
+    /// `known` returns what `{server}` or `{ana's address}` stands for, which is only known while the
+    /// transcript is played; `None` stands for any text.
+    pub fn parse(text: &str, known: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<Pattern, String> {
+        let mut pieces = vec![Vec::new()];
         let mut rest = text;
         while let Some(character) = rest.chars().next() {
             rest = &rest[character.len_utf8()..];
-            parts.push(match character {
-                '\\' => Part::Bytes(parse_escape(&mut rest)?),
-                '*' => Part::Anything,
+            let bytes = match character {
+                '\\' => Some(parse_escape(&mut rest)?),
+                '*' => None,
                 '{' => {
                     let end = closing_brace(rest).ok_or("'{' without '}'")?;
                     let inside = &rest[..end];
                     rest = &rest[end + 1..];
-                    parse_braces(inside)?
+                    match inside == "server" || inside.ends_with("'s address") {
+                        true => known(inside),
+                        false => Some(parse_braces(inside)?),
+                    }
                 }
-                _ => Part::Bytes(character.to_string().into_bytes()),
-            });
+                _ => Some(character.to_string().into_bytes()),
+            };
+            match (bytes, pieces.last_mut()) {
+                (Some(bytes), Some(piece)) => piece.extend(bytes),
+                _ => pieces.push(Vec::new()),
+            }
         }
-        Ok(Text(parts))
+        Ok(Pattern(pieces))
+    }
+
+    /// Returns true if `text` is this. A space and a `*` at the end may also be missing together, as
+    /// PROTOCOL.md's `[ SP text ]` may.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        let Some((first, pieces)) = self.0.split_first() else { return text.is_empty() };
+        let fits = |text: &[u8]| match text.strip_prefix(first.as_slice()) {
+            Some(text) => rest_matches(pieces, text),
+            None => false,
+        };
+        let is_open = pieces.last().is_some_and(Vec::is_empty);
+        fits(text) || is_open && fits(&[text, b" "].concat())
+    }
+
+    /// The error shows both.
+    pub fn compare(&self, text: &[u8]) -> Result<(), String> {
+        match self.matches(text) {
+            true => Ok(()),
+            false => Err(side_by_side(&self.show(), &show(text))),
+        }
+    }
+
+    pub fn show(&self) -> String {
+        self.0.iter().map(|piece| show(piece)).collect::<Vec<_>>().join("*")
     }
 }
 
-/// Where the brace is closed that was opened before `text`.
+fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
+    let [piece, pieces @ ..] = pieces else { return text.is_empty() };
+    (0..=text.len()).any(|skipped| {
+        text[..skipped].iter().all(|&byte| byte >= b' ' || byte == b'\t')
+            && text[skipped..]
+                .strip_prefix(piece.as_slice())
+                .is_some_and(|text| rest_matches(pieces, text))
+    })
+}
+
+/// The bytes of a text in which nothing is open.
+fn parse_plain(text: &str) -> Result<Vec<u8>, String> {
+    match Pattern::parse(text, &|_| None)?.0.as_slice() {
+        [bytes] => Ok(bytes.clone()),
+        _ => Err("only plain text can stand here".to_owned()),
+    }
+}
+
+/// The offset of the brace that closes the one before `text`.
 fn closing_brace(text: &str) -> Option<usize> {
     let mut open = 1;
     let mut is_escaped = false;
@@ -80,24 +94,17 @@ fn closing_brace(text: &str) -> Option<usize> {
     })
 }
 
-/// `{n}`, `{server}`, `{ana's address}`, `{x 20 times}`, or names as in `{p1..p20}`.
-fn parse_braces(inside: &str) -> Result<Part, String> {
-    if let Some(name) = inside.strip_suffix("'s address") {
-        return Ok(Part::AddressOf(name.to_owned()));
-    }
+/// `{x 20 times}`, or names as in `{p1..p20}`.
+fn parse_braces(inside: &str) -> Result<Vec<u8>, String> {
     let repeated = inside.strip_suffix(" times").and_then(|it| it.rsplit_once(' '));
-    if let Some((unit, count)) = repeated {
-        let count = count.parse().map_err(|_| format!("how many times? {{{inside}}}"))?;
-        return Ok(Part::Bytes(unit.parse::<Text>()?.plain()?.repeat(count)));
-    }
-    match inside {
-        "n" => Ok(Part::Round),
-        "server" => Ok(Part::Server),
-        _ => Ok(Part::Bytes(parse_names(inside)?.join(" ").into_bytes())),
-    }
+    let Some((unit, count)) = repeated else {
+        return Ok(parse_names(inside)?.join(" ").into_bytes());
+    };
+    let count = count.parse().map_err(|_| format!("how many times? {{{inside}}}"))?;
+    Ok(parse_plain(unit)?.repeat(count))
 }
 
-/// What stands behind a backslash: `r`, `n`, `t`, `s` for a space, `xFF`, `u202E`, or a character
+/// What stands after a backslash: `r`, `n`, `t`, `s` for a space, `xFF`, `u202E`, or a character
 /// that would otherwise be special.
 fn parse_escape(rest: &mut &str) -> Result<Vec<u8>, String> {
     let character = rest.chars().next().ok_or("a backslash at the end")?;
@@ -120,7 +127,7 @@ fn parse_escape(rest: &mut &str) -> Result<Vec<u8>, String> {
     })
 }
 
-/// Words, divided by spaces that stand in no braces; each with where it ends.
+/// Words, divided by spaces outside braces; each with the offset of its end.
 pub fn split_words(text: &str) -> Vec<(&str, usize)> {
     let mut words = Vec::new();
     let (mut start, mut depth) = (0, 0);
@@ -151,50 +158,11 @@ pub fn parse_names(text: &str) -> Result<Vec<String>, String> {
         Some((from..=to).map(|number| format!("{stem}{number}")).collect())
     };
     let names = split_words(text).into_iter().map(|(word, _)| {
-        let word = String::from_utf8(word.parse::<Text>()?.plain()?);
+        let word = String::from_utf8(parse_plain(word)?);
         let word = word.map_err(|_| "a name is UTF-8".to_owned())?;
         Ok(range(&word).unwrap_or(vec![word]))
     });
     Ok(names.collect::<Result<Vec<_>, String>>()?.concat())
-}
-
-/// A text with everything filled in: pieces with any text or none between each two.
-pub struct Pattern(pub Vec<Vec<u8>>);
-
-impl Pattern {
-    /// Whether `text` is this. A space and a `*` at the end may also be missing together, as
-    /// PROTOCOL.md's `[ SP text ]` may.
-    pub fn matches(&self, text: &[u8]) -> bool {
-        if let [before @ .., last, end] = self.0.as_slice() {
-            if let (Some(last), true) = (last.strip_suffix(b" "), end.is_empty()) {
-                let short = [before, &[last.to_vec()]].concat();
-                if Pattern(short).matches(text) {
-                    return true;
-                }
-            }
-        }
-        match self.0.as_slice() {
-            [whole] => text == whole,
-            [first, pieces @ ..] => {
-                text.strip_prefix(first.as_slice()).is_some_and(|text| rest_matches(pieces, text))
-            }
-            [] => text.is_empty(),
-        }
-    }
-
-    pub fn show(&self) -> String {
-        self.0.iter().map(|piece| show(piece)).collect::<Vec<_>>().join("*")
-    }
-}
-
-fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
-    let [piece, pieces @ ..] = pieces else { return text.is_empty() };
-    (0..=text.len()).any(|skipped| {
-        text[..skipped].iter().all(|&byte| byte >= b' ' || byte == b'\t')
-            && text[skipped..]
-                .strip_prefix(piece.as_slice())
-                .is_some_and(|text| rest_matches(pieces, text))
-    })
 }
 
 /// Bytes as transcripts write them, whole: what is shown can be copied into one.
@@ -229,7 +197,7 @@ fn show_character(character: char) -> String {
         '\\' | '*' | '{' | '}' => format!("\\{character}"),
         ' '..='~' => character.to_string(),
         '\0'..='\x7f' => format!("\\x{:02X}", u32::from(character)),
-        // What `escape_debug` escapes cannot be seen.
+        // `escape_debug` escapes what cannot be seen.
         _ if character.escape_debug().len() == 1 => character.to_string(),
         '\u{80}'..='\u{ffff}' => format!("\\u{:04X}", u32::from(character)),
         _ => format!("\\U{:08X}", u32::from(character)),
