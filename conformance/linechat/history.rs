@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// All lines for everybody, as a member receives them that says nothing.
+/// All lines for everybody: what a member that says nothing receives.
 #[derive(Default)]
 pub struct History {
     pub text: Vec<u8>,

@@ -106,7 +106,7 @@ impl Simulation {
         counted - first
     }
 
-    /// Whether all these people are in the room.
+    /// Returns true if all these people are in the room.
     fn are_here(&self, ids: impl IntoIterator<Item = usize>) -> bool {
         let room = self.crowd.past.room();
         ids.into_iter().all(|id| room.contains(&self.crowd.past.names[id]))
@@ -124,7 +124,7 @@ impl Simulation {
         peer
     }
 
-    /// Whether a new connection is greeted and not refused.
+    /// Returns true if a new connection is greeted and not refused.
     fn greets(&mut self, address: impl Into<IpAddr>) -> bool {
         let peer = self.connect(address, "");
         take_text(peer).starts_with("HELLO ")

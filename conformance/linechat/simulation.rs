@@ -71,7 +71,7 @@ impl Buffers {
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
-/// How many system calls the server has made, and how many bytes they moved.
+/// The number of system calls that the server has made, and of the bytes that they moved.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
     pub count: usize,
@@ -134,7 +134,7 @@ pub fn calls() -> Calls {
     with(|network| network.calls)
 }
 
-/// How many sockets the server holds.
+/// The number of sockets that the server holds.
 pub fn descriptors() -> usize {
     with(|network| network.descriptors)
 }
@@ -155,7 +155,7 @@ struct Network {
     beginning: Instant,
     time: Duration,
     alarm: Option<Duration>,
-    /// How long the next wait is suspended.
+    /// `Some`: the next wait is suspended for this long.
     suspended: Option<Duration>,
     connections: Vec<Connection>,
     /// Connections that the server has not accepted yet.
@@ -207,7 +207,7 @@ impl Network {
         self.time += call_cost + kib_cost * bytes as u32 / 1024;
     }
 
-    /// How much a call takes of what it could take.
+    /// The part of `whole` that a call takes.
     fn some_of(&mut self, whole: usize) -> usize {
         match self.chance.below(100) < self.conditions.partial {
             true => self.chance.below(whole + 1),
@@ -253,20 +253,20 @@ struct Connection {
     buffers: Buffers,
     /// Sent by the peer and not read by the server.
     sent: VecDeque<u8>,
-    /// How many bytes the server has read, or lost after their arrival.
+    /// Bytes that the server has read, or lost after their arrival.
     all_taken: usize,
     peer_has_ended: bool,
     peer_has_closed: bool,
     /// Written by the server and not taken by the peer.
     written: VecDeque<u8>,
-    /// How much of the window the peer has freed without announcing it.
+    /// Bytes of the window that the peer has freed without announcing it.
     freed: usize,
-    /// How many bytes the server's kernel has taken, and when it took the last ones.
+    /// Bytes that the server's kernel has taken, and the time at which it took the last ones.
     all_written: usize,
     last_written: Duration,
     server_has_ended: bool,
     server_has_closed: bool,
-    /// There is no connection any longer, and the error that the server is to be told once.
+    /// There is no connection any longer. `failure` is the error that the server must learn once.
     has_failed: bool,
     failure: Option<ErrorKind>,
     /// The peer has been told that there is no connection any longer.
@@ -274,7 +274,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Whether the socket can be read, can be written to, and has failed.
+    /// Returns three values: the socket is readable, is writable, has failed.
     fn readiness(&self) -> (bool, bool, bool) {
         let failed = self.has_failed || (self.input_has_ended() && self.server_has_ended);
         let readable = failed || self.arrived() > 0 || self.input_has_ended();
@@ -285,17 +285,17 @@ impl Connection {
         self.peer_has_ended && self.sent.is_empty()
     }
 
-    /// How many bytes at the front of `sent` are in the server's kernel.
+    /// Bytes at the front of `sent` that are in the server's kernel.
     fn arrived(&self) -> usize {
         self.sent.len().min(self.buffers.receive)
     }
 
-    /// How many bytes the window holds as far as the server's kernel knows, and `unsent` does.
+    /// Bytes that the server's kernel counts in the window and in `unsent`.
     fn occupied(&self) -> usize {
         self.written.len() + self.freed
     }
 
-    /// How many bytes at the end of `written` are in the server's kernel.
+    /// Bytes at the end of `written` that are in the server's kernel.
     fn unsent(&self) -> usize {
         self.occupied().saturating_sub(self.buffers.window)
     }
@@ -569,7 +569,7 @@ impl Peer {
     }
 
     /// Takes up to `most` bytes of what has come, and of what comes when that makes space in the
-    /// window. Returns how many.
+    /// window. Returns their number.
     pub fn take(self, most: usize, into: &mut Vec<u8>) -> usize {
         self.with(|connection| {
             let before = into.len();
@@ -590,34 +590,34 @@ impl Peer {
         })
     }
 
-    /// Whether the server has ended its side of the stream, and all that came before is taken.
+    /// Returns true if the server has ended its side of the stream and all that came before is taken.
     pub fn sees_end(self) -> bool {
         self.with(|it| {
             !it.has_failed && it.written.is_empty() && (it.server_has_ended || it.server_has_closed)
         })
     }
 
-    /// Whether the server has reset the connection.
+    /// Returns true if the server has reset the connection.
     pub fn was_reset(self) -> bool {
         self.with(|connection| connection.was_reset)
     }
 
-    /// Whether the server's end of the connection is closed.
+    /// Returns true if the server's end of the connection is closed.
     pub fn is_dropped(self) -> bool {
         self.with(|connection| connection.server_has_closed)
     }
 
-    /// How many of the bytes sent the server has not read yet.
+    /// Bytes sent that the server has not read.
     pub fn unread(self) -> usize {
         self.with(|connection| connection.sent.len())
     }
 
-    /// How many bytes have ever come as far as the server's kernel.
+    /// Bytes that have ever reached the server's kernel.
     pub fn all_arrived(self) -> usize {
         self.with(|connection| connection.all_taken + connection.arrived())
     }
 
-    /// How many bytes the server's kernel has ever taken for this peer, and when the last.
+    /// Bytes that the server's kernel has ever taken for this peer, and the time of the last.
     pub fn all_written(self) -> (usize, Duration) {
         self.with(|connection| (connection.all_written, connection.last_written))
     }

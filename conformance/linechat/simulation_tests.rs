@@ -124,8 +124,8 @@ struct Behaviour {
     reading: Reading,
     buffers: Buffers,
     has_long_name: bool,
-    /// After how much time, and how, the connection ends. `comes_again`: another one follows at
-    /// once, with a new name.
+    /// The connection ends after this time, in this way; `None`: it does not. `comes_again`: another
+    /// one follows at once, with a new name.
     ending: Option<(Duration, Ending)>,
     comes_again: bool,
     /// Every PING is answered, and every message passed on, within this.
@@ -149,7 +149,7 @@ impl Default for Behaviour {
 }
 
 impl Behaviour {
-    /// Whether PROTOCOL.md promises that such a client is never disconnected.
+    /// Returns true if PROTOCOL.md promises that such a client is never disconnected.
     fn is_promised_to_stay(&self) -> bool {
         self.reading.rate >= 64 * 1024 && self.reading.step <= 2 * 1024 * 1024
     }
@@ -175,7 +175,7 @@ enum Reply {
 }
 
 /// A message that the observer has not received: where it ends among the bytes that its sender has
-/// sent, and since when.
+/// sent, and when it was sent.
 struct Message {
     text: String,
     end: usize,
@@ -208,7 +208,7 @@ struct Person {
     is_gone: bool,
     /// Received all up to the end of the stream.
     has_all: bool,
-    /// How much the person can still take now, and since when.
+    /// Bytes that the person can still take now, and the time at which it got them.
     credit: usize,
     refilled: Duration,
     is_refilling: bool,
@@ -395,7 +395,7 @@ fn id_of(name: &str) -> usize {
     digits.parse().unwrap_or_else(|_| panic!("no person is named {name}"))
 }
 
-// The crowd: everybody, and when they act
+// The crowd: all people, and when they act
 
 enum Event {
     Come(Behaviour),
@@ -416,8 +416,8 @@ struct Crowd {
     scheduled: usize,
     /// What the observer has not received of the last roster.
     roster: String,
-    /// Whether the budget applied before each turn since people last looked. What they find then can
-    /// be from any of these turns.
+    /// For each turn since people last read: the budget applied before it. What they read next can be
+    /// from any of these turns.
     applied: Vec<bool>,
     /// When the budget began to apply; `None` while it does not.
     budget_since: Option<Duration>,
@@ -464,7 +464,7 @@ impl Crowd {
         }
     }
 
-    /// Somebody connects, and will act.
+    /// Connects a person, which then acts.
     fn add(&mut self, behaviour: Behaviour) -> usize {
         let id = self.people.len();
         let name = match behaviour.has_long_name {
@@ -579,12 +579,12 @@ impl Crowd {
         let person = &mut self.people[id];
         person.reasons.push(if ending == Ending::Quit { "quit" } else { "disconnected" });
         if !matches!(ending, Ending::Quit | Ending::HalfClose) {
-            self.is_gone(id);
+            self.stop_reading(id);
         }
     }
 
     /// This person reads nothing any longer.
-    fn is_gone(&mut self, id: usize) {
+    fn stop_reading(&mut self, id: usize) {
         let Person { is_gone, behaviour, .. } = &mut self.people[id];
         *is_gone = true;
         if behaviour.comes_again {
@@ -617,7 +617,7 @@ impl Crowd {
         let sees_end = person.peer.sees_end();
         if sees_end || person.peer.was_reset() {
             person.check_end(&self.past);
-            self.is_gone(id);
+            self.stop_reading(id);
         }
         if sees_end {
             let delay = Duration::from_millis(self.chance.below(20_000) as u64);
@@ -639,8 +639,8 @@ impl Crowd {
         }
     }
 
-    /// After a turn of the server: everybody looks at what has come, the observer first.
-    fn look(&mut self) {
+    /// After a turn of the server: everybody reads what has come, the observer first.
+    fn read_all(&mut self) {
         if let Some(observer) = self.people.first() {
             take_text(observer.peer).lines().for_each(|line| self.observe(line));
         }
@@ -697,7 +697,7 @@ impl Crowd {
         }
     }
 
-    /// Somebody has joined or left.
+    /// A person has joined or left.
     fn change_room(&mut self, line: &str, count: &str, change: impl Fn(&[Name]) -> Vec<Name>) {
         let room = change(self.past.room());
         assert_eq!(count, room.len().to_string());
@@ -743,8 +743,8 @@ impl Crowd {
     fn check_whispers(&self, person: &Person) {
         for (&to, confirmed) in &person.confirmed {
             let receiver = &self.people[to];
-            let received = receiver.whispers.get(&person.id);
-            let has_all = received.is_some_and(|received| received.starts_with(confirmed));
+            let numbers = receiver.whispers.get(&person.id);
+            let has_all = numbers.is_some_and(|numbers| numbers.starts_with(confirmed));
             assert!(has_all || !receiver.has_all, "p{to} misses messages of p{}", person.id);
         }
     }
@@ -807,7 +807,7 @@ impl Simulation {
         assert_eq!(os::misuse(), [""; 0]);
         // A line that is logged after the writing comes to everybody in the next turn.
         if self.is_written() {
-            self.crowd.look();
+            self.crowd.read_all();
         }
     }
 
@@ -954,8 +954,8 @@ impl Drop for Replay {
     }
 }
 
-/// One run, all of which follows from its seed. Returns how many people there were, how many were
-/// removed as slow, and how many bytes were said.
+/// One run, all of which follows from its seed. Returns the number of people, of those removed as
+/// slow, and of the bytes said.
 fn random_run(seed: u64) -> [usize; 3] {
     let _replay = Replay(seed);
     let chance = &mut Chance(seed.wrapping_mul(0xA076_1D64_78BD_642F) | 1);
