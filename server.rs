@@ -448,12 +448,11 @@ impl Log {
 }
 
 /// The output of one client that its socket has not taken: a part of the log, and the client's own
-/// lines, which are replies to its requests and private messages. They stand before that part of the
-/// log (`lead`), and inside it or after it (`inserts`).
+/// lines, which are replies to its requests and private messages, inserted into that part.
 ///
 ///     log:       … MSG ana hi │ MSG bob hello │ MSG eve hey │
 ///                  ^ next     ^ an insert: own line PONG 1, then skip what bob sent itself
-///     bob gets:  the lead, MSG ana hi, PONG 1, MSG eve hey
+///     bob gets:  MSG ana hi, PONG 1, MSG eve hey
 #[derive(Default)]
 struct Outbox {
     /// Position in the log of the next byte to send.
@@ -461,22 +460,19 @@ struct Outbox {
     /// Where the log ends for this client: `IN_ROOM` for a member; 0 before it joins; the position
     /// before its LEFT after it has left.
     end: u64,
-    /// The client's own lines. The first `lead` bytes stand before `next`; `inserts` tells where the
-    /// others stand.
-    own: VecDeque<u8>,
-    lead: u32,
-    /// Bytes of `own` up to the end of the last reply.
-    until_reply: u32,
+    /// By position, of which each is from `next` to the end.
     inserts: VecDeque<Insert>,
+    /// Bytes of own lines in all inserts.
+    own_bytes: usize,
+    /// Bytes of own lines up to the end of the last reply.
+    until_reply: usize,
 }
 
-/// A place in the log at which a client receives bytes of its own lines, and then skips bytes of the
-/// log.
-#[derive(Clone, Copy)]
+/// A place in the log at which a client receives own lines, and then skips bytes of the log.
 struct Insert {
     position: u64,
-    own: u32,
-    skip: u32,
+    own: VecDeque<u8>,
+    skip: u64,
 }
 
 impl Outbox {
@@ -487,12 +483,13 @@ impl Outbox {
     /// Pending bytes, which the soft and the hard limit are for. Lines to be skipped are counted,
     /// because they too keep the log from being trimmed.
     fn pending(&self, log: &Log) -> usize {
-        self.own.len() + (self.end.min(log.end()) - self.next) as usize
+        self.own_bytes + (self.end.min(log.end()) - self.next) as usize
     }
 
     /// The client receives the log from here on, after the own lines that are pending.
     fn start_at_end(&mut self, log: &Log) {
         (self.next, self.end) = (log.end(), Self::IN_ROOM);
+        self.inserts.iter_mut().for_each(|insert| insert.position = log.end());
     }
 
     /// The client receives nothing that is logged from now on.
@@ -502,15 +499,14 @@ impl Outbox {
 
     /// Appends own lines after everything that is pending.
     fn push(&mut self, lines: &[u8], log: &Log, is_reply: bool) {
-        let (position, length) = (self.end.min(log.end()), lines.len() as u32);
-        self.own.extend(lines);
+        let position = self.end.min(log.end());
         match self.inserts.back_mut() {
-            None if self.next == position => self.lead += length,
-            Some(last) if last.position == position => last.own += length,
-            _ => self.inserts.push_back(Insert { position, own: length, skip: 0 }),
+            Some(last) if last.position == position => last.own.extend(lines),
+            _ => self.inserts.push_back(Insert { position, own: lines.to_vec().into(), skip: 0 }),
         }
+        self.own_bytes += lines.len();
         if is_reply {
-            self.until_reply = self.own.len() as u32;
+            self.until_reply = self.own_bytes;
         }
     }
 
@@ -519,13 +515,13 @@ impl Outbox {
         if self.end != Self::IN_ROOM {
             return;
         }
-        let position = log.end() - length as u64;
+        let skip = length as u64;
+        let position = log.end() - skip;
         match self.inserts.back_mut() {
-            Some(last) if last.position + u64::from(last.skip) == position => {
-                last.skip += length as u32;
-            }
-            None if self.next == position => self.next = log.end(),
-            _ => self.inserts.push_back(Insert { position, own: 0, skip: length as u32 }),
+            // Nothing else of the log is pending.
+            _ if self.next == position => self.start_at_end(log),
+            Some(last) if last.position + last.skip == position => last.skip += skip,
+            _ => self.inserts.push_back(Insert { position, own: VecDeque::new(), skip }),
         }
     }
 
@@ -533,54 +529,55 @@ impl Outbox {
     /// both that is put together in `scratch`. Empty only if nothing is pending.
     fn next_chunk<'a>(&'a self, log: &'a Log, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         let end = self.end.min(log.end());
-        if self.next == end {
-            return self.own.as_slices().0;
-        } else if self.own.is_empty() && self.inserts.is_empty() {
-            return log.slice(self.next, end);
+        match self.inserts.front() {
+            None => return log.slice(self.next, end),
+            Some(only) if self.next == end => return only.own.as_slices().0,
+            Some(_) => scratch.clear(),
         }
-        scratch.clear();
-        let (mut position, mut taken) = (self.next, 0);
-        let first = Insert { position, own: self.lead, skip: 0 };
-        let last = Insert { position: end, own: 0, skip: 0 };
-        for insert in [first].iter().chain(&self.inserts).chain([&last]) {
-            let to = insert.position.min(position + (Self::CHUNK - scratch.len()) as u64);
-            scratch.extend(log.slice(position, to));
-            let own = (insert.own as usize).min(Self::CHUNK - scratch.len());
-            scratch.extend(self.own.range(taken..taken + own));
+        let put = |scratch: &mut Vec<u8>, bytes: &[u8]| {
+            scratch.extend(&bytes[..bytes.len().min(Self::CHUNK - scratch.len())]);
+        };
+        let mut position = self.next;
+        for insert in &self.inserts {
+            put(scratch, log.slice(position, insert.position));
+            put(scratch, insert.own.as_slices().0);
+            put(scratch, insert.own.as_slices().1);
             if scratch.len() == Self::CHUNK {
                 break;
             }
-            position = insert.position + u64::from(insert.skip);
-            taken += own;
+            position = insert.position + insert.skip;
         }
+        put(scratch, log.slice(position, end));
         scratch
     }
 
     /// The socket has taken this many bytes of the chunk. Returns how many of them were own lines.
     fn consume(&mut self, mut taken: usize) -> usize {
-        let own_before = self.own.len();
-        loop {
-            let own = taken.min(self.lead as usize);
-            self.own.drain(..own);
-            self.lead -= own as u32;
-            taken -= own;
-            let Some(insert) = self.inserts.front().filter(|_| self.lead == 0) else { break };
-            let logged = (insert.position - self.next) as usize;
-            if taken < logged {
+        let own_before = self.own_bytes;
+        while let Some(insert) = self.inserts.front_mut() {
+            let logged = taken.min((insert.position - self.next) as usize);
+            taken -= logged;
+            self.next += logged as u64;
+            if self.next < insert.position {
                 break;
             }
-            // The insert's own lines are next.
-            taken -= logged;
-            self.next = insert.position + u64::from(insert.skip);
-            self.lead = insert.own;
+            insert.position += mem::take(&mut insert.skip);
+            self.next = insert.position;
+            let own = taken.min(insert.own.len());
+            insert.own.drain(..own);
+            taken -= own;
+            self.own_bytes -= own;
+            if !insert.own.is_empty() {
+                break;
+            }
             self.inserts.pop_front();
         }
         self.next += taken as u64;
-        let own_taken = own_before - self.own.len();
-        self.until_reply = self.until_reply.saturating_sub(own_taken as u32);
-        if self.own.is_empty() && self.inserts.is_empty() {
-            (self.own, self.inserts) = (VecDeque::new(), VecDeque::new());
+        if self.inserts.is_empty() {
+            self.inserts = VecDeque::new();
         }
+        let own_taken = own_before - self.own_bytes;
+        self.until_reply = self.until_reply.saturating_sub(own_taken);
         own_taken
     }
 
@@ -677,7 +674,7 @@ impl Client {
     /// request waits, and the client has taken its replies. If not, the server stops reading
     /// (back-pressure).
     fn takes_requests(&self) -> bool {
-        self.waiting_request.is_none() && self.outbox.until_reply as usize <= REPLY_LIMIT
+        self.waiting_request.is_none() && self.outbox.until_reply <= REPLY_LIMIT
     }
 
     /// Returns true if the server should read from this client: to carry out requests, or to discard
@@ -931,7 +928,8 @@ impl Room {
         let name = client.name.take()?;
         client.outbox.stop_at_end(&self.log);
         self.by_name.remove(&name_key(&name));
-        self.members.retain(|&member| member != id);
+        let place = self.members.iter().position(|&member| member == id)?;
+        self.members.remove(place);
         Some(name)
     }
 
@@ -1591,7 +1589,7 @@ impl Server {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let _ = self.poller.delete(&client.socket, id);
         let outbox = mem::take(&mut client.outbox);
-        self.room.own_bytes -= outbox.own.len();
+        self.room.own_bytes -= outbox.own_bytes;
         self.room.may_trim = true;
         self.room.budget.over_soft_limit.remove(&id);
     }

@@ -884,7 +884,7 @@ impl Simulation {
         assert_eq!((members.len(), by_name.len(), room.names().count()), (named, named, named));
         assert_eq!(budget.queue.waiting.len(), count(|it| it.waiting_request.is_some()));
         assert!(budget.queue.finishes.len() <= clients.count());
-        assert_eq!(room.own_bytes, clients.iter().map(|it| it.1.outbox.own.len()).sum::<usize>());
+        assert_eq!(room.own_bytes, clients.iter().map(|it| it.1.outbox.own_bytes).sum::<usize>());
         let mut slowest = log.end();
         // Lines that are logged after the writing count from the next turn on.
         let is_written = self.is_written() && room.writes.is_empty();
@@ -901,9 +901,9 @@ impl Simulation {
                 );
             }
             assert!(pending <= HARD_LIMIT + MOST_IN_A_TURN, "{pending} bytes are pending");
-            assert!(outbox.until_reply as usize <= outbox.own.len());
-            let inserted = outbox.inserts.iter().map(|it| it.own).sum::<u32>();
-            assert_eq!((outbox.lead + inserted) as usize, outbox.own.len());
+            assert!(outbox.until_reply <= outbox.own_bytes);
+            let inserted = outbox.inserts.iter().map(|it| it.own.len()).sum::<usize>();
+            assert_eq!(inserted, outbox.own_bytes);
             assert!(deadline.is_none_or(|it| next_deadline.is_some_and(|next| next <= it)));
             let needs_deadline = match state {
                 State::Open if name.is_some() => is_written && pending > 0,
