@@ -189,19 +189,6 @@ fn whispers_neither_remove_nor_silence_their_victim() {
     }
 }
 
-#[test]
-fn own_messages_count_as_pending_while_something_before_them_is() {
-    let mut sim = server();
-    let window = Buffers { window: 100, unsent: 1, ..Buffers::default() };
-    let talker = arrive(window, "NAME talker\n");
-    sim.connect([10, 0, 0, 1], "NAME reader\n");
-    talker.send(msg(3000).repeat(100));
-    sim.run(seconds(1));
-    assert!(sim.pending(0) > SOFT_LIMIT && sim.is_limited());
-    sim.run(seconds(61));
-    assert!(talker.is_dropped() && sim.server.room.log.bytes.is_empty());
-}
-
 /// The worst burst that is not paid for: ten thousand people, who have joined while no budget
 /// applied, leave just before a slow reader's kernel takes two mebibytes of a flood.
 #[test]
@@ -386,19 +373,6 @@ fn a_request_waits_for_a_few_turns_while_nobody_is_behind() {
         sim.add_all([typist; 10]);
         sim.run(100 * MILLISECOND);
     }
-}
-
-#[test]
-fn a_small_request_is_served_before_an_earlier_flood() {
-    let mut sim = server();
-    let [ana, bob] = ["NAME ana\n", "NAME bob\n"].map(|name| sim.connect([10, 0, 0, 1], name));
-    ana.send(msg(1000).repeat(120));
-    sim.turn();
-    bob.send("PING\n");
-    // In the first of these turns they are level.
-    sim.turn();
-    sim.turn();
-    assert!(take_text(bob).contains("PONG\r\n") && ana.unread() > 0);
 }
 
 #[test]

@@ -664,8 +664,8 @@ impl Crowd {
             assert!(may_come_later, "{line} instead of a roster");
         }
         match words[..] {
-            ["HELLO" | "BYE", ..] => return,
-            ["WELCOME", "p0", "1"] => return self.observe("JOINED p0 1"),
+            ["HELLO" | "BYE", ..] => {}
+            ["WELCOME", "p0", "1"] => self.observe("JOINED p0 1"),
             ["USERS", ..] => {
                 take_line(&mut self.roster, line);
                 assert!(self.applied.contains(&false), "a roster while the budget applies");
