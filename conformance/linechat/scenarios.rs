@@ -551,18 +551,23 @@ fn a_closing_connection_keeps_its_slot_until_it_is_over() {
     }
 }
 
+/// The peers ana and bob; ana has quit, and takes only a little of its output.
+fn closing() -> (Simulation, [Peer; 2]) {
+    let mut sim = server();
+    let [ana, bob] = ["NAME ana\n", "NAME bob\n"].map(|name| sim.connect([10, 0, 0, 1], name));
+    ana.send(format!("{}QUIT\n", "LIST\n".repeat(9_000)));
+    sim.run(seconds(1));
+    while !take_text(bob).contains("LEFT ana") {
+        ana.take(100, &mut Vec::new());
+        sim.run(MILLISECOND);
+    }
+    (sim, [ana, bob])
+}
+
 #[test]
 fn a_closing_client_is_dropped_after_a_minute_whatever_it_takes() {
     for progress in [0, 1000] {
-        let mut sim = server();
-        let ana = sim.connect([10, 0, 0, 1], "");
-        let bob = sim.connect([10, 0, 0, 2], "NAME bob\n");
-        ana.send(format!("NAME ana\n{}QUIT\n", "LIST\n".repeat(9_000)));
-        sim.run(seconds(1));
-        while !take_text(bob).contains("LEFT ana") {
-            ana.take(100, &mut Vec::new());
-            sim.run(MILLISECOND);
-        }
+        let (mut sim, [ana, bob]) = closing();
         for second in 0..70 {
             assert_eq!(ana.is_dropped(), second >= 60, "after {second} seconds");
             ana.take(progress, &mut Vec::new());
@@ -570,6 +575,16 @@ fn a_closing_client_is_dropped_after_a_minute_whatever_it_takes() {
             sim.run(seconds(1));
         }
     }
+}
+
+#[test]
+fn a_reset_while_closing_drops_at_once() {
+    let (mut sim, [ana, _]) = closing();
+    ana.send([b'x'; 100_000]);
+    assert!(!ana.is_dropped());
+    ana.reset();
+    sim.turn();
+    assert!(ana.is_dropped());
 }
 
 #[test]
@@ -619,18 +634,6 @@ fn a_reset_while_a_request_waits_is_reported_once() {
         turns += 1;
         assert!(turns < 200, "in one second");
     }
-}
-
-#[test]
-fn a_reset_while_closing_drops_at_once() {
-    let mut sim = server();
-    let lines = format!("NAME ana\n{}QUIT\n", "LIST\n".repeat(9_000));
-    let ana = sim.connect([10, 0, 0, 1], &lines);
-    ana.send([b'x'; 100_000]);
-    assert!(!ana.is_dropped());
-    ana.reset();
-    sim.turn();
-    assert!(ana.is_dropped());
 }
 
 // Accepting, the console, stopping

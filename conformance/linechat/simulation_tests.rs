@@ -187,7 +187,6 @@ struct Person {
     id: usize,
     peer: Peer,
     behaviour: Behaviour,
-    came: Duration,
     welcomed: Duration,
     /// Taken and not yet checked.
     unchecked: Vec<u8>,
@@ -226,7 +225,6 @@ impl Person {
             id,
             peer,
             behaviour,
-            came: os::time(),
             welcomed: Duration::MAX,
             received: Received::new(name),
             expected: VecDeque::from([Reply::Start("HELLO linechat/1 ")]),
@@ -400,6 +398,7 @@ fn id_of(name: &str) -> usize {
 enum Event {
     Come(Behaviour),
     Act(usize),
+    End(usize, Ending),
     /// A person can take more.
     Refill(usize),
     /// A connection that has vanished fails, or one that is finished is closed.
@@ -455,8 +454,11 @@ impl Crowd {
             }
             match next.remove() {
                 Event::Come(_) if self.is_over => {}
-                Event::Come(behaviour) => drop(self.add(behaviour)),
+                Event::Come(behaviour) => _ = self.add(behaviour),
+                Event::Act(id) | Event::End(id, _)
+                    if self.is_over || !self.people[id].is_open() => {}
                 Event::Act(id) => self.act_as(id),
+                Event::End(id, ending) => self.end(id, ending),
                 Event::Refill(id) => self.refill(id),
                 Event::Vanish(id) => self.people[id].peer.fail(ErrorKind::TimedOut),
                 Event::Close(id) => self.people[id].peer.close(),
@@ -477,6 +479,9 @@ impl Crowd {
         self.people.push(Person::new(id, &name, peer, behaviour));
         self.past.names.push(name.into());
         self.schedule(Duration::ZERO, Event::Act(id));
+        if let Some((after, ending)) = behaviour.ending {
+            self.schedule(after, Event::End(id, ending));
+        }
         if behaviour.reading != Reading::NEVER {
             let phase = self.chance.below(1000) as u32;
             self.schedule(behaviour.reading.period() * phase / 1000, Event::Refill(id));
@@ -486,14 +491,8 @@ impl Crowd {
 
     fn act_as(&mut self, id: usize) {
         let person = &self.people[id];
-        if !person.is_open() || self.is_over {
-            return;
-        }
-        let Behaviour { request, pause, floods, ending, .. } = person.behaviour;
-        let (peer, ending) = (person.peer, ending.map(|(after, it)| (person.came + after, it)));
-        if let Some((_, ending)) = ending.filter(|(end, _)| *end <= os::time()) {
-            return self.end(id, ending);
-        }
+        let Behaviour { request, pause, floods, .. } = person.behaviour;
+        let peer = person.peer;
         if person.sent == 0 {
             self.ask_for_name(id);
         }
@@ -504,9 +503,8 @@ impl Crowd {
         } else {
             self.request(id, request);
         }
-        let pause = pause * if floods { 1000 } else { 500 + self.chance.below(1000) as u32 } / 1000;
-        let left = ending.map_or(pause, |(end, _)| end.saturating_sub(os::time()));
-        self.schedule(pause.min(left), Event::Act(id));
+        let share = if floods { 1000 } else { 500 + self.chance.below(1000) as u32 };
+        self.schedule(pause * share / 1000, Event::Act(id));
     }
 
     fn ask_for_name(&mut self, id: usize) {
