@@ -5,13 +5,13 @@ ADDR =
 # A running server to test, as HOST:PORT. Empty: this repository's, one for each transcript.
 SERVER =
 # Which levels of transcripts: core, telnet, overload, linechat, or several with commas. Empty: all.
-LEVEL =
+LEVEL ?=
 # Not empty: time-outs and limits too, which takes minutes.
-SLOW =
+SLOW ?=
 # What the suite's clients are: nc or telnet. Empty: sockets of its own.
-VIA =
+VIA ?=
 # Only the transcripts with this in their name.
-ONLY =
+ONLY ?=
 
 help:
 	@echo 'make run-server [ADDR=host:port]    run the server, by default on port 9999'

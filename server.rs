@@ -24,11 +24,11 @@
 //!     handle_readiness ───── queues clients that can be read or written to
 //!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
 //!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
-//!       serve                  a quantum of input that is left, or else one read of at most 16 KiB
+//!       serve                  input left over (a quantum if others wait), or one read of 16 KiB
 //!         process_input          Decoder::next, line by line
-//!           handle_line            refuses another protocol; while the budget applies, queues a cost
+//!           handle_line            refuses another protocol; while the budget applies, queues what costs
 //!             carry_out              parse, Room::carry_out: fills the log and the outboxes
-//!     write_all ──────────── at most one write to each client; pending limits; trims the log
+//!     write_all ──────────── normally one write to each client; pending limits; trims the log
 //!     update_budget ──────── does the budget apply now?
 //!     accept ─────────────── add_client: limits, HELLO; or turn_away: ERR full
 //!     expire ─────────────── time-outs; then stop, if a signal came, and Console::flush
@@ -76,20 +76,19 @@ const SOFT_LIMIT: usize = 256 * 1024;
 const OWN_BYTES_LIMIT: usize = 64 * 1024 * 1024;
 /// Bytes a second that requests may cost while the budget applies, and the size of its bucket.
 const BUDGET: usize = 64 * 1024;
-/// A client with more pending bytes is disconnected. This is the soft limit and what the budget
-/// allows in a minute.
+/// A client with more pending bytes is disconnected. The soft limit plus one minute of the budget.
 const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
 /// While the budget applies, a client that takes none of its pending output for this long is
 /// disconnected.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a closing connection may take until its output has drained and its client has ended its
-/// side.
+/// How long a closing connection may take until its output has drained and the client has closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the last lines may take to drain when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections from one address or IPv6 /64, unless `--max-per-ip` says otherwise.
+/// Connections from one address or IPv6 /64 (not this machine's own), unless `--max-per-ip` says
+/// otherwise.
 const MAX_PER_IP: usize = 200;
 
 // ---------------------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ enum Telnet {
 #[derive(Default)]
 struct Decoder {
     /// The current line so far, without telnet commands and erased characters. While the line is
-    /// skipped: its last byte.
+    /// skipped, only its last byte counts.
     line: Vec<u8>,
     telnet: Telnet,
     /// The current line is too long, and the rest of it is discarded.
@@ -162,7 +161,7 @@ impl Decoder {
         }
     }
 
-    /// Takes a run of printable ASCII at once, because most input is that.
+    /// Takes a run of printable ASCII in one step, because most input is that.
     fn take_run(&mut self, input: &mut &[u8]) {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
@@ -180,7 +179,7 @@ impl Decoder {
         self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
     }
 
-    /// Ends the current line, which is found unless it is empty or skipped.
+    /// Ends the current line and returns it, unless it is empty or was skipped.
     fn end_line(&mut self) -> Option<Decoded> {
         let mut line = mem::take(&mut self.line);
         if line.last() == Some(&b'\r') {
@@ -247,11 +246,11 @@ struct Refusal(&'static str, &'static str);
 
 const BAD_NAME: Refusal = Refusal(
     "bad-name",
-    "a name has 1 to 50 bytes and no spaces; of ASCII only letters, digits, _ - . after a letter or digit",
+    "a name has 1 to 50 bytes: letters, digits, _ - . and characters beyond ASCII; it cannot start with _ - .",
 );
 const BAD_TEXT: Refusal = Refusal(
     "bad-text",
-    "lines are UTF-8 without control characters (TAB is fine) or characters that turn the direction",
+    "lines are UTF-8 without control characters (TAB is fine), line separators or bidirectional controls",
 );
 const UNKNOWN_COMMAND: Refusal = Refusal("unknown-command", "no such command; HELP lists them");
 const NOT_NAMED: Refusal = Refusal("not-named", "choose a name first: NAME <name>");
@@ -278,7 +277,7 @@ enum Request<'a> {
     Quit,
 }
 
-/// A line for each verb, which it begins with: the answer to HELP, and the text of `ERR usage`.
+/// One line for each verb, starting with the verb: the reply to HELP, and the text of `ERR usage`.
 const REQUEST_USAGES: [&str; 7] = [
     "NAME <name> takes a name and enters the room",
     "MSG <text> says something to everybody else",
@@ -349,7 +348,7 @@ fn is_good_name(name: &str) -> bool {
 }
 
 /// Returns true for the characters beyond ASCII that a name must not contain: white space, controls,
-/// invisible characters, those that turn the direction, and noncharacters.
+/// invisible, private-use and bidirectional characters, and noncharacters.
 fn is_forbidden_in_names(character: char) -> bool {
     let is_last_of_plane = u32::from(character) & 0xfffe == 0xfffe;
     is_last_of_plane
@@ -363,7 +362,7 @@ fn is_forbidden_in_names(character: char) -> bool {
             | '\u{1d159}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
 }
 
-/// The form in which names are compared (PROTOCOL.md, "Names").
+/// The form in which names are compared, so that they are case-insensitive (PROTOCOL.md, "Names").
 fn name_key(name: &str) -> Box<str> {
     name.to_lowercase().into()
 }
@@ -426,8 +425,8 @@ impl Log {
         self.start + self.bytes.len() as u64
     }
 
-    /// The bytes between two positions. `from` may be trimmed only if `to` is equal or before it; the
-    /// slice is then empty.
+    /// The bytes between two positions. `from` may lie before `start` only if `to <= from`; the slice is
+    /// then empty.
     fn slice(&self, from: u64, to: u64) -> &[u8] {
         match from < to {
             true => &self.bytes[(from - self.start) as usize..(to - self.start) as usize],
@@ -435,8 +434,8 @@ impl Log {
         }
     }
 
-    /// Forgets the bytes before `position`. It waits until they are the majority, so that each byte is
-    /// moved once on average.
+    /// Drops the bytes before `position` once they are more than half, so that each byte is moved once
+    /// on average.
     fn trim(&mut self, position: u64) {
         let dead = (position - self.start) as usize;
         if dead > self.bytes.len() / 2 {
@@ -457,8 +456,8 @@ impl Log {
 struct Outbox {
     /// Position in the log of the next byte to send.
     next: u64,
-    /// Where the log ends for this client: `IN_ROOM` for a member; 0 before it joins; the position
-    /// before its LEFT after it has left.
+    /// Where the log ends for this client: `IN_ROOM` for a member; 0 before it joins or once it has
+    /// failed; after it has left, the position of its LEFT.
     end: u64,
     /// By position, of which each is from `next` to the end.
     inserts: VecDeque<Insert>,
@@ -477,11 +476,11 @@ struct Insert {
 
 impl Outbox {
     const IN_ROOM: u64 = u64::MAX;
-    /// Bytes put together for one write when own lines stand among those of the log.
+    /// Bytes of a chunk that mixes own lines and lines of the log.
     const CHUNK: usize = 64 * 1024;
 
-    /// Pending bytes, which the soft and the hard limit are for. Lines to be skipped are counted,
-    /// because they too keep the log from being trimmed.
+    /// Pending bytes, to which the soft and hard limits apply. Lines to be skipped are counted, because
+    /// they too keep the log from being trimmed.
     fn pending(&self, log: &Log) -> usize {
         self.own_bytes + (self.end.min(log.end()) - self.next) as usize
     }
@@ -605,7 +604,8 @@ struct Client {
     decoder: Decoder,
     /// The client has sent a line that is not empty.
     has_spoken: bool,
-    /// Input that has been read and not processed yet: the turn was full, or a request waits.
+    /// Input that has been read and not processed yet: the turn was full, the quantum was used up, or
+    /// the client must wait.
     unprocessed: Box<[u8]>,
     /// A request that waits for the budget. If `Some`, the client stands in `Budget::queue`.
     waiting_request: Option<Box<[u8]>>,
@@ -616,9 +616,10 @@ struct Client {
     is_blocked: bool,
     /// The readiness that the poller has been asked for.
     interest: Interest,
-    /// Open or failed, without a name: the name time-out. Open, with a name: `Some` only while output
-    /// is pending, the earliest time at which the client is stalled. Closing or lingering: when the
-    /// connection is dropped.
+    /// - Open or failed, without a name: the name time-out.
+    /// - Open, with a name: the earliest time at which the client is stalled; `None` while no output is
+    ///   pending.
+    /// - Closing or lingering: when the connection is dropped.
     deadline: Option<Instant>,
 }
 
@@ -627,14 +628,14 @@ struct Client {
 enum State {
     /// Requests are carried out.
     Open,
-    /// Writing has failed, mostly because of a reset. Requests that arrived before are still read and
+    /// Writing has failed, usually because of a reset. Requests that arrived before are still read and
     /// carried out. The poller would report the failure for ever, so it no longer watches the socket.
     Failed,
     /// Pending output drains. Input is discarded, until the client ends its side of the stream.
     Closing { input_ended: bool },
     /// Everything is sent and the server has ended its side of the stream. Closing the socket now
     /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
-    /// and could so destroy the last lines. So the server lingers for the client's end.
+    /// and could so destroy the last lines. So the server lingers until the client closes.
     Lingering,
 }
 
@@ -671,8 +672,8 @@ impl Client {
     }
 
     /// Returns true if the next request of a client that is not closing can be carried out: no other
-    /// request waits, and the client has taken its replies. If not, the server stops reading
-    /// (back-pressure).
+    /// request waits, and the client has taken all but `REPLY_LIMIT` bytes of its replies. If not, the
+    /// server stops reading (back-pressure).
     fn takes_requests(&self) -> bool {
         self.waiting_request.is_none() && self.outbox.until_reply <= REPLY_LIMIT
     }
@@ -687,8 +688,8 @@ impl Client {
         }
     }
 
-    /// Reads once. `Some(0)` is the end of the stream, `None`: nothing now. In `State::Failed` that is
-    /// an error, because no more input will come.
+    /// Reads once. `Some(0)`: the end of the stream; `None`: no input now. In `State::Failed` no input
+    /// now is an error, because no more will come.
     fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.socket.read(into) {
             Err(error) if is_not_ready(&error) && self.state != State::Failed => Ok(None),
@@ -776,8 +777,8 @@ struct Room {
     own_bytes: usize,
     /// The log has grown or a cursor has moved, so it is worth looking for the slowest cursor.
     may_trim: bool,
-    /// Clients to write to at the end of the turn, in the order in which they were served: clients
-    /// with new own lines, newly writable and closing ones.
+    /// Clients to write to at the end of the turn, in the order of queueing: clients with new own lines
+    /// or output left over, newly writable and closing ones.
     writes: Vec<Id>,
     /// The work of this turn: `BYTE_FOR_ALL` for a byte read or logged, 1 for an own byte.
     work: u64,
@@ -787,20 +788,20 @@ struct Room {
 }
 
 impl Room {
-    /// The work of a byte that is read, or goes to everybody. A byte for a single client is 1.
+    /// The work of a byte that is read or broadcast. The work of a byte for a single client is 1.
     const BYTE_FOR_ALL: u64 = 64;
     /// The fixed work of a line for everybody, in bytes, which is added to its length.
     const LINE_FOR_ALL: usize = 64;
-    /// A turn is full after this much work. In a room of a thousand that is some ten milliseconds,
-    /// in which the system copies up to 128 KiB to each member.
+    /// A turn is full after this much work. In a room of a thousand that is tens of milliseconds, in
+    /// which the system copies up to 128 KiB to each member.
     const FULL_TURN: u64 = 128 * 1024 * Self::BYTE_FOR_ALL;
 
     fn name(&self, id: Id) -> Option<Rc<str>> {
         self.clients.get(id)?.name.clone()
     }
 
-    /// Finds a member by name. The length is checked because lower case can be shorter: 60 bytes of
-    /// KELVIN SIGN are no name, but become the 20 letters k of another one.
+    /// Finds a member by name. 20 KELVIN SIGNs (60 bytes) are too long for a name, but their lower case,
+    /// 20 letters k, is one.
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
         is_possible.then(|| self.by_name.get(&name_key(name)).copied())?
@@ -838,7 +839,7 @@ impl Room {
         self.reply(id, &["ERR", code, text]);
     }
 
-    /// Logs lines for every member but `except`, if that is a member.
+    /// Logs lines for every member except `except`, which need not be a member.
     fn broadcast(&mut self, except: Id, put: impl FnOnce(&mut Vec<u8>)) {
         let before = self.log.bytes.len();
         put(&mut self.log.bytes);
@@ -922,7 +923,7 @@ impl Room {
     }
 
     /// Removes a member from the room; its pending output stays. Returns its name; `None` if it was
-    /// no member.
+    /// not a member.
     fn remove_member(&mut self, id: Id) -> Option<Rc<str>> {
         let client = self.clients.get_mut(id)?;
         let name = client.name.take()?;
@@ -973,8 +974,8 @@ impl Room {
 /// Fair queueing (Demers, Keshav and Shenker, 1989): the waiting client with the smallest virtual
 /// finish time is served next.
 ///
-/// A request finishes its cost after the client's last finish or after the queue's virtual time,
-/// whichever is later. Virtual time advances by the cost that is served, divided by the number of
+/// A request's finish is its cost added to the client's last finish or the virtual time, whichever is
+/// later. Virtual time advances by the cost that is served, divided by the number of
 /// waiting clients. So clients that send little are served before clients that send much, a new
 /// client starts at the present virtual time, and no client starves.
 #[derive(Default)]
@@ -1044,15 +1045,15 @@ impl FairQueue {
 /// The budget for the requests of all clients together, and the clients whose request waits for it
 /// (PROTOCOL.md, "Annex B: many people and slow readers").
 ///
-/// It is a token bucket, kept as one point in time: `paid_until`, to which each cost adds, and which
-/// lies at most one full bucket ahead.
+/// It is a token bucket, kept as one time: each cost moves `paid_until` forward, to at most one full
+/// bucket after now.
 #[derive(Default)]
 struct Budget {
     /// When it began to apply; `None` while it does not.
     applies_since: Option<Instant>,
     /// Clients above the soft limit.
     over_soft_limit: BTreeSet<Id>,
-    /// `None` until the budget has applied.
+    /// The time up to which the budget is spent; `None` until a request has been paid for.
     paid_until: Option<Instant>,
     queue: FairQueue,
     /// The queue is not tried before this time, because the bucket held too little for the next
@@ -1138,7 +1139,7 @@ struct Server {
     written: u64,
     /// No client's deadline is earlier than this.
     next_deadline: Option<Instant>,
-    /// The listener rests until then.
+    /// The listener is paused until this time.
     accept_again: Option<Instant>,
     /// When the console was last told that the budget applies.
     budget_notice: Option<Instant>,
@@ -1159,12 +1160,12 @@ impl Server {
     const READ_SIZE: usize = 16 * 1024;
     /// Connections accepted in one turn.
     const ACCEPTS: usize = 512;
-    /// How long the listener rests after accept has failed for a reason that may last.
+    /// How long the listener is paused after accept has failed for a reason that may last.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
     /// How often the console is told that the budget applies.
     const BUDGET_NOTICE_INTERVAL: Duration = Duration::from_secs(10);
-    /// The quantum: the work after which a client gives way to the others that have input. It is
-    /// about the longest request to all.
+    /// The quantum: the work after which a client gives way to the others that have input. It is about
+    /// the work of the longest MSG.
     const QUANTUM: u64 = MAX_LINE as u64 * Room::BYTE_FOR_ALL;
 
     fn new(
@@ -1249,7 +1250,7 @@ impl Server {
     fn accept(&mut self) {
         for _ in 0..Self::ACCEPTS {
             match self.listener.accept() {
-                // If a new socket fails to be set up, its peer is mostly gone already.
+                // If setting up a new socket fails, its peer has usually gone already.
                 Ok((socket, address)) => drop(self.add_client(socket, address)),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
@@ -1281,7 +1282,7 @@ impl Server {
             self.turn_away(socket, address, FULL);
         } else {
             socket.set_nonblocking(true)?;
-            // A turn's lines are written at once, so waiting for more would only delay them.
+            // A turn's lines go out in one write, so Nagle's algorithm would only delay them.
             socket.set_nodelay(true)?;
             os::set_socket_options(&socket);
             let id = self.room.clients.next_id();
@@ -1298,8 +1299,8 @@ impl Server {
         Ok(())
     }
 
-    /// Refuses a connection and closes it. Input is read first, so that the close does not reset the
-    /// connection (see `State::Lingering`). To linger would use up descriptors.
+    /// Refuses a connection and closes it. Input that has arrived is read first, or the close would
+    /// reset the connection (see `State::Lingering`). Lingering would use up descriptors.
     fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, refusal: Refusal) {
         let Refusal(code, text) = refusal;
         if socket.set_nonblocking(true).is_ok() && socket.write(&line(&["ERR", code, text])).is_ok()
@@ -1310,8 +1311,8 @@ impl Server {
         self.console.log(format_args!("{address} refused: \"{text}\""));
     }
 
-    /// Lets the listener rest, so that a lasting failure does not spin: EMFILE, for example, which
-    /// means too many open files.
+    /// Pauses the listener, so that a lasting failure, such as EMFILE (too many open files), does not
+    /// make the loop spin.
     fn pause_accepting(&mut self) {
         self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
         let _ = self.poller.delete(&self.listener, LISTENER);
@@ -1410,8 +1411,8 @@ impl Server {
         }
     }
 
-    /// Handles one line; `None` is a line that is too long. It is refused, carried out, or waits for
-    /// the budget. A first line that is too long may be of any protocol.
+    /// Handles one line (`None`: too long): refuses it, carries it out, or lets it wait for the budget.
+    /// A first line that is too long may hide another protocol.
     fn handle_line(&mut self, id: Id, line: Option<&[u8]>) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let is_first = !mem::replace(&mut client.has_spoken, true);
@@ -1457,12 +1458,12 @@ impl Server {
 
     // Writing
 
-    /// Writes pending output, at most once to each client: first to those in `Room::writes`, then, if
-    /// the log has grown, to all others.
+    /// Writes pending output: first to the clients in `Room::writes`, then, if the log has grown, to all
+    /// others. A client is written to twice only if a write to another one makes that leave.
     fn write_all(&mut self) {
         let (writes, end) = (mem::take(&mut self.room.writes), self.room.log.end());
         writes.into_iter().for_each(|id| self.write(id));
-        // A LEFT that is logged meanwhile goes out in the next turn, which then does not wait.
+        // Clients written before a LEFT is logged here get it in the next turn, which does not wait.
         if mem::replace(&mut self.written, end) < end {
             self.room.may_trim = true;
             for id in 0..self.room.clients.slots.len() {
@@ -1530,7 +1531,7 @@ impl Server {
     }
 
     /// Decides whether the budget applies now. If it has ceased, a roster that was withheld is pushed.
-    /// While it applies, the console is told from time to time which client has most pending output.
+    /// While it applies, the console is told from time to time which client has the most pending output.
     fn update_budget(&mut self) {
         self.room.budget.update(self.room.own_bytes, self.now);
         if self.room.owes_roster && !self.room.budget.applies() {
@@ -1557,7 +1558,7 @@ impl Server {
     //           └─ read error, hard limit, stall ─ disconnect ─ release
     //     begin_close: Closing ─ drained ─ linger: Lingering ─ half-close, time-out, failure ─ release
     //         (no Lingering if the client has half-closed; a time-out or a failure releases at once)
-    //     Failed ─ end or error of what can still be read ─ release
+    //     Failed ─ end of input, QUIT, another protocol, no name in time, stop ─ release
 
     /// The client has ended its side of the stream (EOF, half-close). An unfinished line is dropped.
     fn handle_end_of_stream(&mut self, id: Id) {
@@ -1570,7 +1571,7 @@ impl Server {
     }
 
     /// Stops writing to a client after a failure such as a reset, and discards its output. What it
-    /// sent before the failure is still read.
+    /// sent before the failure is still read. A closing client is released.
     fn abandon_output(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         if client.is_closing() {
@@ -1580,12 +1581,12 @@ impl Server {
         if client.name.is_some() {
             client.deadline = None;
         }
-        self.discard_output(id);
+        self.detach(id);
         self.to_serve.push(id, Self::QUANTUM);
     }
 
-    /// Discards a client's pending output, and has the poller no longer watch its socket.
-    fn discard_output(&mut self, id: Id) {
+    /// Discards a client's pending output and stops watching its socket.
+    fn detach(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let _ = self.poller.delete(&client.socket, id);
         let outbox = mem::take(&mut client.outbox);
@@ -1597,20 +1598,20 @@ impl Server {
     /// Removes a client from the room, tells the others, and closes the connection when its output
     /// has drained.
     fn leave_and_close(&mut self, id: Id, reason: &str) {
-        self.announce(id, reason);
+        self.leave_room(id, reason);
         self.begin_close(id);
     }
 
     /// Removes a client from the room and closes the connection at once: input and output are
     /// discarded.
     fn disconnect(&mut self, id: Id, reason: &str) {
-        self.announce(id, reason);
+        self.leave_room(id, reason);
         self.release(id);
     }
 
-    /// Tells the room and the console why a client leaves, unless it has left before. Only clients
-    /// without a name have other reasons than `quit`, `disconnected` and `slow`.
-    fn announce(&mut self, id: Id, reason: &str) {
+    /// Removes a client from the room, and tells the room and the console why, unless it is closing.
+    /// Only clients without a name have other reasons than `quit`, `disconnected` and `slow`.
+    fn leave_room(&mut self, id: Id, reason: &str) {
         let Some(client) = self.room.clients.get(id).filter(|client| !client.is_closing()) else {
             return;
         };
@@ -1641,7 +1642,7 @@ impl Server {
         self.room.queue_write(id);
     }
 
-    /// Half-closes a connection whose output has drained, and lingers for the client's end.
+    /// Half-closes a connection whose output has drained, and lingers until the client closes.
     fn linger(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let has_ended = client.state == State::Closing { input_ended: true };
@@ -1651,9 +1652,9 @@ impl Server {
         client.state = State::Lingering;
     }
 
-    /// Closes the socket and frees the slot. The client is no longer in the room.
+    /// Closes the socket and frees the slot. The client must have left the room.
     fn release(&mut self, id: Id) {
-        self.discard_output(id);
+        self.detach(id);
         let Some(client) = self.room.clients.remove(id) else { return };
         self.room.budget.queue.remove(id);
         self.to_serve.remove(id);
@@ -1767,10 +1768,10 @@ fn ip_group(address: SocketAddr) -> IpAddr {
 // 6. The console: what the operator sees
 // ---------------------------------------------------------------------------------------------
 
-/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
-/// which text is selected) blocks its writer, and must not block the chat. While
-/// `MAX_PENDING` bytes wait to be printed, lines are dropped and counted. Names and texts come here only after `parse`, so they cannot forge a
-/// line.
+/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in which
+/// text is selected) blocks its writer, and must not block the chat. While `MAX_PENDING` bytes wait to
+/// be printed, lines are dropped and counted. Names and texts come here only after `parse`, so they
+/// cannot forge a line.
 struct Console {
     text: String,
     texts: Sender<String>,
@@ -1855,7 +1856,7 @@ Options:
   --max-clients N      connections at the same time (default, and at most: what the limit on
                        open files allows)
   --max-per-ip N       connections at the same time from one address (an IPv6 /64 counts
-                       as one); 0 for no limit (default: 200, but none for this machine's own)
+                       as one); 0 for no limit (default: 200; no limit for this machine's own)
   --name-timeout SECS  how long a connection may go without a name (default: 60)
   --verbose            show public messages too; private ones are never shown
   --help               show this
@@ -1875,7 +1876,7 @@ struct Address {
 struct Options {
     address: Address,
     max_clients: usize,
-    /// `None`: `MAX_PER_IP`, without this machine's own addresses. 0: no limit.
+    /// `None`: `MAX_PER_IP`, and no limit for this machine's own addresses. 0: no limit.
     max_per_ip: Option<u32>,
     name_timeout: Duration,
     verbose: bool,
@@ -1918,7 +1919,7 @@ fn parse_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Comman
             }
             _ if name.starts_with('-') => return Err(format!("there is no option {name}")),
             _ if address.is_some() => {
-                return Err(format!("'{name}' is a second address; give one"))
+                return Err(format!("'{name}' is a second address; give only one"))
             }
             _ => address = Some(parse_address(name)?),
         }
@@ -1949,7 +1950,9 @@ fn parse_address(text: &str) -> Result<Address, String> {
             let host = Some(bare.unwrap_or(host).to_owned()).filter(|host| !host.is_empty());
             Ok(Address { host, port })
         }
-        _ => Err(format!("'{text}' is no address to listen on; try 127.0.0.1:9999, ::1 or 9999")),
+        _ => {
+            Err(format!("'{text}' is not an address to listen on; try 127.0.0.1:9999, ::1 or 9999"))
+        }
     }
 }
 
@@ -2027,9 +2030,7 @@ fn run(mut options: Options) -> Result<(), String> {
         let signals = system::catch_signals()?;
         console.log(format_args!("listening on {address}"));
         if wanted != usize::MAX && wanted > most {
-            console.log(format_args!(
-                "at most {most} clients instead of {wanted}: the limit on open files is {limit}"
-            ));
+            console.log(format_args!("at most {most} clients: the limit on open files is {limit}"));
         }
         console.flush();
         let mut server = Server::new(options, listener, signals, console)?;
@@ -2123,7 +2124,7 @@ mod system {
         })
     }
 
-    /// Readiness on Linux: epoll(7). `--cfg linechat_poll` builds what other systems have instead.
+    /// Readiness on Linux: epoll(7). `--cfg linechat_poll` selects poll(2) instead.
     #[cfg(all(target_os = "linux", not(linechat_poll)))]
     mod readiness {
         use super::{check, milliseconds, raw_socket, ready_count};
@@ -2260,7 +2261,7 @@ mod system {
         }
 
         /// The differences between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
-        /// name. Windows lets nothing be asked for but POLLRDNORM, POLLRDBAND and POLLWRNORM.
+        /// name. WSAPoll accepts only POLLRDNORM, POLLRDBAND and POLLWRNORM.
         #[cfg(unix)]
         mod flags {
             #[cfg(target_os = "linux")]
@@ -2296,15 +2297,15 @@ mod system {
         const FAILURE: i16 = flags::ERROR | flags::INVALID;
 
         /// poll reports POLLHUP even if it is not asked for. If the server does not want to read yet,
-        /// the socket is left out for this long, so that the loop does not spin.
-        const REST: Duration = Duration::from_millis(50);
+        /// the socket is left out of one wait of at most this long, so that the loop does not spin.
+        const PAUSE: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
         /// for one socket, from `add` to `delete`.
         #[derive(Default)]
         pub struct Poller {
             watched: BTreeMap<usize, (RawSocket, Interest)>,
-            resting: BTreeSet<usize>,
+            paused: BTreeSet<usize>,
             entries: Vec<Entry>,
             tokens: Vec<usize>,
         }
@@ -2330,12 +2331,12 @@ mod system {
                 token: usize,
                 interest: Interest,
             ) -> io::Result<()> {
-                self.resting.remove(&token);
+                self.paused.remove(&token);
                 self.add(it, token, interest)
             }
 
             pub fn delete(&mut self, _: &impl Pollable, token: usize) -> io::Result<()> {
-                self.resting.remove(&token);
+                self.paused.remove(&token);
                 self.watched.remove(&token);
                 Ok(())
             }
@@ -2350,21 +2351,21 @@ mod system {
                 self.entries.clear();
                 self.tokens.clear();
                 for (&token, &(socket, interest)) in &self.watched {
-                    if !self.resting.contains(&token) {
+                    if !self.paused.contains(&token) {
                         let read = if interest.read { flags::READ } else { 0 };
                         let write = if interest.write { flags::WRITE } else { 0 };
                         self.entries.push(Entry { socket, events: read | write, returned: 0 });
                         self.tokens.push(token);
                     }
                 }
-                let timeout = match self.resting.is_empty() {
+                let timeout = match self.paused.is_empty() {
                     true => timeout,
-                    false => Some(timeout.map_or(REST, |timeout| timeout.min(REST))),
+                    false => Some(timeout.map_or(PAUSE, |timeout| timeout.min(PAUSE))),
                 };
-                self.resting.clear();
+                self.paused.clear();
                 if self.entries.is_empty() {
                     // An error on Windows.
-                    thread::sleep(timeout.unwrap_or(REST));
+                    thread::sleep(timeout.unwrap_or(PAUSE));
                     return Ok(());
                 }
                 let count = self.entries.len() as flags::Count;
@@ -2384,7 +2385,7 @@ mod system {
                     if readable || writable {
                         ready.push(Readiness { token, readable, writable, failed });
                     } else if hangup {
-                        self.resting.insert(token);
+                        self.paused.insert(token);
                     }
                 }
                 Ok(())
@@ -2415,9 +2416,10 @@ mod system {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT (s)
         &[(3, 30), (17, 10), (16, 3), (5, 60)]
     } else if cfg!(target_os = "freebsd") {
-        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT. The BSDs have no limit for unacknowledged data:
-        // if a peer vanishes while it is being sent to, this is noticed after some ten minutes.
-        &[(256, 30), (512, 10), (1024, 3)]
+        // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXUNACKTIME (s), which FreeBSD 14 brought.
+        // Where it is missing, a peer that vanishes while it is being sent to is noticed after some
+        // ten minutes.
+        &[(256, 30), (512, 10), (1024, 3), (68, 60)]
     } else if cfg!(target_os = "netbsd") {
         &[(3, 30), (5, 10), (6, 3)]
     } else {
@@ -2439,9 +2441,9 @@ mod system {
     }
 
     /// Sets the options of a client's socket. A peer that has vanished is noticed within about a
-    /// minute, whether the server is sending to it or not. Telnet's urgent bytes are read in their
-    /// place. The output of a slow peer is pending here, where it is limited, and not in the megabytes
-    /// that the kernel would take. Options that a system lacks are left out.
+    /// minute, on some BSDs later. Telnet's urgent bytes are read in their place. Unsent output of a
+    /// slow peer is pending here, where it is limited, not in the kernel. Options that a system lacks
+    /// are left out.
     pub fn set_socket_options(socket: &Socket) {
         let set = |level: c_int, name: c_int, value: c_int| {
             let size = size_of::<c_int>() as c_int;
@@ -2486,8 +2488,8 @@ mod system {
         hard: u64,
     }
 
-    /// Raises the soft limit on open files to the hard one, or as far as the system lets it be
-    /// raised. Returns what then holds. Windows has no such limit.
+    /// Raises the soft limit on open files to the hard one, or as far as the system allows. Returns the
+    /// new limit. Windows has none.
     pub fn raise_descriptor_limit() -> usize {
         #[cfg(windows)]
         return usize::MAX;
@@ -2496,7 +2498,7 @@ mod system {
             const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
             // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
             const OPEN_MAX: u64 = 10_240;
-            // If nothing can be learnt, this is what every system has.
+            // Assumed if getrlimit fails.
             let mut limit = ResourceLimit { soft: 256, hard: 256 };
             // SAFETY: `limit` outlives the call, which writes it as the structure it is.
             unsafe { getrlimit(RLIMIT_NOFILE, &mut limit) };
@@ -2535,8 +2537,8 @@ mod system {
         static WRITER: OnceLock<UnixStream> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Becomes readable when SIGINT or SIGTERM asks the server to stop. The second of them ends
-        /// the process at once. SIGHUP is ignored: a terminal that goes away does not stop the
+        /// Becomes readable when SIGINT or SIGTERM asks the server to stop. A second signal ends the
+        /// process at once. SIGHUP is ignored: a terminal that goes away does not stop the
         /// server. std has SIGPIPE ignored already.
         pub type Signals = UnixStream;
 

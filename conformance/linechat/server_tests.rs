@@ -724,7 +724,7 @@ fn addresses_are_hosts_ports_or_both() {
     let bad = "|:|65536|localhost:|localhost:http|a:1:2|[::1|::1]|[::1]x|[::1]:|[localhost]:1|[]|a b|[1.2.3.4]:1|http://a:1";
     for text in bad.split('|') {
         let error = parse_address(text).expect_err(text);
-        assert!(error.starts_with(&format!("'{text}' is no address")), "{error}");
+        assert!(error.starts_with(&format!("'{text}' is not an address")), "{error}");
     }
 }
 
@@ -778,7 +778,7 @@ fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
         format!("| name | {MAX_NAME} bytes |"),
         format!("| pushed roster | {MAX_PUSHED_ROSTER} people |"),
         format!("| name time-out | {} s,", NAME_TIMEOUT.as_secs()),
-        format!("until the client's end, for at most {} s;", CLOSE_TIMEOUT.as_secs()),
+        format!("until the client closes, for at most {} s;", CLOSE_TIMEOUT.as_secs()),
         format!("| waiting replies | {} KiB |", kib(REPLY_LIMIT)),
         format!("| soft limit | {} KiB |", kib(SOFT_LIMIT)),
         format!("| own lines | {} MiB |", mib(OWN_BYTES_LIMIT)),
