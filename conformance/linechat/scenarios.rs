@@ -1,6 +1,6 @@
-//! The whole server in situations that are not left to chance: one for each promise of PROTOCOL.md,
-//! "Closing and half-closing" and "Annex B", and for each way in which a server may break it. Where
-//! the people of a `Crowd` take part, the checks of simulation_tests.rs are made here, too.
+//! The whole server in situations that are not left to chance, for the promises of PROTOCOL.md,
+//! "Closing and half-closing" and "Annex B". In those with a `Crowd`, the checks of
+//! simulation_tests.rs are made too.
 
 use super::*;
 
