@@ -79,7 +79,9 @@ pub struct Calls {
 }
 
 thread_local! {
-    static NETWORK: RefCell<Network> = RefCell::new(Network::new(1, Conditions::default()));
+    static NETWORK: RefCell<Network> = RefCell::default();
+    /// The time at which every network of this thread begins.
+    static BEGINNING: Instant = Instant::now();
 }
 
 fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
@@ -88,7 +90,8 @@ fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
 
 /// Makes a new network for this thread, and returns what a server is made with.
 pub fn begin(seed: u64, conditions: Conditions) -> (Listener, Signals) {
-    NETWORK.set(Network::new(seed, conditions));
+    let chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    NETWORK.set(Network { chance, conditions, ..Network::default() });
     (Socket(LISTENER), Socket(SIGNALS))
 }
 
@@ -99,7 +102,7 @@ pub fn time() -> Duration {
 
 /// The server's clock.
 pub fn now() -> Instant {
-    with(|network| network.beginning + network.time)
+    BEGINNING.with(|beginning| *beginning + time())
 }
 
 /// `Poller::wait` waits until this time at most. If it then has nothing to report it fails, so that
@@ -149,10 +152,10 @@ pub fn misuse() -> Vec<&'static str> {
     with(|network| mem::take(&mut network.misuse))
 }
 
+#[derive(Default)]
 struct Network {
     chance: Chance,
     conditions: Conditions,
-    beginning: Instant,
     time: Duration,
     alarm: Option<Duration>,
     /// `Some`: the next wait is suspended for this long.
@@ -178,27 +181,6 @@ const LISTENER: Source = usize::MAX;
 const SIGNALS: Source = usize::MAX - 1;
 
 impl Network {
-    fn new(seed: u64, conditions: Conditions) -> Self {
-        Network {
-            chance: Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
-            conditions,
-            beginning: Instant::now(),
-            time: Duration::ZERO,
-            alarm: None,
-            suspended: None,
-            connections: Vec::new(),
-            arriving: VecDeque::new(),
-            failing_accepts: VecDeque::new(),
-            is_signalled: false,
-            watched: BTreeMap::new(),
-            changed: BTreeSet::new(),
-            touched: BTreeSet::new(),
-            descriptors: 0,
-            calls: Calls::default(),
-            misuse: Vec::new(),
-        }
-    }
-
     /// A system call that moves this many bytes takes its time.
     fn charge(&mut self, bytes: usize) {
         self.calls.count += 1;

@@ -406,6 +406,7 @@ enum Event {
     Close(usize),
 }
 
+#[derive(Default)]
 struct Crowd {
     chance: Chance,
     past: Past,
@@ -425,20 +426,6 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn new(seed: u64) -> Self {
-        Crowd {
-            chance: Chance(seed.wrapping_mul(0xD134_2543_DE82_EF95) | 1),
-            past: Past::default(),
-            people: Vec::new(),
-            events: BTreeMap::new(),
-            scheduled: 0,
-            roster: String::new(),
-            applied: Vec::new(),
-            budget_since: None,
-            is_over: false,
-        }
-    }
-
     fn schedule(&mut self, after: Duration, event: Event) {
         self.scheduled += 1;
         self.events.insert((os::time() + after, self.scheduled), event);
@@ -777,7 +764,9 @@ impl Simulation {
         let (listener, signals) = os::begin(seed, conditions);
         let (console, texts) = Console::new();
         let server = Server::new(options, listener, signals, console).expect("a server");
-        Simulation { server, texts, console: String::new(), crowd: Crowd::new(seed) }
+        let chance = Chance(seed.wrapping_mul(0xD134_2543_DE82_EF95) | 1);
+        let crowd = Crowd { chance, ..Crowd::default() };
+        Simulation { server, texts, console: String::new(), crowd }
     }
 
     /// Adds the observer.
