@@ -3,6 +3,12 @@
 /// xorshift64 (Marsaglia, "Xorshift RNGs", 2003), begun with any number but 0.
 pub struct Chance(pub u64);
 
+impl Default for Chance {
+    fn default() -> Self {
+        Chance(1)
+    }
+}
+
 impl Chance {
     pub fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;

@@ -1,9 +1,12 @@
 //! The lines for everybody, in their one order, and what each member must receive of them.
 
+// Each of the programs that include this file uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// All lines for everybody, as a member receives them that says nothing.
+/// All lines for everybody: what a member that says nothing receives.
 #[derive(Default)]
 pub struct History {
     pub text: Vec<u8>,
@@ -54,17 +57,18 @@ impl History {
 
 /// How much of a history one member has received: all lines for everybody between its own JOINED and
 /// its own LEFT, without its own messages.
+#[derive(Clone, Default)]
 pub struct Received {
     pub name: String,
     /// `None` before its first line.
-    position: Option<usize>,
+    pub position: Option<usize>,
     /// How many of its own messages stand before `position`.
-    own: usize,
+    pub own: usize,
 }
 
 impl Received {
     pub fn new(name: &str) -> Received {
-        Received { name: name.to_owned(), position: None, own: 0 }
+        Received { name: name.to_owned(), ..Received::default() }
     }
 
     /// What must come next: up to the member's next message, its LEFT, or the end of the history.
@@ -81,7 +85,7 @@ impl Received {
         &history.text[*position..end]
     }
 
-    /// The member has received so many bytes of what `next` returned.
+    /// The member has received this many bytes of what `next` returned.
     pub fn advance(&mut self, bytes: usize) {
         self.position = self.position.map(|position| position + bytes);
     }
