@@ -2430,8 +2430,8 @@ mod system {
         fn listen(socket: RawSocket, queue: c_int) -> c_int;
     }
 
-    /// Sets the options of a client's socket. A peer that has vanished is noticed within about a
-    /// minute, on some BSDs later. Telnet's urgent bytes are read in their place. Unsent output of a
+    /// Sets the options of a client's socket. A peer that has vanished is noticed within two
+    /// minutes, on some BSDs later. Telnet's urgent bytes are read in their place. Unsent output of a
     /// slow peer is pending here, where it is limited, not in the kernel. Options that a system lacks
     /// are left out.
     pub fn set_socket_options(socket: &Socket) {

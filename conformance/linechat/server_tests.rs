@@ -232,6 +232,23 @@ fn an_outbox_gives_out_each_byte_once_and_in_order() {
 }
 
 #[test]
+fn own_messages_are_pending_only_behind_a_line_of_another_client() {
+    let (mut log, mut outbox) = (Log::default(), Outbox::default());
+    outbox.start_at_end(&log);
+    for (is_first, pending) in [(true, "PONG,"), (false, "PONG,line,PONG,own,")] {
+        if !is_first {
+            log.bytes.extend(b"line,");
+        }
+        outbox.push(b"PONG,", &log, true);
+        log.bytes.extend(b"own,");
+        outbox.skip("own,".len(), &log);
+        assert_eq!(outbox.pending(&log), pending.len());
+    }
+    assert_eq!(outbox.consume("PONG,line,P".len()), "PONG,P".len());
+    assert_eq!((outbox.pending(&log), outbox.cursor(&log)), ("ONG,".len(), None));
+}
+
+#[test]
 fn a_flooder_with_one_unread_byte_needs_few_inserts() {
     let (mut log, mut outbox) = (Log::default(), Outbox::default());
     outbox.start_at_end(&log);
