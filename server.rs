@@ -133,7 +133,7 @@ struct Decoder {
     is_skipping: bool,
 }
 
-/// What `Decoder::next` has found.
+/// The findings of `Decoder::next`.
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded {
     /// A whole line without its ending; never an empty one.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{channel, sync_channel};
 /// A client without a network: the test is its server and its user.
 struct Session {
     client: Client,
-    /// What the client sends on each of its connections that the test has not looked at.
+    /// The connections that the test has not looked at, each with the lines that the client sends.
     connections: Receiver<Receiver<String>>,
     out: Receiver<String>,
 }
@@ -313,7 +313,7 @@ fn the_latest_speakers_come_first() {
         session.server_says(line);
     }
     assert_eq!(session.client.roster.by_speech(), ["bert", "bob", "ana", "bea"]);
-    // Nobody speaks to himself.
+    // Tab does not offer the user's own name.
     session.user_types("a\t");
     assert_eq!(session.line(), "a");
     // On an empty line Tab answers a private message; there is none yet.
@@ -659,7 +659,7 @@ fn reconnecting_keeps_the_name_and_resends_nothing() {
     session.shown();
     session.server_says("BYE server stops");
     assert!(session.shown().ends_with("trying again\nperhaps not sent: two\n"));
-    // What is said now stays in the editor.
+    // A line that is entered now stays in the editor.
     for is_waiting in [true, false] {
         session.user_types("\r");
         assert!(session.shown().contains("not connected; the line was not sent"));

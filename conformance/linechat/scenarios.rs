@@ -159,7 +159,7 @@ impl Simulation {
     }
 }
 
-/// What a line for everybody costs while the budget applies, in bytes.
+/// The cost of a line for everybody while the budget applies, in bytes.
 fn line_cost(line: &str) -> usize {
     match line.split(' ').collect::<Vec<_>>()[..] {
         ["JOINED", name, _] => 2 * name.len() + 43,

@@ -9,8 +9,8 @@
 //!   `Conditions` give to system calls.
 //! - A read or a write may take any part of what it could take, a write also nothing.
 //! - A byte from the server to a peer waits in the server's kernel until the peer's receive window
-//!   has space (`Buffers`), and then in that window until the peer takes it. What a peer has taken
-//!   becomes space in its window only in steps, as with Linux' large receive buffers.
+//!   has space (`Buffers`), and then in that window until the peer takes it. Bytes that a peer has
+//!   taken become space in its window only in steps, as with Linux' large receive buffers.
 //! - A failed connection behaves as Linux' tcp(7): what had been received before can still be read,
 //!   then there is an error, once, and then the end; writing fails. Closing with unread input resets
 //!   the connection, and what the other end has not taken by then is lost.
@@ -165,7 +165,7 @@ struct Network {
     arriving: VecDeque<(usize, SocketAddr)>,
     failing_accepts: VecDeque<ErrorKind>,
     is_signalled: bool,
-    /// What the poller watches, with token and interest.
+    /// The sources that the poller watches, with token and interest.
     watched: BTreeMap<Source, (usize, Interest)>,
     /// Sources that may be ready.
     changed: BTreeSet<Source>,
@@ -175,7 +175,7 @@ struct Network {
     misuse: Vec<&'static str>,
 }
 
-/// What the poller can watch: a connection's number, or one of these two.
+/// A source that the poller can watch: a connection's number, or one of these two.
 type Source = usize;
 const LISTENER: Source = usize::MAX;
 const SIGNALS: Source = usize::MAX - 1;

@@ -49,7 +49,7 @@ fn take_line(lines: &mut String, line: &str) {
     *lines = rest.unwrap_or_else(|| panic!("{line} instead of {lines}")).to_owned();
 }
 
-/// What has happened in the room.
+/// The events in the room so far.
 #[derive(Default)]
 struct Past {
     history: History,
