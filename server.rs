@@ -648,6 +648,14 @@ struct Interest {
 
 const READ: Interest = Interest { read: true, write: false };
 
+/// What the poller is asked to do with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    Begin(Interest),
+    Change(Interest),
+    End,
+}
+
 impl Client {
     fn new(socket: os::Socket, address: SocketAddr) -> Self {
         Client {
@@ -1149,7 +1157,6 @@ struct Server {
     polled: Instant,
     now: Instant,
     console: Console,
-    ready: Vec<Readiness>,
     /// Buffers for what is read from, and written to, one client.
     input: Vec<u8>,
     output: Vec<u8>,
@@ -1175,8 +1182,8 @@ impl Server {
         console: Console,
     ) -> io::Result<Self> {
         let mut poller = os::Poller::new()?;
-        poller.add(&listener, LISTENER, READ)?;
-        poller.add(&signals, SIGNALS, READ)?;
+        poller.watch(&listener, LISTENER, Watch::Begin(READ))?;
+        poller.watch(&signals, SIGNALS, Watch::Begin(READ))?;
         let now = os::now();
         Ok(Server {
             options,
@@ -1194,7 +1201,6 @@ impl Server {
             polled: now,
             now,
             console,
-            ready: Vec::new(),
             input: vec![0; Self::READ_SIZE],
             output: Vec::new(),
         })
@@ -1202,19 +1208,17 @@ impl Server {
 
     /// One turn of the event loop. An error means that the poller has failed.
     fn turn(&mut self) -> io::Result<()> {
-        let mut ready = mem::take(&mut self.ready);
         self.polled = os::now();
-        self.poller.wait(&mut ready, self.time_until_next_deadline())?;
+        let ready = self.poller.wait(self.time_until_next_deadline())?;
         self.now = os::now();
         let (mut listener_ready, mut stops) = (false, false);
-        for readiness in ready.drain(..) {
+        for readiness in ready {
             match readiness.token {
                 LISTENER => listener_ready = true,
-                SIGNALS => stops |= os::was_signalled(&mut self.signals),
+                SIGNALS => stops |= os::was_signalled(&self.signals),
                 _ => self.handle_readiness(readiness),
             }
         }
-        self.ready = ready;
         self.carry_out_waiting();
         self.serve_queued();
         self.write_all();
@@ -1286,7 +1290,7 @@ impl Server {
             socket.set_nodelay(true)?;
             os::set_socket_options(&socket);
             let id = self.room.clients.next_id();
-            self.poller.add(&socket, id, READ)?;
+            self.poller.watch(&socket, id, Watch::Begin(READ))?;
             self.room.clients.insert(Client::new(socket, address));
             *self.ip_groups.entry(group).or_default() += 1;
             self.set_deadline(id, Some(self.now + self.options.name_timeout));
@@ -1315,12 +1319,12 @@ impl Server {
     /// make the loop spin.
     fn pause_accepting(&mut self) {
         self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
-        let _ = self.poller.delete(&self.listener, LISTENER);
+        let _ = self.poller.watch(&self.listener, LISTENER, Watch::End);
     }
 
     fn resume_accepting(&mut self) {
         self.accept_again = None;
-        if self.poller.add(&self.listener, LISTENER, READ).is_err() {
+        if self.poller.watch(&self.listener, LISTENER, Watch::Begin(READ)).is_err() {
             self.pause_accepting();
         }
     }
@@ -1524,7 +1528,7 @@ impl Server {
         let interest = Interest { read: client.takes_input(), write: client.is_blocked };
         if client.state != State::Failed
             && mem::replace(&mut client.interest, interest) != interest
-            && self.poller.modify(&client.socket, id, interest).is_err()
+            && self.poller.watch(&client.socket, id, Watch::Change(interest)).is_err()
         {
             self.abandon_output(id);
         }
@@ -1588,7 +1592,7 @@ impl Server {
     /// Discards a client's pending output and stops watching its socket.
     fn detach(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        let _ = self.poller.delete(&client.socket, id);
+        let _ = self.poller.watch(&client.socket, id, Watch::End);
         let outbox = mem::take(&mut client.outbox);
         self.room.own_bytes -= outbox.own_bytes;
         self.room.may_trim = true;
@@ -1738,7 +1742,7 @@ impl Server {
         self.console.log(format_args!("stopping"));
         self.stop_deadline = Some(self.now + STOP_TIMEOUT);
         if self.accept_again.take().is_none() {
-            let _ = self.poller.delete(&self.listener, LISTENER);
+            let _ = self.poller.watch(&self.listener, LISTENER, Watch::End);
         }
         for id in 0..self.room.clients.slots.len() {
             if self.room.clients.get(id).is_some_and(|client| !client.is_closing()) {
@@ -2065,7 +2069,7 @@ fn main() -> ExitCode {
 #[allow(unsafe_code)]
 #[cfg_attr(test, allow(dead_code, unused_imports))]
 mod system {
-    use super::{Interest, Readiness};
+    use super::{Interest, Readiness, Watch};
     use std::ffi::c_int;
     use std::io;
     use std::time::{Duration, Instant};
@@ -2118,7 +2122,7 @@ mod system {
     #[cfg(all(target_os = "linux", not(linechat_poll)))]
     mod readiness {
         use super::{check, milliseconds, raw_socket, ready_count};
-        use super::{Interest, Pollable, Readiness};
+        use super::{Interest, Pollable, Readiness, Watch};
         use std::ffi::c_int;
         use std::io;
         use std::os::fd::{FromRawFd, OwnedFd};
@@ -2149,7 +2153,7 @@ mod system {
         const EPOLLHUP: u32 = 0x10;
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `delete`.
+        /// for one socket, from `Watch::Begin` to `Watch::End`.
         pub struct Poller {
             epoll: OwnedFd,
             events: Vec<EpollEvent>,
@@ -2162,63 +2166,17 @@ mod system {
                 Ok(Poller { epoll, events: vec![EpollEvent { events: 0, token: 0 }; 4096] })
             }
 
-            pub fn add(
+            pub fn watch(
                 &mut self,
                 it: &impl Pollable,
                 token: usize,
-                interest: Interest,
+                watch: Watch,
             ) -> io::Result<()> {
-                self.control(EPOLL_CTL_ADD, it, token, interest)
-            }
-
-            pub fn modify(
-                &mut self,
-                it: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
-                self.control(EPOLL_CTL_MOD, it, token, interest)
-            }
-
-            pub fn delete(&mut self, it: &impl Pollable, token: usize) -> io::Result<()> {
-                let interest = Interest { read: false, write: false };
-                self.control(EPOLL_CTL_DEL, it, token, interest)
-            }
-
-            /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(
-                &mut self,
-                ready: &mut Vec<Readiness>,
-                timeout: Option<Duration>,
-            ) -> io::Result<()> {
-                ready.clear();
-                let timeout = milliseconds(timeout);
-                let capacity = self.events.len() as c_int;
-                // SAFETY: `events` is writable for `capacity` entries, and outlives the call.
-                let waited = check(unsafe {
-                    epoll_wait(self.epoll.as_raw_fd(), self.events.as_mut_ptr(), capacity, timeout)
-                });
-                let count = ready_count(waited)?;
-                ready.extend(self.events.iter().take(count).map(|event| {
-                    let EpollEvent { events, token } = *event;
-                    let failed = events & (EPOLLERR | EPOLLHUP) != 0;
-                    Readiness {
-                        token: token as usize,
-                        readable: failed || events & EPOLLIN != 0,
-                        writable: failed || events & EPOLLOUT != 0,
-                        failed,
-                    }
-                }));
-                Ok(())
-            }
-
-            fn control(
-                &self,
-                operation: c_int,
-                it: &impl Pollable,
-                token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
+                let (operation, interest) = match watch {
+                    Watch::Begin(interest) => (EPOLL_CTL_ADD, interest),
+                    Watch::Change(interest) => (EPOLL_CTL_MOD, interest),
+                    Watch::End => (EPOLL_CTL_DEL, Interest { read: false, write: false }),
+                };
                 let read = if interest.read { EPOLLIN } else { 0 };
                 let write = if interest.write { EPOLLOUT } else { 0 };
                 let mut event = EpollEvent { events: read | write, token: token as u64 };
@@ -2228,6 +2186,26 @@ mod system {
                 })?;
                 Ok(())
             }
+
+            /// Waits until something is ready or the time is over.
+            pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<Readiness>> {
+                let capacity = self.events.len() as c_int;
+                let (epoll, events) = (self.epoll.as_raw_fd(), self.events.as_mut_ptr());
+                // SAFETY: `events` is writable for `capacity` entries, and outlives the call.
+                let waited = unsafe { epoll_wait(epoll, events, capacity, milliseconds(timeout)) };
+                let events = self.events.iter().take(ready_count(check(waited))?);
+                let ready = events.map(|event| {
+                    let EpollEvent { events, token } = *event;
+                    let failed = events & (EPOLLERR | EPOLLHUP) != 0;
+                    Readiness {
+                        token: token as usize,
+                        readable: failed || events & EPOLLIN != 0,
+                        writable: failed || events & EPOLLOUT != 0,
+                        failed,
+                    }
+                });
+                Ok(ready.collect())
+            }
         }
     }
 
@@ -2236,11 +2214,10 @@ mod system {
     #[cfg(not(all(target_os = "linux", not(linechat_poll))))]
     mod readiness {
         use super::{check, milliseconds, raw_socket, ready_count};
-        use super::{Interest, Pollable, RawSocket, Readiness};
+        use super::{Interest, Pollable, RawSocket, Readiness, Watch};
         use std::collections::{BTreeMap, BTreeSet};
-        use std::io;
-        use std::thread;
         use std::time::Duration;
+        use std::{io, mem, thread};
 
         /// `struct pollfd` (<poll.h>); `WSAPOLLFD` (<winsock2.h>) has the same fields.
         #[repr(C)]
@@ -2291,13 +2268,11 @@ mod system {
         const PAUSE: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
-        /// for one socket, from `add` to `delete`.
+        /// for one socket, from `Watch::Begin` to `Watch::End`.
         #[derive(Default)]
         pub struct Poller {
             watched: BTreeMap<usize, (RawSocket, Interest)>,
             paused: BTreeSet<usize>,
-            entries: Vec<Entry>,
-            tokens: Vec<usize>,
         }
 
         impl Poller {
@@ -2305,68 +2280,50 @@ mod system {
                 Ok(Poller::default())
             }
 
-            pub fn add(
+            pub fn watch(
                 &mut self,
                 it: &impl Pollable,
                 token: usize,
-                interest: Interest,
-            ) -> io::Result<()> {
-                self.watched.insert(token, (raw_socket(it), interest));
-                Ok(())
-            }
-
-            pub fn modify(
-                &mut self,
-                it: &impl Pollable,
-                token: usize,
-                interest: Interest,
+                watch: Watch,
             ) -> io::Result<()> {
                 self.paused.remove(&token);
-                self.add(it, token, interest)
-            }
-
-            pub fn delete(&mut self, _: &impl Pollable, token: usize) -> io::Result<()> {
-                self.paused.remove(&token);
-                self.watched.remove(&token);
-                Ok(())
-            }
-
-            /// Waits until something is ready or the time is over, and fills `ready`.
-            pub fn wait(
-                &mut self,
-                ready: &mut Vec<Readiness>,
-                timeout: Option<Duration>,
-            ) -> io::Result<()> {
-                ready.clear();
-                self.entries.clear();
-                self.tokens.clear();
-                for (&token, &(socket, interest)) in &self.watched {
-                    if !self.paused.contains(&token) {
-                        let read = if interest.read { flags::READ } else { 0 };
-                        let write = if interest.write { flags::WRITE } else { 0 };
-                        self.entries.push(Entry { socket, events: read | write, returned: 0 });
-                        self.tokens.push(token);
+                match watch {
+                    Watch::Begin(interest) | Watch::Change(interest) => {
+                        self.watched.insert(token, (raw_socket(it), interest))
                     }
-                }
-                let timeout = match self.paused.is_empty() {
+                    Watch::End => self.watched.remove(&token),
+                };
+                Ok(())
+            }
+
+            /// Waits until something is ready or the time is over.
+            pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<Readiness>> {
+                let paused = mem::take(&mut self.paused);
+                let watched = self.watched.iter().filter(|(token, _)| !paused.contains(token));
+                let entry = |(&token, &(socket, interest)): (&usize, &(RawSocket, Interest))| {
+                    let read = if interest.read { flags::READ } else { 0 };
+                    let write = if interest.write { flags::WRITE } else { 0 };
+                    (token, Entry { socket, events: read | write, returned: 0 })
+                };
+                let (tokens, mut entries): (Vec<_>, Vec<_>) = watched.map(entry).unzip();
+                let timeout = match paused.is_empty() {
                     true => timeout,
                     false => Some(timeout.map_or(PAUSE, |timeout| timeout.min(PAUSE))),
                 };
-                self.paused.clear();
-                if self.entries.is_empty() {
+                if entries.is_empty() {
                     // An error on Windows.
                     thread::sleep(timeout.unwrap_or(PAUSE));
-                    return Ok(());
+                    return Ok(Vec::new());
                 }
-                let count = self.entries.len() as flags::Count;
+                let count = entries.len() as flags::Count;
                 // SAFETY: `entries` has `count` entries, is writable, and outlives the call.
-                let waited = check(unsafe {
-                    flags::poll(self.entries.as_mut_ptr(), count, milliseconds(timeout))
-                });
-                if ready_count(waited)? == 0 {
-                    return Ok(());
+                let waited =
+                    unsafe { flags::poll(entries.as_mut_ptr(), count, milliseconds(timeout)) };
+                let mut ready = Vec::new();
+                if ready_count(check(waited))? == 0 {
+                    return Ok(ready);
                 }
-                for (&token, entry) in self.tokens.iter().zip(&self.entries) {
+                for (token, entry) in tokens.into_iter().zip(entries) {
                     let failed = entry.returned & FAILURE != 0;
                     let hangup = entry.returned & flags::HANGUP != 0;
                     let reads = entry.events & flags::READ != 0;
@@ -2378,7 +2335,7 @@ mod system {
                         self.paused.insert(token);
                     }
                 }
-                Ok(())
+                Ok(ready)
             }
         }
     }
@@ -2502,42 +2459,65 @@ mod system {
         }
     }
 
-    /// Signals that ask the server to stop on Unix: signal(7).
-    #[cfg(unix)]
+    /// Requests to stop: signals on Unix (signal(7)); Ctrl-C, Ctrl-Break and closing the window on
+    /// Windows (SetConsoleCtrlHandler, <consoleapi.h>).
     mod signals {
-        use std::ffi::c_int;
-        use std::io::{self, Read};
-        use std::os::fd::AsRawFd;
-        use std::os::unix::net::UnixStream;
+        use std::io;
         use std::sync::atomic::{AtomicBool, Ordering};
         use std::sync::OnceLock;
 
-        extern "C" {
-            fn signal(number: c_int, handler: usize) -> usize;
-            fn write(fd: c_int, bytes: *const u8, count: usize) -> isize;
-            fn _exit(status: c_int) -> !;
-        }
+        #[cfg(windows)]
+        pub use std::net::UdpSocket as Signals;
+        /// Becomes readable when the server is asked to stop.
+        #[cfg(unix)]
+        pub use std::os::unix::net::UnixDatagram as Signals;
 
-        // <signal.h>: the same on every Unix.
-        const SIGHUP: c_int = 1;
-        const SIGINT: c_int = 2;
-        const SIGTERM: c_int = 15;
-        const SIG_IGN: usize = 1;
-
-        static WRITER: OnceLock<UnixStream> = OnceLock::new();
+        static WRITER: OnceLock<Signals> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Becomes readable when SIGINT or SIGTERM asks the server to stop. A second signal ends the
-        /// process at once. SIGHUP is ignored: a terminal that goes away does not stop the
-        /// server. std has SIGPIPE ignored already.
-        pub type Signals = UnixStream;
+        /// Wakes the event loop. Returns false if that has been done before: a second request ends the
+        /// process at once. Does only what signal-safety(7) allows: send(2), and reading atomics.
+        fn wake() -> bool {
+            let is_first = !IS_STOPPING.swap(true, Ordering::SeqCst);
+            if let Some(writer) = WRITER.get().filter(|_| is_first) {
+                let _ = writer.send(b"!");
+            }
+            is_first
+        }
 
+        /// Returns true if the server has been asked to stop since the last call.
+        pub fn was_signalled(signals: &Signals) -> bool {
+            signals.recv(&mut [0]).is_ok()
+        }
+
+        /// SIGHUP is ignored: a terminal that goes away does not stop the server. std has SIGPIPE
+        /// ignored already.
+        #[cfg(unix)]
         pub fn catch_signals() -> io::Result<Signals> {
-            let (reader, writer) = UnixStream::pair()?;
+            use std::ffi::c_int;
+
+            extern "C" {
+                fn signal(number: c_int, handler: usize) -> usize;
+                fn _exit(status: c_int) -> !;
+            }
+
+            extern "C" fn on_signal(number: c_int) {
+                if !wake() {
+                    // SAFETY: takes no pointer.
+                    unsafe { _exit(128 + number) }
+                }
+            }
+
+            // <signal.h>: the same on every Unix.
+            const SIGHUP: c_int = 1;
+            const SIGINT: c_int = 2;
+            const SIGTERM: c_int = 15;
+            const SIG_IGN: usize = 1;
+            let (reader, writer) = Signals::pair()?;
             reader.set_nonblocking(true)?;
             writer.set_nonblocking(true)?;
             let _ = WRITER.set(writer);
-            // SAFETY: the handler only does what signal-safety(7) allows, and reads atomics.
+            // SAFETY: the handler is there as long as the process, and only calls `wake` and _exit(2).
             unsafe {
                 signal(SIGHUP, SIG_IGN);
                 for number in [SIGINT, SIGTERM] {
@@ -2547,50 +2527,27 @@ mod system {
             Ok(reader)
         }
 
-        /// Returns true if a signal has come since the last call.
-        pub fn was_signalled(signals: &mut Signals) -> bool {
-            matches!(signals.read(&mut [0]), Ok(1))
-        }
-
-        extern "C" fn on_signal(number: c_int) {
-            let Some(writer) = WRITER.get() else { return };
-            // SAFETY: one byte is there to be written.
-            unsafe {
-                if IS_STOPPING.swap(true, Ordering::SeqCst) {
-                    _exit(128 + number);
-                }
-                write(writer.as_raw_fd(), b"!".as_ptr(), 1);
-            }
-        }
-    }
-
-    /// Events that ask the server to stop on Windows: Ctrl-C, Ctrl-Break, and closing the window
-    /// (SetConsoleCtrlHandler, <consoleapi.h>).
-    #[cfg(windows)]
-    mod signals {
-        use std::io;
-        use std::net::UdpSocket;
-        use std::sync::atomic::{AtomicBool, Ordering};
-        use std::sync::OnceLock;
-        use std::thread;
-        use std::time::Duration;
-
-        #[link(name = "kernel32")]
-        extern "system" {
-            fn SetConsoleCtrlHandler(handler: extern "system" fn(u32) -> i32, add: i32) -> i32;
-        }
-
-        const CTRL_CLOSE_EVENT: u32 = 2;
-
-        static WRITER: OnceLock<UdpSocket> = OnceLock::new();
-        static IS_STOPPING: AtomicBool = AtomicBool::new(false);
-
-        /// Becomes readable when an event asks the server to stop. A second event ends the process at
-        /// once. The handler wakes the event loop by a packet that the socket sends to itself.
-        pub type Signals = UdpSocket;
-
+        #[cfg(windows)]
         pub fn catch_signals() -> io::Result<Signals> {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            #[link(name = "kernel32")]
+            extern "system" {
+                fn SetConsoleCtrlHandler(handler: extern "system" fn(u32) -> i32, add: i32) -> i32;
+            }
+
+            const CTRL_CLOSE_EVENT: u32 = 2;
+
+            /// Windows calls this in a thread of its own. Returning 0 ends the process.
+            extern "system" fn on_event(event: u32) -> i32 {
+                let is_first = wake();
+                if is_first && event == CTRL_CLOSE_EVENT {
+                    // The process ends when this returns. The loop needs up to a second to drain, and
+                    // the console up to a second to print (`STOP_TIMEOUT`).
+                    std::thread::sleep(std::time::Duration::from_secs(3));
+                }
+                is_first.into()
+            }
+
+            let socket = Signals::bind("127.0.0.1:0")?;
             socket.connect(socket.local_addr()?)?;
             socket.set_nonblocking(true)?;
             let _ = WRITER.set(socket.try_clone()?);
@@ -2599,27 +2556,6 @@ mod system {
                 0 => Err(io::Error::last_os_error()),
                 _ => Ok(socket),
             }
-        }
-
-        /// Returns true if an event has come since the last call.
-        pub fn was_signalled(signals: &mut Signals) -> bool {
-            signals.recv(&mut [0]).is_ok()
-        }
-
-        /// Windows calls this in a thread of its own. Returning 0 ends the process.
-        extern "system" fn on_event(event: u32) -> i32 {
-            if IS_STOPPING.swap(true, Ordering::SeqCst) {
-                return 0;
-            }
-            if let Some(socket) = WRITER.get() {
-                let _ = socket.send(b"!");
-            }
-            if event == CTRL_CLOSE_EVENT {
-                // The process ends when this returns. The loop needs up to a second to drain, and
-                // the console up to a second to print (`STOP_TIMEOUT`).
-                thread::sleep(Duration::from_secs(3));
-            }
-            1
         }
     }
 }

@@ -592,9 +592,7 @@ const NEITHER: Interest = Interest { read: false, write: false };
 const STUCK: Duration = Duration::from_secs(10);
 
 fn wait(poller: &mut system::Poller, timeout: Option<Duration>) -> Vec<Readiness> {
-    let mut ready = Vec::new();
-    poller.wait(&mut ready, timeout).unwrap();
-    ready
+    poller.wait(timeout).unwrap()
 }
 
 /// The poller reports this next. A child of another test may keep copies of this process's
@@ -617,19 +615,19 @@ fn assert_waits(poller: &mut system::Poller) {
 fn the_poller_reports_readiness_for_as_long_as_it_lasts() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, mut far) = socket_pair();
-    poller.add(&near, 7, READ).unwrap();
+    poller.watch(&near, 7, Watch::Begin(READ)).unwrap();
     assert_waits(&mut poller);
     far.write_all(b"x").unwrap();
     assert_reports(&mut poller, 7, "readable");
     assert_reports(&mut poller, 7, "readable");
-    poller.modify(&near, 7, Interest { read: true, write: true }).unwrap();
+    poller.watch(&near, 7, Watch::Change(Interest { read: true, write: true })).unwrap();
     assert_reports(&mut poller, 7, "readable, writable");
     near.read_exact(&mut [0]).unwrap();
     assert_reports(&mut poller, 7, "writable");
-    poller.modify(&near, 7, NEITHER).unwrap();
+    poller.watch(&near, 7, Watch::Change(NEITHER)).unwrap();
     far.write_all(b"x").unwrap();
     assert_waits(&mut poller);
-    poller.delete(&near, 7).unwrap();
+    poller.watch(&near, 7, Watch::End).unwrap();
     drop(far);
     assert_waits(&mut poller);
 }
@@ -639,27 +637,27 @@ fn the_poller_reports_readiness_for_as_long_as_it_lasts() {
 fn the_poller_reports_failures_that_were_not_asked_for() {
     let mut poller = system::Poller::new().unwrap();
     let (mut near, far) = socket_pair();
-    poller.add(&near, 7, NEITHER).unwrap();
+    poller.watch(&near, 7, Watch::Begin(NEITHER)).unwrap();
     // A peer that closes with something unread resets the connection.
     near.write_all(b"x").unwrap();
     drop(far);
     assert_reports(&mut poller, 7, "readable, writable, failed");
-    poller.delete(&near, 7).unwrap();
+    poller.watch(&near, 7, Watch::End).unwrap();
     // The end of one side is not a failure; the end of both is, to epoll(7).
     let (near, far) = socket_pair();
-    poller.add(&near, 8, READ).unwrap();
+    poller.watch(&near, 8, Watch::Begin(READ)).unwrap();
     far.shutdown(Shutdown::Write).unwrap();
     assert_reports(&mut poller, 8, "readable");
     near.shutdown(Shutdown::Write).unwrap();
     let is_epoll = cfg!(not(linechat_poll));
     let end_of_both = if is_epoll { "readable, writable, failed" } else { "readable" };
     assert_reports(&mut poller, 8, end_of_both);
-    poller.delete(&near, 8).unwrap();
+    poller.watch(&near, 8, Watch::End).unwrap();
     // A failure without a hang-up: a pipe without a reader.
     let mut child = Process::new("true").stdin(Stdio::piped()).spawn().unwrap();
     let pipe = child.stdin.take().unwrap();
     child.wait().unwrap();
-    poller.add(&pipe, 9, NEITHER).unwrap();
+    poller.watch(&pipe, 9, Watch::Begin(NEITHER)).unwrap();
     assert_reports(&mut poller, 9, "readable, writable, failed");
 }
 
@@ -671,13 +669,13 @@ fn a_hang_up_rests_unless_reading_was_asked_for() {
     let pipe = child.stdout.take().unwrap();
     child.wait().unwrap();
     let mut poller = system::Poller::new().unwrap();
-    poller.add(&pipe, 7, READ).unwrap();
+    poller.watch(&pipe, 7, Watch::Begin(READ)).unwrap();
     assert_reports(&mut poller, 7, "readable");
-    poller.modify(&pipe, 7, NEITHER).unwrap();
+    poller.watch(&pipe, 7, Watch::Change(NEITHER)).unwrap();
     assert_eq!(wait(&mut poller, None), []);
     // The system would report it again at once.
     assert_waits(&mut poller);
-    poller.modify(&pipe, 7, READ).unwrap();
+    poller.watch(&pipe, 7, Watch::Change(READ)).unwrap();
     assert_reports(&mut poller, 7, "readable");
 }
 
@@ -692,7 +690,7 @@ fn an_interruption_is_not_a_failure_of_the_poller() {
 fn without_a_time_out_the_poller_waits_for_readiness() {
     let mut poller = system::Poller::new().unwrap();
     let (near, mut far) = socket_pair();
-    poller.add(&near, 7, READ).unwrap();
+    poller.watch(&near, 7, Watch::Begin(READ)).unwrap();
     std::thread::spawn(move || {
         // Another poller lets some time pass.
         assert_waits(&mut system::Poller::new().unwrap());

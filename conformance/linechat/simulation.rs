@@ -18,7 +18,7 @@
 #[path = "chance.rs"]
 pub mod chance;
 
-use super::{Interest, Readiness};
+use super::{Interest, Readiness, Watch};
 use chance::Chance;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -205,7 +205,8 @@ impl Network {
 
     /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
     /// when there are more than its caller has space for.
-    fn report(&mut self, ready: &mut Vec<Readiness>) {
+    fn report(&mut self) -> Vec<Readiness> {
+        let mut ready = Vec::new();
         for source in mem::take(&mut self.changed) {
             let (can_read, can_write, failed) = match source {
                 LISTENER => (!self.arriving.is_empty(), false, false),
@@ -226,6 +227,7 @@ impl Network {
             let reported = self.some_of(ready.len()).max(1);
             ready.truncate(reported);
         }
+        ready
     }
 }
 
@@ -445,7 +447,7 @@ impl Drop for Socket {
     }
 }
 
-pub fn was_signalled(_: &mut Signals) -> bool {
+pub fn was_signalled(_: &Signals) -> bool {
     with(|network| mem::take(&mut network.is_signalled))
 }
 
@@ -456,54 +458,43 @@ impl Poller {
         Ok(Poller(()))
     }
 
-    pub fn add(&mut self, it: &Socket, token: usize, interest: Interest) -> io::Result<()> {
-        Poller::watch(it.0, false, Some((token, interest)))
-    }
-
-    pub fn modify(&mut self, it: &Socket, token: usize, new: Interest) -> io::Result<()> {
-        Poller::watch(it.0, true, Some((token, new)))
-    }
-
-    pub fn delete(&mut self, it: &Socket, _token: usize) -> io::Result<()> {
-        Poller::watch(it.0, true, None)
-    }
-
-    /// Begins or ceases to watch a source. Fails unless it was watched before, or was not.
-    fn watch(source: Source, was: bool, watched: Option<(usize, Interest)>) -> io::Result<()> {
+    /// Fails if a source that is watched begins to be watched, or another is changed.
+    pub fn watch(&mut self, it: &Socket, token: usize, watch: Watch) -> io::Result<()> {
         with(|network| {
             network.charge(0);
-            network.changed.insert(source);
-            if network.watched.contains_key(&source) != was {
+            network.changed.insert(it.0);
+            if network.watched.contains_key(&it.0) == matches!(watch, Watch::Begin(_)) {
                 return Err(ErrorKind::NotFound.into());
             }
-            match watched {
-                Some(watched) => network.watched.insert(source, watched),
-                None => network.watched.remove(&source),
+            match watch {
+                Watch::Begin(new) | Watch::Change(new) => {
+                    network.watched.insert(it.0, (token, new))
+                }
+                Watch::End => network.watched.remove(&it.0),
             };
             Ok(())
         })
     }
 
     /// Waits until something is ready, the time limit, or the test's alarm (see `set_alarm`).
-    pub fn wait(&mut self, ready: &mut Vec<Readiness>, limit: Option<Duration>) -> io::Result<()> {
-        ready.clear();
+    pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<Readiness>> {
         with(|network| {
             network.charge(0);
             if let Some(time) = network.suspended.take() {
                 network.time += time;
-                return Ok(());
+                return Ok(Vec::new());
             }
-            network.report(ready);
+            let ready = network.report();
             let milliseconds = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000) as u64);
             let deadline = milliseconds.map(|limit| network.time + Duration::from_millis(limit));
             let end = [deadline, network.alarm].into_iter().flatten().min();
             let end = end.expect("the server waits for ever, and the test does not act");
             if !ready.is_empty() || end <= network.time {
-                return Ok(());
+                return Ok(ready);
             }
             network.time = end;
             match Some(end) == deadline {
-                true => Ok(()),
+                true => Ok(ready),
                 false => Err(ErrorKind::TimedOut.into()),
             }
         })
