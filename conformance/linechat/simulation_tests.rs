@@ -878,7 +878,7 @@ impl Simulation {
         for (id, client) in clients.iter() {
             let Client { name, outbox, deadline, unprocessed, decoder, state, .. } = client;
             let pending = outbox.pending(log);
-            assert!(name.as_ref().is_none_or(|name| by_name[&name_key(name)] == id));
+            assert!(name.as_ref().is_none_or(|name| by_name[&*name_key(name)] == id));
             slowest = slowest.min(outbox.cursor(log).unwrap_or(slowest));
             if is_written {
                 assert_eq!(
