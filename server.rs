@@ -21,12 +21,12 @@
 //! One turn of the event loop (`Server::turn`):
 //!
 //!     Poller::wait
-//!     handle_readiness ───── queues clients that can be read or written to
+//!     handle_readiness ───── queues clients whose sockets are readable or writable
 //!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
 //!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
-//!       serve                  input left over (a quantum if others wait), or one read of 16 KiB
+//!       serve                  input left over, or one read of 16 KiB; a quantum of it if others wait
 //!         process_input          Decoder::next, line by line
-//!           handle_line            refuses another protocol; while the budget applies, queues what costs
+//!           handle_line            refuses another protocol; under the budget, queues what has a cost
 //!             carry_out              parse, Room::carry_out: fills the log and the outboxes
 //!     write_all ──────────── normally one write to each client; pending limits; trims the log
 //!     update_budget ──────── does the budget apply now?
@@ -76,16 +76,17 @@ const SOFT_LIMIT: usize = 256 * 1024;
 const OWN_BYTES_LIMIT: usize = 64 * 1024 * 1024;
 /// Bytes a second that requests may cost while the budget applies, and the size of its bucket.
 const BUDGET: usize = 64 * 1024;
-/// A client with more pending bytes is disconnected. The soft limit plus one minute of the budget.
+/// A client with more pending bytes is disconnected (a slow consumer). The soft limit plus one
+/// minute of the budget.
 const HARD_LIMIT: usize = SOFT_LIMIT + 60 * BUDGET;
-/// While the budget applies, a client that takes none of its pending output for this long is
-/// disconnected.
+/// While the budget applies, a member that takes none of its pending output for this long is
+/// disconnected. There is no idle time-out for members.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may go without a name (`--name-timeout`).
 const NAME_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a closing connection may take until its output has drained and the client has closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the last lines may take to drain when the server stops.
+/// How long a server that stops waits for clients to close, and then for the console to print.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections from one address or IPv6 /64 (not this machine's own), unless `--max-per-ip` says
 /// otherwise.
@@ -115,7 +116,7 @@ enum Telnet {
     #[default]
     Text,
     Command,
-    /// The next byte names an option. It is refused with this command; `None`: not answered.
+    /// The next byte names an option. `Some`: the command that refuses it; `None`: no answer.
     Option(Option<u8>),
     Subnegotiation,
     SubnegotiationCommand,
@@ -133,7 +134,7 @@ struct Decoder {
     is_skipping: bool,
 }
 
-/// The findings of `Decoder::next`.
+/// What `Decoder::next` returns.
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded {
     /// A whole line without its ending; never an empty one.
@@ -173,7 +174,8 @@ impl Decoder {
         }
     }
 
-    /// LF ends a line, and so does CR NUL, which telnet sends for Enter in character mode (RFC 854).
+    /// LF ends a line, and so does CR NUL, which telnet sends for Enter in character mode (RFC
+    /// 854).
     fn ends_line(&self, byte: u8) -> bool {
         let after_cr = self.line.last() == Some(&b'\r');
         self.telnet == Telnet::Text && (byte == b'\n' || byte == 0 && after_cr)
@@ -232,8 +234,8 @@ impl Decoder {
         Some(Decoded::TooLong)
     }
 
-    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of a
-    /// line stays as it is.
+    /// Removes the last character: its continuation bytes, then its lead byte. The skipped rest of
+    /// a line stays as it is.
     fn erase(&mut self) {
         let is_continuation = |byte| byte & 0b1100_0000 == 0b1000_0000;
         while !self.is_skipping && self.line.pop().is_some_and(is_continuation) {}
@@ -246,7 +248,7 @@ struct Refusal(&'static str, &'static str);
 
 const BAD_NAME: Refusal = Refusal(
     "bad-name",
-    "a name has 1 to 50 bytes: letters, digits, _ - . and characters beyond ASCII; it cannot start with _ - .",
+    "a name has 1 to 50 bytes: letters, digits, _ - . and visible characters beyond ASCII; it cannot start with _ - .",
 );
 const BAD_TEXT: Refusal = Refusal(
     "bad-text",
@@ -258,9 +260,10 @@ const ALREADY_NAMED: Refusal =
     Refusal("already-named", "you have a name, and it cannot be changed");
 const NAME_TAKEN: Refusal = Refusal("name-taken", "somebody here has that name; choose another");
 const NO_SUCH_USER: Refusal =
-    Refusal("no-such-user", "nobody here has that name; LIST tells who is");
+    Refusal("no-such-user", "nobody here has that name; LIST shows who is here");
 const LINE_TOO_LONG: Refusal = Refusal("line-too-long", "a line has at most 4000 bytes");
-const OTHER_PROTOCOL: Refusal = Refusal("usage", "this is linechat, not a web server");
+const OTHER_PROTOCOL: Refusal =
+    Refusal("usage", "this is linechat: no HTTP, no TLS, and at most 4000 bytes in a line");
 const FULL: Refusal = Refusal("full", "no more connections can be taken now; try again later");
 const FULL_FOR_ADDRESS: Refusal = Refusal("full", "too many connections from your address");
 const TIMED_OUT: Refusal = Refusal("timeout", "no name was given in time");
@@ -288,8 +291,8 @@ const VERBS: [(&str, &str); 7] = [
     ("QUIT", "QUIT leaves"),
 ];
 
-/// Parses a line. `Server::handle_line` has checked the line's length and the connection's first line
-/// before; `Room::carry_out` checks names afterwards (PROTOCOL.md, "Requests").
+/// Parses a line. `Server::handle_line` has checked the line's length and the connection's first
+/// line before; `Room::carry_out` checks names afterwards (PROTOCOL.md, "Requests").
 fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| BAD_TEXT)?;
     let is_plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -297,8 +300,8 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let is_meant = |(verb, _): &&(&str, _)| verb.eq_ignore_ascii_case(word);
-    let &(verb, usage) = VERBS.iter().find(is_meant).ok_or(UNKNOWN_COMMAND)?;
+    let is_verb = |(verb, _): &&(&str, _)| verb.eq_ignore_ascii_case(word);
+    let &(verb, usage) = VERBS.iter().find(is_verb).ok_or(UNKNOWN_COMMAND)?;
     let required = |text| Some(text).filter(|text: &&str| !text.is_empty());
     let no_argument = |request| argument.bytes().all(|byte| byte == b' ').then_some(request);
     let request = match (verb, is_named) {
@@ -320,8 +323,8 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
 }
 
 /// Returns true if a connection's first line is HTTP or TLS. A web page can make a browser send
-/// either to any port, with lines of the page's choice inside. A TLS ClientHello starts with byte 22
-/// (RFC 8446, section 5.1).
+/// either to any port, with lines of the page's choice inside. A TLS ClientHello starts with byte
+/// 22 (RFC 8446, section 5.1).
 fn is_other_protocol(line: &[u8]) -> bool {
     line.first() == Some(&22) || line.windows(6).any(|bytes| bytes == b" HTTP/")
 }
@@ -345,8 +348,8 @@ fn is_good_name(name: &str) -> bool {
         && name.chars().all(|c| is_further(c) && !is_forbidden_in_names(c))
 }
 
-/// Returns true for the characters beyond ASCII that a name must not contain: white space, controls,
-/// invisible, private-use and bidirectional characters, and noncharacters.
+/// Returns true for the characters beyond ASCII that a name must not contain: white space,
+/// controls, invisible, private-use and bidirectional characters, and noncharacters.
 fn is_forbidden_in_names(character: char) -> bool {
     let is_last_of_plane = u32::from(character) & 0xfffe == 0xfffe;
     is_last_of_plane
@@ -407,8 +410,8 @@ fn put_roster<'a>(out: &mut Vec<u8>, count: usize, names: impl Iterator<Item = &
 
 /// The lines for everybody, each stored once, whatever the size of the room.
 ///
-/// A position is the number of bytes logged before it, so trimming does not change it. Each client's
-/// outbox has a cursor into the log. Bytes that every cursor has passed are trimmed.
+/// A position is the number of bytes logged before it, so trimming does not change it. Each
+/// client's outbox has a cursor into the log. Bytes that every cursor has passed are trimmed.
 #[derive(Default)]
 struct Log {
     bytes: Vec<u8>,
@@ -424,8 +427,8 @@ impl Log {
         self.start + self.bytes.len() as u64
     }
 
-    /// The bytes between two positions. `from` may lie before `start` only if `to <= from`; the slice is
-    /// then empty.
+    /// The bytes between two positions. `from` may lie before `start` only if `to <= from`; the
+    /// slice is then empty.
     fn slice(&self, from: u64, to: u64) -> &[u8] {
         match from < to {
             true => &self.bytes[(from - self.start) as usize..(to - self.start) as usize],
@@ -433,8 +436,8 @@ impl Log {
         }
     }
 
-    /// Drops the bytes before `position` once they are more than half, so that each byte is moved once
-    /// on average.
+    /// Drops the bytes before `position` once they are more than half of the log, so that on
+    /// average a byte is moved less than once.
     fn trim(&mut self, position: u64) {
         let dead = (position - self.start) as usize;
         if dead > self.bytes.len() / 2 {
@@ -456,9 +459,9 @@ struct Outbox {
     /// Position in the log of the next byte to send.
     next: u64,
     /// Where the log ends for this client: `IN_ROOM` for a member; 0 before it joins or once it has
-    /// failed; after it has left, the position of its LEFT.
+    /// failed; after it has left, where the log ended then.
     end: u64,
-    /// By position, of which each is from `next` to the end.
+    /// Sorted by position; every position is between `next` and the end.
     inserts: VecDeque<Insert>,
     /// Bytes of own lines in all inserts.
     own_bytes: usize,
@@ -478,8 +481,8 @@ impl Outbox {
     /// Bytes of a chunk that mixes own lines and lines of the log.
     const CHUNK: usize = 64 * 1024;
 
-    /// Pending bytes, to which the soft and hard limits apply. Lines to be skipped are counted, because
-    /// they too keep the log from being trimmed.
+    /// Pending bytes, to which the soft and hard limits apply. Lines to be skipped are counted,
+    /// because they too keep the log from being trimmed.
     fn pending(&self, log: &Log) -> usize {
         self.own_bytes + (self.end.min(log.end()) - self.next) as usize
     }
@@ -508,7 +511,7 @@ impl Outbox {
         }
     }
 
-    /// A member does not receive the last `length` bytes of the log: it sent them itself.
+    /// A member does not receive the last `length` bytes of the log: its own MSG or JOINED.
     fn skip(&mut self, length: usize, log: &Log) {
         if self.end != Self::IN_ROOM {
             return;
@@ -523,13 +526,13 @@ impl Outbox {
         }
     }
 
-    /// Returns what to write next: own lines alone, or all of the log that is pending, or a chunk of
-    /// both that is put together in `scratch`. Empty only if nothing is pending.
+    /// Returns what to write next: own lines alone, or all of the log that is pending, or a chunk
+    /// of both that is put together in `scratch`. Empty only if nothing is pending.
     fn next_chunk<'a>(&'a self, log: &'a Log, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         let end = self.end.min(log.end());
         match self.inserts.front() {
             None => return log.slice(self.next, end),
-            Some(only) if self.next == end => return only.own.as_slices().0,
+            Some(first) if self.next == end => return first.own.as_slices().0,
             Some(_) => scratch.clear(),
         }
         let put = |scratch: &mut Vec<u8>, bytes: &[u8]| {
@@ -603,8 +606,8 @@ struct Client {
     decoder: Decoder,
     /// The client has sent a line that is not empty.
     has_spoken: bool,
-    /// Input that has been read and not processed yet: the turn was full, the quantum was used up, or
-    /// the client must wait.
+    /// Input that has been read and not processed yet: the turn was full, the quantum was used up,
+    /// or the client must wait.
     unprocessed: Box<[u8]>,
     /// A request that waits for the budget. If `Some`, the client stands in `Budget::queue`.
     waiting_request: Option<Box<[u8]>>,
@@ -627,14 +630,15 @@ struct Client {
 enum State {
     /// Requests are carried out.
     Open,
-    /// Writing has failed, usually because of a reset. Requests that arrived before are still read and
-    /// carried out. The poller would report the failure for ever, so it no longer watches the socket.
+    /// The connection has failed, usually because of a reset. Requests that arrived before are
+    /// still read and carried out. The poller would report the failure for ever, so it no longer
+    /// watches the socket.
     Failed,
     /// Pending output drains. Input is discarded, until the client ends its side of the stream.
     Closing { input_ended: bool },
     /// Everything is sent and the server has ended its side of the stream. Closing the socket now
     /// would reset the connection if the client still sends something (RFC 1122, section 4.2.2.13),
-    /// and could so destroy the last lines. So the server lingers until the client closes.
+    /// which could destroy the last lines. So the server lingers until the client closes.
     Lingering,
 }
 
@@ -647,7 +651,6 @@ struct Interest {
 
 const READ: Interest = Interest { read: true, write: false };
 
-/// What the poller is asked to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     Begin(Interest),
@@ -678,15 +681,15 @@ impl Client {
         matches!(self.state, State::Closing { .. } | State::Lingering)
     }
 
-    /// Returns true if the next request of a client that is not closing can be carried out: no other
-    /// request waits, and the client has taken all but `REPLY_LIMIT` bytes of its replies. If not, the
-    /// server stops reading (back-pressure).
+    /// Returns true if the next request of a client that is not closing can be carried out: no
+    /// other request waits, and at most `REPLY_LIMIT` bytes are pending up to its last reply. If
+    /// not, the server stops reading (back-pressure).
     fn takes_requests(&self) -> bool {
         self.waiting_request.is_none() && self.outbox.until_reply <= REPLY_LIMIT
     }
 
-    /// Returns true if the server should read from this client: to carry out requests, or to discard
-    /// input.
+    /// Returns true if the server should read from this client: to carry out requests, or to
+    /// discard input.
     fn takes_input(&self) -> bool {
         match self.state {
             State::Open | State::Failed => self.takes_requests(),
@@ -695,8 +698,8 @@ impl Client {
         }
     }
 
-    /// Reads once. `Some(0)`: the end of the stream; `None`: no input now. In `State::Failed` no input
-    /// now is an error, because no more will come.
+    /// Reads once. `Some(0)`: the end of the stream; `None`: no input now. In `State::Failed` no
+    /// input now is an error, because no more will come.
     fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.socket.read(into) {
             Err(error) if is_not_ready(&error) && self.state != State::Failed => Ok(None),
@@ -704,8 +707,8 @@ impl Client {
         }
     }
 
-    /// Writes pending output once, unless the socket is blocked. Returns how many bytes it took, and
-    /// how many of them were own lines.
+    /// Writes pending output once, unless the socket is blocked. Returns how many bytes it took,
+    /// and how many of them were own lines.
     fn write(&mut self, log: &Log, scratch: &mut Vec<u8>) -> io::Result<(usize, usize)> {
         if self.is_blocked {
             return Ok((0, 0));
@@ -728,7 +731,6 @@ fn is_not_ready(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// The clients by slot.
 #[derive(Default)]
 struct Clients {
     slots: Vec<Option<Client>>,
@@ -771,6 +773,7 @@ impl Clients {
     }
 }
 
+/// All clients, the members among them, and what they are owed.
 #[derive(Default)]
 struct Room {
     clients: Clients,
@@ -783,31 +786,32 @@ struct Room {
     own_bytes: usize,
     /// The log has grown or a cursor has moved, so it is worth looking for the slowest cursor.
     may_trim: bool,
-    /// Clients to write to at the end of the turn, in the order of queueing: clients with new own lines
-    /// or output left over, newly writable and closing ones.
+    /// Clients to write to at the end of the turn, in the order of queueing: clients with new own
+    /// lines or output left over, newly writable and closing ones.
     writes: Vec<Id>,
-    /// The work of this turn: `BYTE_FOR_ALL` for a byte read or logged, 1 for an own byte.
+    /// The work of this turn, in the units of `BYTE_FOR_ALL` and `LINE_FOR_ALL`.
     work: u64,
     budget: Budget,
-    /// A roster has been withheld because the budget applies.
+    /// The room has changed while the budget applied, so a roster may be due when that ceases.
     owes_roster: bool,
 }
 
 impl Room {
-    /// The work of a byte that is read or broadcast. The work of a byte for a single client is 1.
+    /// The work of a byte that is read or broadcast. A byte for a single client is 1, so that in a
+    /// flood the sender of one LIST does not wait for seconds until it is served again.
     const BYTE_FOR_ALL: u64 = 64;
-    /// The fixed work of a line for everybody, in bytes, which is added to its length.
+    /// A line for everybody is as much work as if it were this many bytes longer.
     const LINE_FOR_ALL: usize = 64;
-    /// A turn is full after this much work. In a room of a thousand that is tens of milliseconds, in
-    /// which the system copies up to 128 KiB to each member.
+    /// A turn is full after this much work. In a room of a thousand that is tens of milliseconds,
+    /// in which the system copies up to 128 KiB to each member.
     const FULL_TURN: u64 = 128 * 1024 * Self::BYTE_FOR_ALL;
 
     fn name(&self, id: Id) -> Option<Rc<str>> {
         self.clients.get(id)?.name.clone()
     }
 
-    /// Finds a member by name. 20 KELVIN SIGNs (60 bytes) are too long for a name, but their lower case,
-    /// 20 letters k, is one.
+    /// Finds a member by name. The length is checked first, because lower case can be shorter: 20
+    /// KELVIN SIGNs (60 bytes) are no name, but 20 letters k are.
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
         is_possible.then(|| self.by_name.get(&*name_key(name)).copied())?
@@ -817,7 +821,6 @@ impl Room {
         self.members.iter().filter_map(|&id| self.clients.get(id)?.name.as_deref())
     }
 
-    /// Queues a client to be written to at the end of the turn.
     fn queue_write(&mut self, id: Id) {
         if let Some(client) = self.clients.get_mut(id) {
             if !mem::replace(&mut client.is_write_queued, true) {
@@ -949,8 +952,9 @@ impl Room {
         Some(name)
     }
 
-    /// Pushes the roster after a join or a leave, if the room is small enough. Rosters are the largest
-    /// output that one client can cause for all, so they are withheld while the budget applies.
+    /// Pushes the roster after a join or a leave, if the room is small enough. Rosters are the
+    /// largest output that one client can cause for all, so they are withheld while the budget
+    /// applies.
     fn push_roster(&mut self) {
         self.owes_roster = self.budget.applies();
         let count = self.members.len();
@@ -962,7 +966,6 @@ impl Room {
         }
     }
 
-    /// Trims the log to the slowest client's cursor.
     fn trim_log(&mut self) {
         if !mem::take(&mut self.may_trim) {
             return;
@@ -980,13 +983,13 @@ impl Room {
 /// Fair queueing (Demers, Keshav and Shenker, 1989): the waiting client with the smallest virtual
 /// finish time is served next.
 ///
-/// A request's finish is its cost added to the client's last finish or the virtual time, whichever is
-/// later. Virtual time advances by the cost that is served, divided by the number of
-/// waiting clients. So clients that send little are served before clients that send much, a new
-/// client starts at the present virtual time, and no client starves.
+/// A request's finish is its cost added to the client's last finish or the virtual time, whichever
+/// is later. Virtual time advances by the cost that is served, divided by the number of waiting
+/// clients. So clients that send little are served before clients that send much, a new client
+/// starts at the present virtual time, and no client starves.
 #[derive(Default)]
 struct FairQueue {
-    /// Waiting clients by expected finish, in units of `1 / SCALE` byte; with the expected cost.
+    /// The expected cost of each waiting client, by its expected finish times `SCALE`.
     waiting: BTreeMap<(u128, Id), u64>,
     /// The latest finish of each client; cleared when no client waits.
     finishes: BTreeMap<Id, u128>,
@@ -1051,8 +1054,8 @@ impl FairQueue {
 /// The budget for the requests of all clients together, and the clients whose request waits for it
 /// (PROTOCOL.md, "Annex B: many people and slow readers").
 ///
-/// It is a token bucket, kept as one time: each cost moves `paid_until` forward, to at most one full
-/// bucket after now.
+/// It is a token bucket (a rate limit), stored as the time `paid_until`: each cost moves that
+/// forward, to at most the time after now in which a bucket fills.
 #[derive(Default)]
 struct Budget {
     /// When it began to apply; `None` while it does not.
@@ -1081,8 +1084,8 @@ impl Budget {
         self.applies_since = applies.then_some(self.applies_since.unwrap_or(now));
     }
 
-    /// Takes the next client from the queue if the budget allows its request now, and takes the cost
-    /// from the bucket. While the budget does not apply, every request may go on.
+    /// Takes the next client from the queue if the budget allows its request now, and takes the
+    /// cost from the bucket. While the budget does not apply, every request may go on.
     fn next(&mut self, now: Instant) -> Option<Id> {
         let (id, cost) = self.queue.first()?;
         if self.applies() {
@@ -1121,8 +1124,8 @@ fn time_for(bytes: u64) -> Duration {
 const LISTENER: usize = usize::MAX;
 const SIGNALS: usize = usize::MAX - 1;
 
-/// The readiness of one socket. A failure counts as readable and writable: the next read or write
-/// returns the error.
+/// The readiness of one socket. A failure counts as readable and writable, so that the next read or
+/// write finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Readiness {
     token: usize,
@@ -1137,7 +1140,7 @@ struct Server {
     listener: os::Listener,
     signals: os::Signals,
     room: Room,
-    /// Clients with input, whose cost is `Room::work`.
+    /// Clients with input. The cost of each is the `Room::work` that it causes.
     to_serve: FairQueue,
     /// The number of connections from each IPv4 address or IPv6 /64.
     ip_groups: HashMap<IpAddr, usize>,
@@ -1146,13 +1149,14 @@ struct Server {
     /// No client's deadline is earlier than this.
     next_deadline: Option<Instant>,
     /// The listener is paused until this time.
-    accept_again: Option<Instant>,
+    accept_paused_until: Option<Instant>,
     /// When the console was last told that the budget applies.
     budget_notice: Option<Instant>,
-    /// The server is stopping, and waits until then for the last lines to drain.
+    /// `Some` while the server is stopping: when it ends even if clients have not closed.
     stop_deadline: Option<Instant>,
-    /// When the poller was asked in this turn, and when it answered.
-    polled: Instant,
+    /// When this turn's wait began.
+    wait_began: Instant,
+    /// When it ended.
     now: Instant,
     console: Console,
     /// Buffers for what is read from, and written to, one client.
@@ -1169,8 +1173,8 @@ impl Server {
     const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
     /// How often the console is told that the budget applies.
     const BUDGET_NOTICE_INTERVAL: Duration = Duration::from_secs(10);
-    /// The quantum: the work after which a client gives way to the others that have input. It is about
-    /// the work of the longest MSG.
+    /// The quantum: after this much work of its requests, a client gives way to others that have
+    /// input. The longest MSG is about that much.
     const QUANTUM: u64 = MAX_LINE as u64 * Room::BYTE_FOR_ALL;
 
     fn new(
@@ -1193,10 +1197,10 @@ impl Server {
             ip_groups: HashMap::new(),
             written: 0,
             next_deadline: None,
-            accept_again: None,
+            accept_paused_until: None,
             budget_notice: None,
             stop_deadline: None,
-            polled: now,
+            wait_began: now,
             now,
             console,
             input: vec![0; Self::READ_SIZE],
@@ -1206,7 +1210,7 @@ impl Server {
 
     /// One turn of the event loop. An error means that the poller has failed.
     fn turn(&mut self) -> io::Result<()> {
-        self.polled = os::now();
+        self.wait_began = os::now();
         let ready = self.poller.wait(self.time_until_next_deadline())?;
         self.now = os::now();
         let (mut listener_ready, mut stops) = (false, false);
@@ -1221,7 +1225,7 @@ impl Server {
         self.serve_queued();
         self.write_all();
         self.update_budget();
-        // Only now, so that clients that have left in this turn make space for new ones.
+        // Accept late, so that slots that were released in this turn can be used again.
         if listener_ready {
             self.accept();
         }
@@ -1236,11 +1240,11 @@ impl Server {
     fn handle_readiness(&mut self, readiness: Readiness) {
         let id = readiness.token;
         let Some(client) = self.room.clients.get_mut(id) else { return };
-        let is_read = client.interest.read;
+        let wants_read = client.interest.read;
         if readiness.writable && mem::take(&mut client.is_blocked) {
             self.room.queue_write(id);
         }
-        if readiness.readable && is_read {
+        if readiness.readable && wants_read {
             self.to_serve.push(id, Self::QUANTUM);
         } else if readiness.failed {
             self.abandon_output(id);
@@ -1302,7 +1306,8 @@ impl Server {
     }
 
     /// Refuses a connection and closes it. Input that has arrived is read first, or the close would
-    /// reset the connection (see `State::Lingering`). Lingering would use up descriptors.
+    /// reset the connection (see `State::Lingering`). The server does not linger
+    /// here, because that would use up descriptors.
     fn turn_away(&mut self, mut socket: os::Socket, address: SocketAddr, refusal: Refusal) {
         let Refusal(code, text) = refusal;
         if socket.set_nonblocking(true).is_ok() && socket.write(&line(&["ERR", code, text])).is_ok()
@@ -1313,15 +1318,15 @@ impl Server {
         self.console.log(format_args!("{address} refused: \"{text}\""));
     }
 
-    /// Pauses the listener, so that a lasting failure, such as EMFILE (too many open files), does not
-    /// make the loop spin.
+    /// Pauses the listener, so that a lasting failure, such as EMFILE (too many open files), does
+    /// not make the loop spin.
     fn pause_accepting(&mut self) {
-        self.accept_again = Some(self.now + Self::ACCEPT_PAUSE);
+        self.accept_paused_until = Some(self.now + Self::ACCEPT_PAUSE);
         let _ = self.poller.watch(&self.listener, LISTENER, Watch::End);
     }
 
     fn resume_accepting(&mut self) {
-        self.accept_again = None;
+        self.accept_paused_until = None;
         if self.poller.watch(&self.listener, LISTENER, Watch::Begin(READ)).is_err() {
             self.pause_accepting();
         }
@@ -1362,8 +1367,8 @@ impl Server {
         }
     }
 
-    /// Queues a client again if it has more input that can be processed, and updates what the poller
-    /// reports. A failed client is read until nothing is left.
+    /// Queues a client again if it has more input that can be processed, and updates what the
+    /// poller reports. A failed client is read until nothing is left.
     fn requeue(&mut self, id: Id) {
         let Some(client) = self.room.clients.get(id) else { return };
         let has_more = !client.unprocessed.is_empty() || client.state == State::Failed;
@@ -1373,7 +1378,7 @@ impl Server {
         self.update_interest(id);
     }
 
-    /// Reads once, if input is wanted.
+    /// Reads once, if input is wanted, and processes it.
     fn read(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id).filter(|it| it.takes_input()) else {
             return;
@@ -1391,9 +1396,9 @@ impl Server {
         self.input = input;
     }
 
-    /// Carries out requests line by line, until the turn is full, the quantum is used up while other
-    /// clients wait, or this client must wait. The rest of `input` is kept. A closing client's input
-    /// is discarded.
+    /// Carries out requests line by line, until the turn is full, the quantum is used up while
+    /// other clients wait, or this client must wait. The rest of `input` is kept. A closing
+    /// client's input is discarded.
     fn process_input(&mut self, id: Id, mut input: &[u8]) {
         let full = match self.to_serve.is_empty() {
             true => Room::FULL_TURN,
@@ -1413,8 +1418,8 @@ impl Server {
         }
     }
 
-    /// Handles one line (`None`: too long): refuses it, carries it out, or lets it wait for the budget.
-    /// A first line that is too long may hide another protocol.
+    /// Handles one line (`None`: too long): refuses it, carries it out, or lets it wait for the
+    /// budget. A first line that is too long may hide another protocol.
     fn handle_line(&mut self, id: Id, line: Option<&[u8]>) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let is_first = !mem::replace(&mut client.has_spoken, true);
@@ -1460,12 +1465,13 @@ impl Server {
 
     // Writing
 
-    /// Writes pending output: first to the clients in `Room::writes`, then, if the log has grown, to all
-    /// others. A client is written to twice only if a write to another one makes that leave.
+    /// Writes pending output: first to the clients in `Room::writes`, then, if the log has grown,
+    /// to all others. A client is written to twice only if a write disconnects another.
     fn write_all(&mut self) {
         let (writes, end) = (mem::take(&mut self.room.writes), self.room.log.end());
         writes.into_iter().for_each(|id| self.write(id));
-        // Clients written before a LEFT is logged here get it in the next turn, which does not wait.
+        // Clients written before a LEFT is logged here get it in the next turn, which does not
+        // wait.
         if mem::replace(&mut self.written, end) < end {
             self.room.may_trim = true;
             for id in 0..self.room.clients.slots.len() {
@@ -1491,8 +1497,9 @@ impl Server {
         self.enforce_pending_limits(id, taken > 0);
     }
 
-    /// Acts on how much output is pending: disconnects above the hard limit, sets the deadline after
-    /// which the client is stalled, ends a closing connection that has drained.
+    /// Acts on how much output is pending: disconnects above the hard limit, notes the soft limit
+    /// for the budget, sets the deadline after which the client is stalled, half-closes a
+    /// connection that has drained, and goes on with the client's requests.
     fn enforce_pending_limits(&mut self, id: Id, has_taken: bool) {
         let Some(client) = self.room.clients.get(id) else { return };
         let pending = client.outbox.pending(&self.room.log);
@@ -1510,7 +1517,7 @@ impl Server {
         match client.state {
             State::Open if client.name.is_some() && pending == 0 => self.set_deadline(id, None),
             State::Open if client.name.is_some() && (has_taken || client.deadline.is_none()) => {
-                // The turn may have begun a while before the output was taken.
+                // Not `self.now`: the write may come long after the turn began.
                 self.set_deadline(id, Some(os::now() + STALL_TIMEOUT));
             }
             State::Closing { .. } if pending == 0 => self.linger(id),
@@ -1532,8 +1539,9 @@ impl Server {
         }
     }
 
-    /// Decides whether the budget applies now. If it has ceased, a roster that was withheld is pushed.
-    /// While it applies, the console is told from time to time which client has the most pending output.
+    /// Decides whether the budget applies now. If it has ceased, a roster that was withheld is
+    /// pushed. While it applies, the console is told from time to time which client has the most
+    /// pending output.
     fn update_budget(&mut self) {
         self.room.budget.update(self.room.own_bytes, self.now);
         if self.room.owes_roster && !self.room.budget.applies() {
@@ -1548,7 +1556,8 @@ impl Server {
         let pending = clients.map(|it| (it.outbox.pending(&self.room.log), it.address));
         if let Some((pending, address)) = pending.max() {
             let pending = pending >> 10;
-            self.console.log(format_args!("the budget applies: {pending} KiB wait for {address}"));
+            self.console
+                .log(format_args!("the rate limit applies: {pending} KiB pending for {address}"));
         }
     }
 
@@ -1556,13 +1565,14 @@ impl Server {
     //
     //     Open ─┬─ QUIT, half-close, another protocol, no name in time ─ leave_and_close ─ begin_close
     //           ├─ stop ───────────────────────────────────────────────────────────────── begin_close
-    //           ├─ write error, hang-up while not reading ─ abandon_output: Failed
+    //           ├─ write error, or failure while not reading ─ abandon_output: Failed
     //           └─ read error, hard limit, stall ─ disconnect ─ release
     //     begin_close: Closing ─ drained ─ linger: Lingering ─ half-close, time-out, failure ─ release
     //         (no Lingering if the client has half-closed; a time-out or a failure releases at once)
     //     Failed ─ end of input, QUIT, another protocol, no name in time, stop ─ release
 
-    /// The client has ended its side of the stream (EOF, half-close). An unfinished line is dropped.
+    /// The client has ended its side of the stream (EOF, half-close). An unfinished line is
+    /// dropped.
     fn handle_end_of_stream(&mut self, id: Id) {
         self.leave_and_close(id, "disconnected");
         let Some(client) = self.room.clients.get_mut(id) else { return };
@@ -1611,8 +1621,9 @@ impl Server {
         self.release(id);
     }
 
-    /// Removes a client from the room, and tells the room and the console why, unless it is closing.
-    /// Only clients without a name have other reasons than `quit`, `disconnected` and `slow`.
+    /// Removes a client from the room, and tells the room and the console why, unless it is
+    /// closing. Reasons other than `quit`, `disconnected` and `slow` are for clients without a
+    /// name, so LEFT never has them.
     fn leave_room(&mut self, id: Id, reason: &str) {
         let Some(client) = self.room.clients.get(id).filter(|client| !client.is_closing()) else {
             return;
@@ -1644,7 +1655,8 @@ impl Server {
         self.room.queue_write(id);
     }
 
-    /// Half-closes a connection whose output has drained, and lingers until the client closes.
+    /// Half-closes a connection whose output has drained, and lingers until the client closes;
+    /// releases it if the client has ended its side.
     fn linger(&mut self, id: Id) {
         let Some(client) = self.room.clients.get_mut(id) else { return };
         let has_ended = client.state == State::Closing { input_ended: true };
@@ -1684,23 +1696,25 @@ impl Server {
         if has_output || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
-        let budget = self.room.budget.next_time(self.polled);
-        let next = [self.next_deadline, budget, self.accept_again, self.stop_deadline];
-        Some(next.into_iter().flatten().min()?.saturating_duration_since(self.polled))
+        let budget = self.room.budget.next_time(self.wait_began);
+        let next = [self.next_deadline, budget, self.accept_paused_until, self.stop_deadline];
+        Some(next.into_iter().flatten().min()?.saturating_duration_since(self.wait_began))
     }
 
-    /// Acts on the deadlines that had passed before the poller was asked. So if this process was
-    /// suspended past a deadline, it first handles the input that has arrived meanwhile.
+    /// Acts on the clients' deadlines that had passed before the wait began. So if this process was
+    /// suspended past a deadline, it first handles the input that has arrived meanwhile. Also ends
+    /// the listener's pause.
     fn expire(&mut self) {
-        if self.next_deadline.is_some_and(|next| next <= self.polled) {
-            let is_due = |client: &Client| client.deadline.is_some_and(|due| due <= self.polled);
+        if self.next_deadline.is_some_and(|next| next <= self.wait_began) {
+            let is_due =
+                |client: &Client| client.deadline.is_some_and(|due| due <= self.wait_began);
             let clients = self.room.clients.iter();
             let due: Vec<Id> = clients.filter(|(_, it)| is_due(it)).map(|(id, _)| id).collect();
             due.into_iter().for_each(|id| self.time_out(id));
             let deadlines = self.room.clients.iter().filter_map(|(_, client)| client.deadline);
             self.next_deadline = deadlines.min();
         }
-        if self.accept_again.is_some_and(|again| again <= self.now) {
+        if self.accept_paused_until.is_some_and(|until| until <= self.now) {
             self.resume_accepting();
         }
     }
@@ -1711,7 +1725,7 @@ impl Server {
         self.serve(id);
         self.requeue(id);
         let Some(client) = self.room.clients.get(id) else { return };
-        if client.deadline.is_none_or(|deadline| self.polled < deadline) {
+        if client.deadline.is_none_or(|deadline| self.wait_began < deadline) {
             return;
         }
         match client.state {
@@ -1734,12 +1748,12 @@ impl Server {
         }
     }
 
-    /// Sends BYE to every client that is not closing. The loop goes on until all connections have
-    /// ended, or `STOP_TIMEOUT` is over.
+    /// Graceful shutdown: sends BYE to every client that is not closing. The loop goes on until all
+    /// connections have ended, or `STOP_TIMEOUT` is over.
     fn stop(&mut self) {
         self.console.log(format_args!("stopping"));
         self.stop_deadline = Some(self.now + STOP_TIMEOUT);
-        if self.accept_again.take().is_none() {
+        if self.accept_paused_until.take().is_none() {
             let _ = self.poller.watch(&self.listener, LISTENER, Watch::End);
         }
         for id in 0..self.room.clients.slots.len() {
@@ -1752,13 +1766,13 @@ impl Server {
     }
 
     fn has_stopped(&self) -> bool {
-        let is_over = |by| by <= self.now || self.room.clients.count() == 0;
+        let is_over = |deadline| deadline <= self.now || self.room.clients.count() == 0;
         self.stop_deadline.is_some_and(is_over)
     }
 }
 
-/// The addresses whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 /64, of
-/// which one machine can use every address (RFC 7421).
+/// The addresses whose connections `--max-per-ip` counts together: an IPv4 address, or an IPv6 /64,
+/// of which one machine can use every address (RFC 7421).
 fn ip_group(address: SocketAddr) -> IpAddr {
     match address.ip() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (!0 << 64))),
@@ -1770,10 +1784,10 @@ fn ip_group(address: SocketAddr) -> IpAddr {
 // 6. The console: what the operator sees
 // ---------------------------------------------------------------------------------------------
 
-/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in which
-/// text is selected) blocks its writer, and must not block the chat. While `MAX_PENDING` bytes wait to
-/// be printed, lines are dropped and counted. Names and texts come here only after `parse`, so they
-/// cannot forge a line.
+/// Sends lines to the thread that prints them, once a turn: a paused console (on Windows, one in
+/// which text is selected) blocks its writer, and must not block the chat. While `MAX_PENDING`
+/// bytes wait to be printed, lines are dropped and counted. Names and texts come here only after
+/// `parse`, so they cannot forge a line.
 struct Console {
     text: String,
     texts: Sender<String>,
@@ -1822,8 +1836,9 @@ fn print_texts(texts: Receiver<String>, pending: &AtomicUsize, mut out: impl Wri
     }
 }
 
-/// A time as RFC 3339 writes it, in UTC, to the second. The date is counted from 1 March of year 0, so
-/// that a leap day ends its year ("chrono-Compatible Low-Level Date Algorithms", civil_from_days).
+/// A time as RFC 3339 writes it, in UTC, to the second. The date is counted from 1 March of year 0,
+/// so that a leap day ends its year ("chrono-Compatible Low-Level Date Algorithms",
+/// civil_from_days).
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let days = seconds / 86_400 + 719_468;
@@ -1845,7 +1860,8 @@ fn utc(time: SystemTime) -> String {
 const HELP_TEXT: &str = "Usage: linechat-server [OPTIONS] [ADDR]
 
 One chat room that any line client can join: telnet, nc, or linechat-client.
-ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address. Port 0 picks a free one.
+ADDR is HOST:PORT, HOST or PORT; by default port 9999 on every address (some systems: IPv4 only).
+Port 0 picks a free one.
 
 Options:
   --max-clients N      connections at the same time (default, and at most: what the limit on
@@ -1860,7 +1876,7 @@ Options:
 SIGINT and SIGTERM stop the server, SIGHUP does not: the server outlives its terminal.
 ";
 
-/// Where to listen; `None` is every address of this machine.
+/// Where to listen. Without a host: see `any_addresses`.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
     host: Option<String>,
@@ -1958,8 +1974,8 @@ fn parse_number(name: &str, value: Option<String>, least: u32) -> Result<u32, St
     number.ok_or(format!("{name} takes a whole number from {least} to {most}, not '{value}'"))
 }
 
-/// The addresses to try in turn if no host is given. IPv6's is tried only where it serves IPv4 too;
-/// `bindv6only` is the Linux setting of that name (ip-sysctl).
+/// The addresses to try in turn if no host is given. The IPv6 one is tried only where it serves
+/// IPv4 too; `bindv6only` is the Linux setting (ip-sysctl).
 fn any_addresses(port: u16, bindv6only: Option<&str>) -> Vec<SocketAddr> {
     let serves_both = match bindv6only {
         Some(setting) => setting != "1\n",
@@ -1997,14 +2013,14 @@ fn bind(address: &Address) -> Result<system::Listener, String> {
 #[cfg(not(test))]
 fn run(mut options: Options) -> Result<(), String> {
     /// Descriptors that are not for clients: the standard three, the poller, the listener, the
-    /// signals' two, and some for connections that are being refused or closed.
+    /// signals' two, one for a connection that is being refused, and some to spare.
     const RESERVED: usize = 16;
     let limit = system::raise_descriptor_limit();
     let (wanted, most) = (options.max_clients, limit.saturating_sub(RESERVED));
     options.max_clients = wanted.min(most);
     if most == 0 {
         return Err(format!(
-            "with {limit} open files no client can be served; raise the limit above {RESERVED} (ulimit -n)"
+            "a limit of {limit} open files is too low to serve a client; raise it above {RESERVED} (ulimit -n)"
         ));
     }
     let listener = bind(&options.address)?;
@@ -2063,7 +2079,7 @@ fn main() -> ExitCode {
 // 8. The operating system: the few calls that std lacks, and the only `unsafe`
 // ---------------------------------------------------------------------------------------------
 
-/// Every constant and structure is from the header or the manual page named beside it.
+/// Constants and structures are from the headers and manual pages named above them.
 #[allow(unsafe_code)]
 #[cfg_attr(test, allow(dead_code, unused_imports))]
 mod system {
@@ -2225,8 +2241,8 @@ mod system {
             returned: i16,
         }
 
-        /// The differences between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
-        /// name. WSAPoll accepts only POLLRDNORM, POLLRDBAND and POLLWRNORM.
+        /// What differs between the systems: `nfds_t`, the flags (<poll.h>, <winsock2.h>), and the
+        /// function's name. WSAPoll accepts only POLLRDNORM, POLLRDBAND and POLLWRNORM.
         #[cfg(unix)]
         mod flags {
             #[cfg(target_os = "linux")]
@@ -2258,11 +2274,12 @@ mod system {
         }
 
         /// POLLHUP is not treated as a failure: on some systems it only means that the peer has
-        /// half-closed, and its output can still be sent.
+        /// half-closed, and can still be written to.
         const FAILURE: i16 = flags::ERROR | flags::INVALID;
 
-        /// poll reports POLLHUP even if it is not asked for. If the server does not want to read yet,
-        /// the socket is left out of one wait of at most this long, so that the loop does not spin.
+        /// poll reports POLLHUP even if it is not asked for. If the server does not want to read
+        /// yet, the socket is left out of one wait of at most this long, so that the loop does not
+        /// spin.
         const PAUSE: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
@@ -2309,7 +2326,7 @@ mod system {
                     false => Some(timeout.map_or(PAUSE, |timeout| timeout.min(PAUSE))),
                 };
                 if entries.is_empty() {
-                    // An error on Windows.
+                    // WSAPoll fails if there is nothing to poll.
                     thread::sleep(timeout.unwrap_or(PAUSE));
                     return Ok(Vec::new());
                 }
@@ -2340,17 +2357,17 @@ mod system {
 
     // Sockets
 
-    // socket(7); <sys/socket.h> on the BSDs and macOS, <winsock2.h>. The numbers for Linux, here and
-    // below, are those of x86, ARM and RISC-V.
+    // socket(7); <sys/socket.h> on the BSDs and macOS, <winsock2.h>. The numbers for Linux, here
+    // and below, are those of x86, ARM and RISC-V.
     const IS_LINUX: bool = cfg!(target_os = "linux");
     const SOL_SOCKET: c_int = if IS_LINUX { 1 } else { 0xffff };
     const SO_KEEPALIVE: c_int = if IS_LINUX { 9 } else { 0x8 };
     const SO_OOBINLINE: c_int = if IS_LINUX { 10 } else { 0x100 };
     const IPPROTO_TCP: c_int = 6;
 
-    /// Keepalive: the first probe after 30 s, then one every 10 s, 3 probes. Then the time that sent
-    /// data may stay unacknowledged, and the unsent bytes that the kernel may hold. From tcp(7);
-    /// <netinet/tcp.h> on the others, <ws2ipdef.h>.
+    /// In this order: keepalive (first probe after 30 s, interval 10 s, 3 probes), the time that
+    /// sent data may stay unacknowledged, and the unsent bytes that the kernel may hold. From
+    /// tcp(7); <netinet/tcp.h> on the others, <ws2ipdef.h>.
     const TCP_OPTIONS: &[(c_int, c_int)] = if IS_LINUX {
         // TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT (ms), TCP_NOTSENT_LOWAT
         &[(4, 30), (5, 10), (6, 3), (18, 60_000), (25, 128 * 1024)]
@@ -2385,10 +2402,10 @@ mod system {
         fn listen(socket: RawSocket, queue: c_int) -> c_int;
     }
 
-    /// Sets the options of a client's socket. A peer that has vanished is noticed within two
-    /// minutes, on some BSDs later. Telnet's urgent bytes are read in their place. Unsent output of a
-    /// slow peer is pending here, where it is limited, not in the kernel. Options that a system lacks
-    /// are left out.
+    /// Sets the options of a client's socket. A vanished peer is noticed after about a minute, on
+    /// some BSDs later. Telnet's urgent bytes are read in their place. Where TCP_NOTSENT_LOWAT
+    /// exists, the kernel holds little unsent output, and the rest is pending here, where it is
+    /// limited. Options that a system lacks are left out.
     pub fn set_socket_options(socket: &Socket) {
         let set = |level: c_int, name: c_int, value: c_int| {
             let size = size_of::<c_int>() as c_int;
@@ -2401,9 +2418,9 @@ mod system {
     }
 
     /// Sets how many connections can wait to be accepted; std asks for 128. During a long turn in a
-    /// large room the queue may be full, and a refused client tries again only after a second (tcp(7),
-    /// tcp_syn_retries). The kernel lowers the number to its own limit (listen(2)). On Windows a second
-    /// call has no effect.
+    /// large room this queue (the backlog) may be full. The kernel then drops connection attempts,
+    /// and clients try again only after a second (tcp(7), tcp_syn_retries). The kernel lowers the
+    /// number to its own limit (listen(2)). On Windows a second call has no effect.
     pub fn set_accept_queue(listener: &Listener) {
         #[cfg(unix)]
         // SAFETY: takes no pointer; a socket that listens already may be told again.
@@ -2414,11 +2431,11 @@ mod system {
         let _ = listener;
     }
 
-    // Descriptors: getrlimit(2), accept(2)
+    // The limit on open files: getrlimit(2)
 
     #[cfg(unix)]
     extern "C" {
-        // With 64 bits on 32-bit machines too, where glibc has two versions (getrlimit(2), NOTES).
+        // The 64-bit version, where glibc on 32-bit machines has two (getrlimit(2), NOTES).
         #[cfg_attr(target_env = "gnu", link_name = "getrlimit64")]
         fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
         #[cfg_attr(target_env = "gnu", link_name = "setrlimit64")]
@@ -2433,17 +2450,16 @@ mod system {
         hard: u64,
     }
 
-    /// Raises the soft limit on open files to the hard one, or as far as the system allows. Returns the
-    /// new limit. Windows has none.
+    /// Raises the soft limit on open files to the hard one, or else to `OPEN_MAX`. Returns the new
+    /// limit. Windows has none.
     pub fn raise_descriptor_limit() -> usize {
         #[cfg(windows)]
         return usize::MAX;
         #[cfg(unix)]
         {
             const RLIMIT_NOFILE: c_int = if IS_LINUX { 7 } else { 8 };
-            // macOS takes no more than this, whatever the hard limit says (setrlimit(2), OPEN_MAX).
+            // macOS refuses a limit of RLIM_INFINITY, and recommends this (setrlimit(2)).
             const OPEN_MAX: u64 = 10_240;
-            // Assumed if getrlimit fails.
             let mut limit = ResourceLimit { soft: 256, hard: 256 };
             // SAFETY: `limit` outlives the call, which writes it as the structure it is.
             unsafe { getrlimit(RLIMIT_NOFILE, &mut limit) };
@@ -2473,8 +2489,9 @@ mod system {
         static WRITER: OnceLock<Signals> = OnceLock::new();
         static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-        /// Wakes the event loop. Returns false if that has been done before: a second request ends the
-        /// process at once. Does only what signal-safety(7) allows: send(2), and reading atomics.
+        /// Wakes the event loop. Returns false if that has been done before: a second signal ends
+        /// the process at once. Does only what signal-safety(7) allows: send(2) and lock-free
+        /// atomics.
         fn wake() -> bool {
             let is_first = !IS_STOPPING.swap(true, Ordering::SeqCst);
             if let Some(writer) = WRITER.get().filter(|_| is_first) {
@@ -2515,7 +2532,7 @@ mod system {
             reader.set_nonblocking(true)?;
             writer.set_nonblocking(true)?;
             let _ = WRITER.set(writer);
-            // SAFETY: the handler is there as long as the process, and only calls `wake` and _exit(2).
+            // SAFETY: the handler is a static function, and only calls `wake` and _exit(2).
             unsafe {
                 signal(SIGHUP, SIG_IGN);
                 for number in [SIGINT, SIGTERM] {
@@ -2538,8 +2555,8 @@ mod system {
             extern "system" fn on_event(event: u32) -> i32 {
                 let is_first = wake();
                 if is_first && event == CTRL_CLOSE_EVENT {
-                    // The process ends when this returns. The loop needs up to a second to drain, and
-                    // the console up to a second to print (`STOP_TIMEOUT`).
+                    // The process ends when this returns. The loop needs up to a second to drain,
+                    // and the console up to a second to print (`STOP_TIMEOUT`).
                     std::thread::sleep(std::time::Duration::from_secs(3));
                 }
                 is_first.into()
@@ -2549,7 +2566,7 @@ mod system {
             socket.connect(socket.local_addr()?)?;
             socket.set_nonblocking(true)?;
             let _ = WRITER.set(socket.try_clone()?);
-            // SAFETY: the handler is there as long as the process.
+            // SAFETY: the handler is a static function.
             match unsafe { SetConsoleCtrlHandler(on_event, 1) } {
                 0 => Err(io::Error::last_os_error()),
                 _ => Ok(socket),

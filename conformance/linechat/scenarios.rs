@@ -680,8 +680,8 @@ fn the_console_tells_every_ten_seconds_that_the_budget_applies() {
     let mut sim = crowd([steady(300_000, 65_536), flooder(LONG)]);
     sim.run_until_limited();
     sim.run(seconds(35));
-    let told = sim.console.split(" the budget applies: ").skip(1);
-    let address = " KiB wait for 10.";
+    let told = sim.console.split(" the rate limit applies: ").skip(1);
+    let address = " KiB pending for 10.";
     let pending = told.map(|it| it.split_once(address).expect("a client").0.parse().expect("KiB"));
     let pending: Vec<usize> = pending.collect();
     assert!(matches!(pending[..], [256..400, _, _, ..]) && pending.len() <= 4, "{pending:?} KiB");
