@@ -58,10 +58,6 @@ impl Window {
         self.press(&["Enter"]);
     }
 
-    fn resize(&self, columns: &str) {
-        self.tmux(&["resize-window", "-x", columns]);
-    }
-
     /// Waits until the last rows are these.
     fn await_rows(&self, expected: &[&str]) {
         self.await_screen(&format!("{expected:#?}"), |rows| rows.ends_with(expected));
@@ -133,7 +129,7 @@ fn a_long_line_is_edited_during_a_flood() {
             ("20", "> <a 日本 👍 <5>"),
             ("90", "> <日本 👍 <2>"),
         ] {
-            window.resize(columns);
+            window.tmux(&["resize-window", "-x", columns]);
             let rows = window.await_screen(beginning, |rows| {
                 rows.last().is_some_and(|row| is_shown(row, beginning))
             });
