@@ -164,15 +164,12 @@ fn the_line_is_edited_as_in_a_shell_and_names_are_completed() {
         ("\x7fhello\x01\x7f\x1b[3~", "|ello"),
         ("hello\x02\x04", "hell|"),
         ("hello world\x02\x15", "|d"),
-        ("one two  \x17", "one |"),
-        ("one\u{3000}two\x17\x17\x17", "|"),
-        ("mãe\x1b[D\x7f", "m|e"),
+        ("one\u{3000}two  \x17", "one\u{3000}|"),
         ("日本\x02\x02語", "語|日本"),
         // By words, of letters and digits with their accents.
         ("one, two.\x01\x1b[1;5C\x1b[1;5C\x1bf!", "one, two.!|"),
         ("one, e\u{301}t.\x1b[1;5D!", "one, !|e\u{301}t."),
         ("one, two.\x1b\x7f", "one, |"),
-        ("one, two.\x01\x1bd", "|, two."),
         // Ctrl-Y inserts the erased text at the cursor.
         ("one two\x01\x0b\x19\x19", "one twoone two|"),
         ("one\x03\x19", "one|"),
@@ -181,7 +178,6 @@ fn the_line_is_edited_as_in_a_shell_and_names_are_completed() {
         ("one two\x17\x02\x17\x05\x19", " one|"),
         // Ctrl-_ undoes a typed word, or one key that erased.
         ("one two\x1f\x1f\x1f\x1f", "|"),
-        ("one two\x17\x17\x1f", "one |"),
         ("one\x03\x1f", "one|"),
         ("ab\x1fc\x1f", "|"),
         // An accent goes with its letter.
@@ -189,12 +185,12 @@ fn the_line_is_edited_as_in_a_shell_and_names_are_completed() {
         ("ae\u{301}\x02\x02\x06", "a|e\u{301}"),
         ("a\x1b[200~\r \n\x1b[201~b", "ab|"),
         ("a\u{202e}\u{85}b", "ab|"),
-        // Names are completed in turn: the exact prefix first, then that without accents.
+        // Names except the user's own are completed in turn: those with the exact prefix, then
+        // those with other accents. On an empty line Tab answers a private message; there is none.
+        ("\t", "|"),
         ("@\t\t\t\t", "@bob |"),
         ("@x\t", "@x|"),
         ("b\x1b[Z", "bob: |"),
-        ("é\t", "Érica: |"),
-        ("A\t", "Ada: |"),
         ("å\t", "Åse: |"),
         ("a\t\t", "Åse: |"),
         ("hi @e\t, you", "hi @Érica, you|"),
@@ -245,12 +241,6 @@ fn the_latest_speakers_come_first() {
     let mut session = Session::in_room(terminal(80));
     session.server_says("USERS 4 ana bea bob bert\nMSG bob hi\nMSG bert hi\nMSG eve hi");
     assert_eq!(session.client.roster.by_speech(), ["bert", "bob", "ana", "bea"]);
-    // Tab does not offer the user's own name.
-    session.user_types("a\t");
-    assert_eq!(session.line(), "a|");
-    // On an empty line Tab answers a private message; there is none yet.
-    session.user_types("\x15\t");
-    assert_eq!(session.line(), "|");
     (0..=MAX_SPEAKERS).for_each(|number| session.client.roster.move_to_front(&number.to_string()));
     assert_eq!(session.client.roster.speakers.len(), MAX_SPEAKERS);
 }
@@ -296,10 +286,7 @@ fn characters_are_as_wide_as_terminals_make_them() {
 fn all_rows_except_the_first_are_indented() {
     for (line, columns, expected) in [
         ("0123456789", 10, "0123456789\n"),
-        ("one two three four", 10, "one two\n  three\n  four\n"),
         ("0123456789abcdefghij", 10, "0123456789\n  abcdefgh\n  ij\n"),
-        ("hi 0123456789abcdef", 10, "hi\n  01234567\n  89abcdef\n"),
-        ("a 012345678", 10, "a\n  01234567\n  8\n"),
         ("ana:          eve: hi", 10, "ana:\n  eve: hi\n"),
         ("one two 34 five", 10, "one two 34\n  five\n"),
         ("one two  \tx", 8, "one two\n  x\n"),
@@ -382,17 +369,15 @@ fn names_have_colours_and_messages_for_the_user_are_bold() {
     let coloured = Screen { has_colours: true, ..terminal(80) };
     assert_ne!(coloured.name("ana").replace("ana", "bob"), coloured.name("bob"));
     assert!(coloured.name("ana").ends_with("mana\x1b[0m"));
-    assert_eq!(plain().name("ana"), "ana");
     let bob = coloured.name("bob");
-    let dim_and_red = "\x1b[2mbob left the chat. Online (1): ana\x1b[0m\n\x1b[31mError: ";
-    let without_red = "\x1b[2mbob left the chat. Online (1): ana\x1b[0m\nError: ";
     // Without colours, what is for the user still stands out.
-    for (screen, bob, rest) in [(coloured, &*bob, dim_and_red), (terminal(80), "bob", without_red)]
-    {
+    for (screen, bob, red) in [(coloured, &*bob, "\x1b[31m"), (terminal(80), "bob", "")] {
         let mut session = Session::in_room(screen);
         session.server_says("PRIV bob psst\nMSG bob hi Ana\nLEFT bob 1 quit\nERR bad-text no");
-        let private = "\x1b[1m[private] bob: psst\x1b[0m";
-        let expected = format!("{private}\n\x07{bob}: \x1b[1mhi Ana\x1b[0m\n\x07{rest}");
+        let expected = format!(
+            "\x1b[1m[private] bob: psst\x1b[0m\n\x07{bob}: \x1b[1mhi Ana\x1b[0m\n\x07\
+             \x1b[2mbob left the chat. Online (1): ana\x1b[0m\n{red}Error: "
+        );
         let shown = session.shown();
         assert!(shown.starts_with(&expected), "{shown:?}");
     }
@@ -404,17 +389,12 @@ fn separators_and_isolates_are_not_shown() {
 }
 
 #[test]
-fn the_bell_rings_for_private_messages_and_mentions() {
-    for (line, rings) in [
-        ("MSG bob I mean ana.", true),
-        ("MSG bob anã!", true),
-        ("MSG bob hi anabel and banana", false),
-        ("MSG ana.b hello", false),
-    ] {
-        let mut session = Session::in_room(plain());
-        session.server_says(line);
-        assert_eq!(session.shown().contains('\x07'), rings, "{line}");
-    }
+fn the_bell_rings_for_the_name_as_a_word_with_or_without_accents() {
+    let mut session = Session::in_room(plain());
+    session.server_says("MSG bob I mean ana.\nMSG bob anã!\nMSG bob hi anabel and banana");
+    session.server_says("MSG ana.b hello");
+    let shown = "bob: I mean ana.\n\x07bob: anã!\n\x07bob: hi anabel and banana\nana.b: hello\n";
+    assert_eq!(session.shown(), shown);
 }
 
 #[test]
@@ -577,7 +557,6 @@ fn name_taken_by_the_lost_connection_is_retried_for_two_minutes() {
         assert_eq!(session.client.stage, if is_over { Stage::Asking } else { Stage::Waiting });
         assert_eq!(session.shown().contains("the name 'ana' was refused"), is_over);
     }
-    assert_eq!(session.client.prompt(), "Your name: ");
 }
 
 #[test]
@@ -646,9 +625,7 @@ fn the_queue_of_lines_to_send_is_bounded() {
 fn unconfirmed_requests_are_limited_and_listed() {
     let mut session = Session::in_room(plain());
     session.client.options.has_commands = true;
-    for line in ["one", "@bob two", "/list"] {
-        session.user_types(line);
-    }
+    ["one", "@bob two", "/list"].into_iter().for_each(|line| session.user_types(line));
     session.server_says("PONG 1\nERR no-such-user x");
     (0..MAX_UNCONFIRMED).for_each(|number| session.user_types(&number.to_string()));
     assert_eq!(session.sent().len(), MAX_UNCONFIRMED + 1);
@@ -716,20 +693,19 @@ fn rosters_may_come_at_any_time_and_joined_and_left_update_them() {
 #[test]
 fn the_log_holds_shown_lines_and_own_messages_without_styles() {
     let path = env::temp_dir().join(format!("linechat-log-{}", std::process::id()));
-    let log = || Some(OpenOptions::new().append(true).create(true).open(&path).unwrap());
+    let log = File::create_new(&path).unwrap();
     for screen in [Screen { has_colours: true, ..terminal(80) }, plain()] {
         let mut session = Session::in_room(screen);
-        session.client.screen.log = log();
+        session.client.screen.log = log.try_clone().ok();
         session.user_types("hello");
         session.user_types("\r");
         session.server_says("PONG 1\nMSG bob hi\nSENT bob psst\nJOINED eve 4");
     }
     let written = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    let digits = |time: &str| time.replace(|c: char| c.is_ascii_digit(), "0");
     let texts = written.lines().map(|line| {
         let (time, text) = line.split_at("2026-11-26 01:02:03 ".len());
-        assert_eq!(digits(time), "0000-00-00 00:00:00 ");
+        assert_eq!(time.replace(|c: char| c.is_ascii_digit(), "0"), "0000-00-00 00:00:00 ");
         text
     });
     let both =
@@ -806,7 +782,6 @@ fn the_first_variable_that_is_set_decides() {
     let from = |variables: &'static [(&str, &str)]| {
         move |name: &str| variables.iter().find(|it| it.0 == name).map(|it| it.1.to_owned())
     };
-    assert_eq!(locale(from(&[("LANG", "pt_BR.UTF-8")])), "pt_BR.UTF-8");
     assert_eq!(locale(from(&[("LANG", "en"), ("LC_MESSAGES", "pt")])), "pt");
     assert_eq!(locale(from(&[("LANG", "pt"), ("LC_MESSAGES", "pt"), ("LC_ALL", "C")])), "C");
     assert_eq!(login_name(from(&[("USER", "mãe-2_b.c")])), Some("mãe-2_b.c".to_owned()));
