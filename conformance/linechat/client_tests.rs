@@ -105,7 +105,7 @@ fn lines_are_text_private_messages_or_commands() {
         ("@bob, hi", "PRIV @bob hi\n"),
         ("/LIST ", "LIST\n"),
         ("  \r/list", "LIST\n"),
-        ("  /quit", "QUIT\n"),
+        ("/quit now", "Error: /quit stands alone; to write to somebody of that name: @quit text"),
         ("/ajuda", "Type a line and press Enter"),
         ("/bob", "Error: there is no text after '/bob'; see /help"),
         ("/me", "Error: there is no text after '/me'; see /help"),
