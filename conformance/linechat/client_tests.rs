@@ -185,8 +185,8 @@ fn the_line_is_edited_as_in_a_shell_and_names_are_completed() {
         ("ae\u{301}\x02\x02\x06", "a|e\u{301}"),
         ("a\x1b[200~\r \n\x1b[201~b", "ab|"),
         ("a\u{202e}\u{85}b", "ab|"),
-        // Names except the user's own are completed in turn: those with the exact prefix, then
-        // those with other accents. On an empty line Tab answers a private message; there is none.
+        // Tab completes the names of others in turn: those with the same accents come first. On an
+        // empty line it answers the last private message, if there is one.
         ("\t", "|"),
         ("@\t\t\t\t", "@bob |"),
         ("@x\t", "@x|"),
@@ -746,7 +746,7 @@ fn options_stand_anywhere() {
 }
 
 #[test]
-fn the_words_are_a_host_a_port_and_a_name_and_an_error_says_which_is_wrong() {
+fn words_are_host_port_and_name_and_an_error_names_the_wrong_one() {
     for (line, expected) in [
         ("", Ok("localhost:9999 ")),
         ("host", Ok("host:9999 ")),
