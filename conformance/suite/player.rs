@@ -443,18 +443,15 @@ impl Session<'_> {
     /// that the process to end is unknown.
     fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let client = self.find(name)?;
-        let (screen, path, settings) = (Screen::new(columns), String::new(), String::new());
-        client.terminal = Some(Terminal { screen, path, settings, process: None });
-        let mut next_line = || loop {
+        client.terminal = Some(Terminal { screen: Screen::new(columns), process: None });
+        let line = loop {
             match client.take_line() {
-                Some(line) => return Ok(String::from_utf8_lossy(line.trim_ascii()).into_owned()),
+                Some(line) => break line,
                 None if client.read(process::STUCK) => {}
                 None => return Err(format!("there is no terminal: {}", client.unread())),
             }
         };
-        let (path, settings, process) = (next_line()?, next_line()?, next_line()?.parse().ok());
-        let terminal = client.terminal()?;
-        (terminal.path, terminal.settings, terminal.process) = (path, settings, process);
+        client.terminal()?.process = String::from_utf8_lossy(&line).trim().parse().ok();
         Ok(())
     }
 
@@ -475,8 +472,9 @@ impl Session<'_> {
     fn resize(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let terminal = self.find(name)?.terminal()?;
         terminal.screen.resize(columns);
+        let path = format!("/proc/{}/fd/0", terminal.process.ok_or("there is no process")?);
         let mut stty = Command::new("stty");
-        stty.args(["-F", &terminal.path, "columns", &columns.to_string()]);
+        stty.args(["-F", &path, "columns", &columns.to_string()]);
         match stty.status().is_ok_and(|status| status.success()) {
             true => Ok(()),
             false => Err("the terminal cannot be resized".to_owned()),
@@ -494,7 +492,6 @@ impl Session<'_> {
         while !self.find(name)?.is_closed {
             self.read_more(name)?;
         }
-        self.find(name)?.check_settings()?;
         self.nothing_unread(name)?;
         let limit = self.target.timeouts.program();
         let client = self.find(name)?;
