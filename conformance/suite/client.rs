@@ -78,6 +78,14 @@ pub enum Via {
 }
 
 impl Via {
+    pub fn parse(name: &str) -> Result<Via, String> {
+        match name {
+            "nc" => Ok(Via::Nc),
+            "telnet" => Ok(Via::Telnet),
+            _ => Err(format!("clients can be nc or telnet, not {name}")),
+        }
+    }
+
     pub fn connect(self, address: &str) -> io::Result<Transport> {
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
         if self == Via::Nc {

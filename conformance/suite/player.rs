@@ -489,9 +489,7 @@ impl Session<'_> {
     }
 
     fn exit(&mut self, name: &str, status: usize) -> Result<(), String> {
-        while !self.find(name)?.is_closed {
-            self.read_more(name)?;
-        }
+        self.read_to_end(name)?;
         self.nothing_unread(name)?;
         let limit = self.target.timeouts.program();
         let client = self.find(name)?;

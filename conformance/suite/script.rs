@@ -26,8 +26,9 @@ impl Level {
         ["core", "telnet", "overload", "linechat"][self as usize]
     }
 
-    pub fn parse(name: &str) -> Option<Level> {
-        Level::ALL.into_iter().find(|level| level.name() == name)
+    pub fn parse(name: &str) -> Result<Level, String> {
+        let level = Level::ALL.into_iter().find(|level| level.name() == name);
+        level.ok_or(format!("a level is core, telnet, overload or linechat, not {name}"))
     }
 
     /// The annex that is all of this level.
@@ -131,7 +132,7 @@ impl Script {
 fn parse_title(title: &str) -> Option<Script> {
     let (requirement, rest) = title.strip_prefix('R')?.split_once(' ')?;
     let (level, rest) = rest.split_at(rest.find([',', ':'])?);
-    let level = Level::parse(level)?;
+    let level = Level::parse(level).ok()?;
     let (section, claim) = match level {
         Level::Core => {
             let (section, claim) = rest.strip_prefix(", ")?.split_once(": ")?;

@@ -204,9 +204,9 @@ impl<'a> Session<'a> {
         if client.is_exempt || name == BYSTANDER && is_stopping {
             return Ok(());
         }
-        while self.find(name)?.has_half_closed && !self.find(name)?.is_closed {
-            let more = self.read_more(name);
-            more.map_err(|what| format!("{name} is still connected, and has unread: {what}"))?;
+        if client.has_half_closed {
+            let end = self.read_to_end(name);
+            end.map_err(|what| format!("{name} is still connected, and has unread: {what}"))?;
         }
         self.nothing_unread(name)?;
         let client = self.find(name)?;
@@ -375,9 +375,13 @@ impl<'a> Session<'a> {
             client.send(b"PING\n");
             client.end_input();
         }
+        let end = self.read_to_end(name);
+        end.map_err(|what| side_by_side("[closed]", &format!("{what}, and it is open")))
+    }
+
+    pub fn read_to_end(&mut self, name: &str) -> Result<(), String> {
         while !self.find(name)?.is_closed {
-            let more = self.read_more(name);
-            more.map_err(|what| side_by_side("[closed]", &format!("{what}, and it is open")))?;
+            self.read_more(name)?;
         }
         Ok(())
     }
