@@ -22,8 +22,6 @@ pub enum Rule {
     /// These lines are sent to other clients, too, if this is true for the name of the client (empty
     /// before WELCOME) and for the name that the line is from.
     Leak(&'static str, fn(&str, &str) -> bool),
-    /// The connection is ended after these lines.
-    CloseAfter(&'static str),
     /// This is sent for what a client sends in one piece.
     ToServer(fn(&[u8]) -> Vec<u8>),
     /// The output for a client that has half-closed is thrown away.
@@ -88,14 +86,12 @@ pub static FAULTS: &[Fault] = &[
     ("tells a quitter of himself", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
     ("shows errors to everybody", Leak("ERR ", |name, from| !name.is_empty() && name != from)),
     ("explains itself in escape sequences", Change("ERR ", |line| replace(line, "\r", " \x1b[7m!\r"))),
-    ("closes after an error", CloseAfter("ERR ")),
     ("takes a bad name", Change("ERR bad-name", |_| b"WELCOME somebody 1\r\n".to_vec())),
     ("calls a taken name bad", Write("ERR name-taken", "ERR bad-name")),
     ("mixes up not-named and already-named", Write("ERR not", "ERR already")),
     ("calls misuse an unknown command", Write("ERR usage", "ERR unknown-command")),
     ("forgets the CR", Write("\r", "")),
     ("writes counts with leading zeros", Write(" 2", " 02")),
-    ("loses one message of many", Change("MSG ", |line| replace(line, "MSG p1 3\r\n", ""))),
     ("answers no telnet command", Change("", |line| if line[0] == 255 { Vec::new() } else { line.to_vec() })),
     ("takes every packet for a line", ToServer(|piece| match piece.last() {
         Some(b'\n') => piece.to_vec(),
@@ -209,9 +205,8 @@ impl Crossing {
     /// What is sent to a client for a line from the server.
     fn sent_for(&mut self, line: &[u8]) -> Vec<u8> {
         let mut everybody = self.everybody.lock().unwrap();
-        let (client, name) = &mut everybody[self.id];
         if starts(line, "WELCOME ") {
-            *name = words(line).swap_remove(1);
+            everybody[self.id].1 = words(line).swap_remove(1);
         }
         let previous = String::from_utf8_lossy(&self.previous);
         let sent = match self.rule {
@@ -230,10 +225,6 @@ impl Crossing {
                     }
                 }
                 line.to_vec()
-            }
-            CloseAfter(start) if starts(line, start) => {
-                let _ = client.write_all(line).and_then(|()| client.shutdown(Shutdown::Both));
-                return Vec::new();
             }
             _ => line.to_vec(),
         };

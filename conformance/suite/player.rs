@@ -24,10 +24,6 @@ const MADE_TO_WAIT: Duration = Duration::from_secs(1);
 const LITTLE: usize = 256 * 1024;
 /// The next step then comes, though a slow server has not made them wait yet.
 const FLOODED: Duration = Duration::from_secs(5);
-/// A client that does not read its replies counts as made to wait after this time.
-const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
-/// More than the buffers of kernels hold of requests and replies together, in bytes.
-const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
 const READS_A_SECOND: u32 = 16;
 /// What a time-out may be late by, apart from a tenth of it.
 const GRACE: Duration = Duration::from_secs(2);
@@ -112,7 +108,6 @@ impl Session<'_> {
             Action::StopReading => self.stop_reading(name),
             Action::FallBehind => self.fall_behind(name, &step.word),
             Action::ReadSlowly => self.read_slowly(name, step.number * 1024),
-            Action::MustWait => self.must_wait(name, &self.bytes(step)?),
             Action::IsCutOff => self.is_cut_off(name, seconds(step)),
             Action::Run => self.run(name, step),
             Action::Show => self.show(name, &self.pattern(step)?),
@@ -394,24 +389,6 @@ impl Session<'_> {
             }
             _ => Err("no more descriptors".to_owned()),
         }
-    }
-
-    /// Sends without reading until the server takes no more; then every reply must come.
-    fn must_wait(&mut self, name: &str, line: &[u8]) -> Result<(), String> {
-        let client = self.find(name)?;
-        let (mut asked, mut since) = (0, Instant::now());
-        while since.elapsed() < TAKES_NO_MORE {
-            if asked > NOBODY_KEEPS {
-                return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
-            }
-            if let Ok(length) = client.socket.write(&line[asked % line.len()..]) {
-                (asked, since) = (asked + length, Instant::now());
-            }
-        }
-        client.send(&line[asked % line.len()..]);
-        let answer = [b"PONG", line[b"PING".len()..].trim_ascii_end()].concat();
-        let pattern = Pattern(vec![answer]);
-        (0..asked.div_ceil(line.len())).try_for_each(|_| self.look_for(name, &pattern))
     }
 }
 

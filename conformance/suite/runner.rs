@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::Mutex;
 use std::thread;
-use target::{Outcome, Target, TOO_LATE};
+use target::{Outcome, Target};
 
 /// The modules in layers: each uses only those before it.
 const LAYERS: [&str; 14] = [
@@ -214,7 +214,7 @@ fn run() -> Result<bool, String> {
         report.lock().unwrap().check_the_documents(&all, &readme, &protocol);
         test_the_suite(&all, &report);
     }
-    match report.into_inner().unwrap().print(&target, TOO_LATE) {
+    match report.into_inner().unwrap().print(&target) {
         (0, true) => {
             Err("too slow to be judged in half a minute; SLOW=1 takes what it needs".to_owned())
         }

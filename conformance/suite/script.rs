@@ -1,6 +1,6 @@
 //! Reads transcripts. `conformance/README.md` describes their language.
 
-use crate::forms::{Action, Step};
+use crate::forms::Step;
 
 /// More bytes than telnet takes at once.
 pub const LONG: usize = 200_000;
@@ -116,10 +116,6 @@ impl Script {
     /// The file that it stands in.
     pub fn file(&self) -> &str {
         self.name.split(':').next().unwrap_or_default()
-    }
-
-    pub fn does(&self, action: Action) -> bool {
-        self.steps.iter().any(|step| step.action == action)
     }
 
     /// A rough measure of the work. Each of the clients that join in one step is told of the others.

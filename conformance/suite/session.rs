@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
             last_act: Instant::now(),
             is_loose: !script.options.is_empty(),
             is_stopping: false,
-            watches_console: script.does(Action::Console),
+            watches_console: script.steps.iter().any(|step| step.action == Action::Console),
         };
         // The transcript counts neither connections nor lines of the console.
         let is_free = script.options.is_empty() && !script.is_slow && !script.suite_is_server;

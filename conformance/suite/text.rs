@@ -62,11 +62,10 @@ impl Pattern {
 
 fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
     let [piece, pieces @ ..] = pieces else { return text.is_empty() };
-    (0..=text.len()).any(|skipped| {
-        text[..skipped].iter().all(|&byte| byte >= b' ' || byte == b'\t')
-            && text[skipped..]
-                .strip_prefix(piece.as_slice())
-                .is_some_and(|text| rest_matches(pieces, text))
+    let open = text.iter().take_while(|&&byte| byte >= b' ' || byte == b'\t').count();
+    (0..=open).any(|skipped| {
+        let rest = text[skipped..].strip_prefix(piece.as_slice());
+        rest.is_some_and(|rest| rest_matches(pieces, rest))
     })
 }
 
