@@ -62,31 +62,31 @@ pub static FAULTS: &[Fault] = &[
     ("forgets to greet", Lose("HELLO ", "")),
     ("greets only after the first request", Delay("HELLO ")),
     ("ends HELLO with a space", Change("HELLO ", |_| b"HELLO linechat/1 \r\n".to_vec())),
-    ("tells a newcomer of himself", Change("WELCOME ", |line| [line, &replace(line, "WELCOME", "JOINED")].concat())),
-    ("shows names in lower case", Change("JOINED ", |line| text(line, |line| format!("JOINED {}", line[7..].to_lowercase())))),
+    ("announces a newcomer to itself", Change("WELCOME ", |line| [line, &replace(line, "WELCOME", "JOINED")].concat())),
+    ("announces names in lower case", Change("JOINED ", |line| text(line, |line| format!("JOINED {}", line[7..].to_lowercase())))),
     ("swaps two lines", Delay("JOINED ")),
     ("repeats a line", Change("LEFT ", |line| line.repeat(2))),
     ("counts one too few", Change("LEFT ", |line| with_words(line, |words| words[2] = "0".to_owned()))),
-    ("gives a quit out as a lost connection", Write("quit\r", "disconnected\r")),
+    ("announces a quit as a lost connection", Write("quit\r", "disconnected\r")),
     ("never sends the roster", Lose("USERS ", "")),
     ("skips the roster after a lost connection", Lose("USERS ", " disconnected\r")),
     ("sorts the roster by name", Change("USERS ", |line| with_words(line, |words| words[2..].sort()))),
     ("echoes a message to its sender", Leak("MSG ", |name, from| name == from)),
-    ("shows private messages to people without a name", Leak("PRIV ", |name, _| name.is_empty())),
-    ("keeps a message back until something else comes", Delay("MSG ")),
+    ("shows private messages to clients without a name", Leak("PRIV ", |name, _| name.is_empty())),
+    ("delays a message until something else comes", Delay("MSG ")),
     ("cuts long lines", Change("MSG ", |line| [&line[..line.len().min(4002) - 2], b"\r\n"].concat())),
-    ("takes the spaces before a text away", Write("  ", " ")),
+    ("removes the spaces before a text", Write("  ", " ")),
     ("drops the confirmation", Lose("SENT ", "")),
-    ("delivers a private message to a third person", Leak("PRIV ", |name, from| !name.is_empty() && name != from)),
+    ("delivers a private message to a third client", Leak("PRIV ", |name, from| !name.is_empty() && name != from)),
     ("forgets the token of PONG", Change("PONG ", |line| {
         if starts(line, "PONG fence") { line.to_vec() } else { b"PONG\r\n".to_vec() }
     })),
     ("ends HELP with an empty line", Change("HELP QUIT", |line| [line, b"HELP\r\n"].concat())),
     ("says no BYE", Lose("BYE ", "")),
-    ("tells a quitter of himself", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
+    ("sends a leaving client its own LEFT", Change("BYE ", |line| [b"LEFT me 0 quit\r\n", line].concat())),
     ("shows errors to everybody", Leak("ERR ", |name, from| !name.is_empty() && name != from)),
     ("explains itself in escape sequences", Change("ERR ", |line| replace(line, "\r", " \x1b[7m!\r"))),
-    ("takes a bad name", Change("ERR bad-name", |_| b"WELCOME somebody 1\r\n".to_vec())),
+    ("accepts a bad name", Change("ERR bad-name", |_| b"WELCOME somebody 1\r\n".to_vec())),
     ("calls a taken name bad", Write("ERR name-taken", "ERR bad-name")),
     ("mixes up not-named and already-named", Write("ERR not", "ERR already")),
     ("calls misuse an unknown command", Write("ERR usage", "ERR unknown-command")),
@@ -103,7 +103,7 @@ pub static FAULTS: &[Fault] = &[
     ("does not understand a telnet command that comes in two packets", ToServer(|piece| {
         piece.strip_suffix(&[255]).unwrap_or(piece).to_vec()
     })),
-    ("takes a verb in Unicode's upper case", ToServer(|piece| {
+    ("accepts a verb in Unicode's upper case", ToServer(|piece| {
         text(piece, |text| text.replace('\u{17f}', "S").replace('\u{131}', "I"))
     })),
     ("takes a CR anywhere for a line's end", ToServer(|piece| {
@@ -112,8 +112,8 @@ pub static FAULTS: &[Fault] = &[
     ("does not erase", ToServer(|piece| {
         piece.iter().copied().filter(|byte| !matches!(byte, 8 | 127)).collect()
     })),
-    ("takes spaces at the end away", ToServer(|piece| text(piece, |text| text.replace(" \n", "\n")))),
-    ("throws away what a half-closed client is owed", ForgetHalfClosed),
+    ("removes the spaces at the end of a line", ToServer(|piece| text(piece, |text| text.replace(" \n", "\n")))),
+    ("discards the pending output of a half-closed client", ForgetHalfClosed),
     ("does not close after QUIT", NeverClose),
 ];
 

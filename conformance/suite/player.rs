@@ -342,7 +342,9 @@ impl Session<'_> {
         let mut took = Duration::ZERO;
         while took < BEHIND {
             if self.told.len() > MOST_TOLD {
-                return Err(format!("{teller} can tell {name} whatever there is and never waits"));
+                return Err(format!(
+                    "{teller} can send {name} {MOST_TOLD} private messages and never waits"
+                ));
             }
             let since = Instant::now();
             let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;

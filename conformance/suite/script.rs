@@ -83,7 +83,8 @@ impl Script {
             }
             let Some(requirement) = line.strip_prefix("```transcript R") else { continue };
             let name = format!("{name}:{number}");
-            let requirement = requirement.parse().map_err(|_| format!("{name}: R what?"))?;
+            let requirement =
+                requirement.parse().map_err(|_| format!("{name}: a number must follow R"))?;
             let annex = |level: &Level| level.section() == Some(section);
             let level = Level::ALL.into_iter().find(annex).unwrap_or_default();
             let (section, claim) = (Some(section.to_owned()), heading.to_owned());

@@ -240,7 +240,7 @@ impl<'a> Session<'a> {
         };
         match server.next_line_within(limit)? {
             None => Ok(()),
-            Some(line) => Err(format!("the console shows a line too many: {line}")),
+            Some(line) => Err(format!("the console shows one more line: {line}")),
         }
     }
 

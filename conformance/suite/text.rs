@@ -99,7 +99,8 @@ fn parse_braces(inside: &str) -> Result<Vec<u8>, String> {
     let Some((unit, count)) = repeated else {
         return Ok(parse_names(inside)?.join(" ").into_bytes());
     };
-    let count = count.parse().map_err(|_| format!("how many times? {{{inside}}}"))?;
+    let count =
+        count.parse().map_err(|_| format!("a number must stand before 'times': {{{inside}}}"))?;
     Ok(parse_plain(unit)?.repeat(count))
 }
 
