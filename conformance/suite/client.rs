@@ -2,7 +2,7 @@
 
 use crate::process::{signal, Printed};
 use crate::screen::Screen;
-use crate::text::{show, side_by_side};
+use crate::text::show;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -78,6 +78,14 @@ pub enum Via {
 }
 
 impl Via {
+    pub fn parse(name: &str) -> Result<Via, String> {
+        match name {
+            "nc" => Ok(Via::Nc),
+            "telnet" => Ok(Via::Telnet),
+            _ => Err(format!("clients can be nc or telnet, not {name}")),
+        }
+    }
+
     pub fn connect(self, address: &str) -> io::Result<Transport> {
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
         if self == Via::Nc {
@@ -116,8 +124,10 @@ pub fn linechat_client(arguments: &str, columns: Option<usize>) -> io::Result<Tr
             "--return",
             "--command",
             &format!(
-                "stty columns {columns} rows 24; tty; stty -g; \
-                 sh -c 'echo $$; exec {client} {}'; status=$?; stty -g; exit $status",
+                "stty columns {columns} rows 24; settings=$(stty -g); \
+                 sh -c 'echo $$; exec {client} {}'; status=$?; \
+                 test \"$(stty -g)\" = $settings || echo the terminal has other settings now; \
+                 exit $status",
                 words.join(" ")
             ),
             "/dev/null",
@@ -129,11 +139,7 @@ pub fn linechat_client(arguments: &str, columns: Option<usize>) -> io::Result<Tr
 /// A terminal that linechat-client runs at: script(1) holds it, and `screen` shows it.
 pub struct Terminal {
     pub screen: Screen,
-    /// Its file, with which its size is set.
-    pub path: String,
-    /// Its settings before the client took it over, which it must have again in the end.
-    pub settings: String,
-    /// The process id of linechat-client.
+    /// The process id of linechat-client; `None` until it is about to start.
     pub process: Option<u32>,
 }
 
@@ -270,17 +276,6 @@ impl Client {
             1..=TOO_MUCH => show(self.received()),
             _ => format!("garbage without end: {}", show(&self.received()[..1000])),
         }
-    }
-
-    /// The last line that a terminal shows is its settings, which must be what they were.
-    pub fn check_settings(&mut self) -> Result<(), String> {
-        let Ok(terminal) = self.terminal() else { return Ok(()) };
-        let settings = format!("{}\n", terminal.settings);
-        let Some(shown) = self.received().strip_suffix(settings.as_bytes()) else {
-            return Err(side_by_side(settings.trim_end(), &self.unread()));
-        };
-        self.received.truncate(shown.len());
-        Ok(())
     }
 
     /// A client sends no PING before the greeting, which must come without one.

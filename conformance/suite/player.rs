@@ -24,10 +24,6 @@ const MADE_TO_WAIT: Duration = Duration::from_secs(1);
 const LITTLE: usize = 256 * 1024;
 /// The next step then comes, though a slow server has not made them wait yet.
 const FLOODED: Duration = Duration::from_secs(5);
-/// A client that does not read its replies counts as made to wait after this time.
-const TAKES_NO_MORE: Duration = Duration::from_millis(1500);
-/// More than the buffers of kernels hold of requests and replies together, in bytes.
-const NOBODY_KEEPS: usize = 64 * 1024 * 1024;
 const READS_A_SECOND: u32 = 16;
 /// What a time-out may be late by, apart from a tenth of it.
 const GRACE: Duration = Duration::from_secs(2);
@@ -112,7 +108,6 @@ impl Session<'_> {
             Action::StopReading => self.stop_reading(name),
             Action::FallBehind => self.fall_behind(name, &step.word),
             Action::ReadSlowly => self.read_slowly(name, step.number * 1024),
-            Action::MustWait => self.must_wait(name, &self.bytes(step)?),
             Action::IsCutOff => self.is_cut_off(name, seconds(step)),
             Action::Run => self.run(name, step),
             Action::Show => self.show(name, &self.pattern(step)?),
@@ -347,7 +342,9 @@ impl Session<'_> {
         let mut took = Duration::ZERO;
         while took < BEHIND {
             if self.told.len() > MOST_TOLD {
-                return Err(format!("{teller} can tell {name} whatever there is and never waits"));
+                return Err(format!(
+                    "{teller} can send {name} {MOST_TOLD} private messages and never waits"
+                ));
             }
             let since = Instant::now();
             let numbers = self.told.len()..self.told.len() + TOLD_AT_ONCE;
@@ -395,24 +392,6 @@ impl Session<'_> {
             _ => Err("no more descriptors".to_owned()),
         }
     }
-
-    /// Sends without reading until the server takes no more; then every reply must come.
-    fn must_wait(&mut self, name: &str, line: &[u8]) -> Result<(), String> {
-        let client = self.find(name)?;
-        let (mut asked, mut since) = (0, Instant::now());
-        while since.elapsed() < TAKES_NO_MORE {
-            if asked > NOBODY_KEEPS {
-                return Err(format!("{asked} bytes were taken, though nobody reads the answers"));
-            }
-            if let Ok(length) = client.socket.write(&line[asked % line.len()..]) {
-                (asked, since) = (asked + length, Instant::now());
-            }
-        }
-        client.send(&line[asked % line.len()..]);
-        let answer = [b"PONG", line[b"PING".len()..].trim_ascii_end()].concat();
-        let pattern = Pattern(vec![answer]);
-        (0..asked.div_ceil(line.len())).try_for_each(|_| self.look_for(name, &pattern))
-    }
 }
 
 /// linechat-client, through pipes or at a terminal.
@@ -443,18 +422,15 @@ impl Session<'_> {
     /// that the process to end is unknown.
     fn await_terminal(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let client = self.find(name)?;
-        let (screen, path, settings) = (Screen::new(columns), String::new(), String::new());
-        client.terminal = Some(Terminal { screen, path, settings, process: None });
-        let mut next_line = || loop {
+        client.terminal = Some(Terminal { screen: Screen::new(columns), process: None });
+        let line = loop {
             match client.take_line() {
-                Some(line) => return Ok(String::from_utf8_lossy(line.trim_ascii()).into_owned()),
+                Some(line) => break line,
                 None if client.read(process::STUCK) => {}
                 None => return Err(format!("there is no terminal: {}", client.unread())),
             }
         };
-        let (path, settings, process) = (next_line()?, next_line()?, next_line()?.parse().ok());
-        let terminal = client.terminal()?;
-        (terminal.path, terminal.settings, terminal.process) = (path, settings, process);
+        client.terminal()?.process = String::from_utf8_lossy(&line).trim().parse().ok();
         Ok(())
     }
 
@@ -475,8 +451,9 @@ impl Session<'_> {
     fn resize(&mut self, name: &str, columns: usize) -> Result<(), String> {
         let terminal = self.find(name)?.terminal()?;
         terminal.screen.resize(columns);
+        let path = format!("/proc/{}/fd/0", terminal.process.ok_or("there is no process")?);
         let mut stty = Command::new("stty");
-        stty.args(["-F", &terminal.path, "columns", &columns.to_string()]);
+        stty.args(["-F", &path, "columns", &columns.to_string()]);
         match stty.status().is_ok_and(|status| status.success()) {
             true => Ok(()),
             false => Err("the terminal cannot be resized".to_owned()),
@@ -491,10 +468,7 @@ impl Session<'_> {
     }
 
     fn exit(&mut self, name: &str, status: usize) -> Result<(), String> {
-        while !self.find(name)?.is_closed {
-            self.read_more(name)?;
-        }
-        self.find(name)?.check_settings()?;
+        self.read_to_end(name)?;
         self.nothing_unread(name)?;
         let limit = self.target.timeouts.program();
         let client = self.find(name)?;

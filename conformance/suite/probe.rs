@@ -57,12 +57,12 @@ fn join_alone(address: &str, how: &str) -> Result<Client, Verdict> {
         match join(address) {
             Ok((client, 1)) => return Ok(client),
             Ok((_, count)) if is_late => {
-                return wrong(format!("still counts {} who {how}", count - 1))
+                return wrong(format!("still counts {} that {how}", count - 1))
             }
             Ok((client, _)) => quit(client)?,
             Err(Verdict::Wrong(what)) if what.contains("name-taken") => {
                 if is_late {
-                    return wrong(format!("does not free the name of one who {how}"));
+                    return wrong(format!("does not free the name of a client that {how}"));
                 }
             }
             Err(verdict) => return Err(verdict),

@@ -12,9 +12,6 @@ use std::time::Duration;
 /// After this long a run is stuck and fails. No test that passes waits for it.
 pub const STUCK: Duration = Duration::from_secs(30);
 
-/// A server that takes longer to listen does not start.
-const STARTED: Duration = Duration::from_secs(10);
-
 /// A server of this repository, started for one test and ended with it.
 pub struct Server {
     pub child: Child,
@@ -42,7 +39,7 @@ impl Server {
         let console = Printed::by(child.stdout.take());
         let complaints = Printed::by(child.stderr.take());
         let mut server = Server { child, address: String::new(), console, complaints };
-        let line = server.next_line_within(STARTED)?.unwrap_or_default();
+        let line = server.next_line()?.unwrap_or_default();
         let address = line.strip_prefix("listening on ");
         server.address = address.ok_or(format!("the server does not listen: {line}"))?.to_owned();
         Ok(server)

@@ -2,7 +2,7 @@
 //! level, and what was not checked.
 
 use crate::script::{Level, Script};
-use crate::target::{Outcome, Target};
+use crate::target::{Outcome, Target, TOO_LATE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 
@@ -110,9 +110,9 @@ impl<'a> Report<'a> {
         row
     }
 
-    /// Prints the end of a run. Returns how many checks failed, and whether some transcript was not
-    /// played for this reason.
-    pub fn print(&self, target: &Target, reason: &str) -> (usize, bool) {
+    /// Prints the end of a run. Returns how many checks failed, and whether there was no time for some
+    /// transcript.
+    pub fn print(&self, target: &Target) -> (usize, bool) {
         print_line!("\nrequirement  passed   PROTOCOL.md");
         for requirement in REQUIREMENTS {
             let row = self.row(|script| script.requirement == requirement);
@@ -141,7 +141,7 @@ impl<'a> Report<'a> {
         print_line!("\n{}", levels.collect::<Vec<_>>().join(", "));
         let (passed, failed) = (all.passed + self.checks.0, all.failed.len() + self.checks.1);
         print_line!("{passed} passed, {failed} failed, {} not played", all.skipped.len());
-        (failed, all.skipped.iter().any(|(why, _)| *why == reason))
+        (failed, all.skipped.iter().any(|(why, _)| *why == TOO_LATE))
     }
 }
 

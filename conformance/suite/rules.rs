@@ -58,8 +58,7 @@ fn has_form(text: &str) -> bool {
 }
 
 fn is_count(word: &str) -> bool {
-    let digits = word.bytes().all(|byte| byte.is_ascii_digit());
-    digits && !word.is_empty() && (word == "0" || !word.starts_with('0'))
+    word.parse::<u64>().is_ok_and(|count| count.to_string() == word)
 }
 
 fn is_code(word: &str) -> bool {

@@ -11,6 +11,7 @@ struct Row {
     wraps: bool,
 }
 
+#[derive(Default)]
 pub struct Screen {
     columns: usize,
     /// From the first that was ever shown; nothing scrolls away.
@@ -27,16 +28,7 @@ pub struct Screen {
 
 impl Screen {
     pub fn new(columns: usize) -> Screen {
-        Screen {
-            columns,
-            rows: vec![Row::default()],
-            row: 0,
-            column: 0,
-            saved: (0, 0),
-            does_wrap: true,
-            finished: 0,
-            pending: Vec::new(),
-        }
+        Screen { columns, rows: vec![Row::default()], does_wrap: true, ..Screen::default() }
     }
 
     /// Shows these bytes. Returns the lines that the cursor has left above it, however many rows each

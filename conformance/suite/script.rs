@@ -1,6 +1,6 @@
 //! Reads transcripts. `conformance/README.md` describes their language.
 
-use crate::forms::{Action, Step};
+use crate::forms::Step;
 
 /// More bytes than telnet takes at once.
 pub const LONG: usize = 200_000;
@@ -26,8 +26,9 @@ impl Level {
         ["core", "telnet", "overload", "linechat"][self as usize]
     }
 
-    pub fn parse(name: &str) -> Option<Level> {
-        Level::ALL.into_iter().find(|level| level.name() == name)
+    pub fn parse(name: &str) -> Result<Level, String> {
+        let level = Level::ALL.into_iter().find(|level| level.name() == name);
+        level.ok_or(format!("a level is core, telnet, overload or linechat, not {name}"))
     }
 
     /// The annex that is all of this level.
@@ -82,7 +83,8 @@ impl Script {
             }
             let Some(requirement) = line.strip_prefix("```transcript R") else { continue };
             let name = format!("{name}:{number}");
-            let requirement = requirement.parse().map_err(|_| format!("{name}: R what?"))?;
+            let requirement =
+                requirement.parse().map_err(|_| format!("{name}: a number must follow R"))?;
             let annex = |level: &Level| level.section() == Some(section);
             let level = Level::ALL.into_iter().find(annex).unwrap_or_default();
             let (section, claim) = (Some(section.to_owned()), heading.to_owned());
@@ -117,10 +119,6 @@ impl Script {
         self.name.split(':').next().unwrap_or_default()
     }
 
-    pub fn does(&self, action: Action) -> bool {
-        self.steps.iter().any(|step| step.action == action)
-    }
-
     /// A rough measure of the work. Each of the clients that join in one step is told of the others.
     pub fn size(&self) -> usize {
         self.steps.iter().map(|step| step.who.len().pow(2) + step.bytes.len() / 100).sum()
@@ -131,7 +129,7 @@ impl Script {
 fn parse_title(title: &str) -> Option<Script> {
     let (requirement, rest) = title.strip_prefix('R')?.split_once(' ')?;
     let (level, rest) = rest.split_at(rest.find([',', ':'])?);
-    let level = Level::parse(level)?;
+    let level = Level::parse(level).ok()?;
     let (section, claim) = match level {
         Level::Core => {
             let (section, claim) = rest.strip_prefix(", ")?.split_once(": ")?;

@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
             last_act: Instant::now(),
             is_loose: !script.options.is_empty(),
             is_stopping: false,
-            watches_console: script.does(Action::Console),
+            watches_console: script.steps.iter().any(|step| step.action == Action::Console),
         };
         // The transcript counts neither connections nor lines of the console.
         let is_free = script.options.is_empty() && !script.is_slow && !script.suite_is_server;
@@ -193,8 +193,7 @@ impl<'a> Session<'a> {
     pub fn end(&mut self) -> Result<(), String> {
         self.fence_all()?;
         self.fence_all()?;
-        let names: Vec<_> = self.clients.iter().map(|client| client.name.clone()).collect();
-        names.iter().try_for_each(|name| self.end_of(name))?;
+        self.names(|_| true).iter().try_for_each(|name| self.end_of(name))?;
         self.end_of_server()
     }
 
@@ -204,9 +203,9 @@ impl<'a> Session<'a> {
         if client.is_exempt || name == BYSTANDER && is_stopping {
             return Ok(());
         }
-        while self.find(name)?.has_half_closed && !self.find(name)?.is_closed {
-            let more = self.read_more(name);
-            more.map_err(|what| format!("{name} is still connected, and has unread: {what}"))?;
+        if client.has_half_closed {
+            let end = self.read_to_end(name);
+            end.map_err(|what| format!("{name} is still connected, and has unread: {what}"))?;
         }
         self.nothing_unread(name)?;
         let client = self.find(name)?;
@@ -240,7 +239,7 @@ impl<'a> Session<'a> {
         };
         match server.next_line_within(limit)? {
             None => Ok(()),
-            Some(line) => Err(format!("the console shows a line too many: {line}")),
+            Some(line) => Err(format!("the console shows one more line: {line}")),
         }
     }
 
@@ -258,41 +257,35 @@ impl<'a> Session<'a> {
 
     /// Passes a fence for every client that has sent something, except one.
     pub fn fence_all_but(&mut self, name: &str) -> Result<(), String> {
-        for at in 0..self.clients.len() {
-            if self.clients[at].owes_fence && self.clients[at].name != name {
-                self.fence_at(at)?;
-            }
-        }
-        Ok(())
+        let owing = self.names(|client| client.owes_fence && client.name != name);
+        owing.iter().try_for_each(|name| self.fence(name).map(drop))
     }
 
     pub fn fence_all(&mut self) -> Result<(), String> {
-        (0..self.clients.len()).try_for_each(|at| self.fence_at(at).map(drop))
+        self.names(|_| true).iter().try_for_each(|name| self.fence(name).map(drop))
     }
 
-    pub fn fence(&mut self, name: &str) -> Result<bool, String> {
-        match self.clients.iter().position(|client| client.name == name) {
-            Some(at) => self.fence_at(at),
-            None => Err(format!("{name} is not connected")),
-        }
+    fn names(&self, is_meant: impl Fn(&Client) -> bool) -> Vec<String> {
+        let clients = self.clients.iter().filter(|client| is_meant(client));
+        clients.map(|client| client.name.clone()).collect()
     }
 
     /// Passes a fence, if this client can. Returns true if anything came before its PONG.
-    fn fence_at(&mut self, at: usize) -> Result<bool, String> {
+    pub fn fence(&mut self, name: &str) -> Result<bool, String> {
         self.goes_on()?;
         let timeouts = &self.target.timeouts;
-        let client = &mut self.clients[at];
+        let fence = format!("fence-{}", self.fences + 1);
+        let client = self.find(name)?;
         if !client.can_pass_fence() {
             return Ok(false);
         }
-        self.fences += 1;
-        let (name, fence) = (client.name.clone(), format!("fence-{}", self.fences));
         let (before, pong) = (client.received().len(), format!("PONG {fence}"));
         client.send(format!("PING {fence}\n").as_bytes());
+        self.fences += 1;
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
             self.goes_on()?;
-            let client = &mut self.clients[at];
+            let client = self.find(name)?;
             if let Some(found) = client.take_pong(&pong, &mut searched) {
                 // A PONG after other output does not show how busy the server is.
                 if found == before {
@@ -359,9 +352,9 @@ impl<'a> Session<'a> {
 
     /// Another client, if one can, passes several fences.
     pub fn serve_others(&mut self, name: &str) -> Result<(), String> {
-        let other = |client: &Client| client.name != name && client.can_pass_fence();
-        let Some(other) = self.clients.iter().position(other) else { return Ok(()) };
-        (0..OTHERS_SERVED).try_for_each(|_| self.fence_at(other).map(drop))
+        let others = self.names(|client| client.name != name && client.can_pass_fence());
+        let Some(other) = others.first() else { return Ok(()) };
+        (0..OTHERS_SERVED).try_for_each(|_| self.fence(other).map(drop))
     }
 
     /// Waits until the server has ended the connection.
@@ -375,9 +368,13 @@ impl<'a> Session<'a> {
             client.send(b"PING\n");
             client.end_input();
         }
+        let end = self.read_to_end(name);
+        end.map_err(|what| side_by_side("[closed]", &format!("{what}, and it is open")))
+    }
+
+    pub fn read_to_end(&mut self, name: &str) -> Result<(), String> {
         while !self.find(name)?.is_closed {
-            let more = self.read_more(name);
-            more.map_err(|what| side_by_side("[closed]", &format!("{what}, and it is open")))?;
+            self.read_more(name)?;
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Target {
         let has_limit = self.server.is_some() || self.timeouts.has_failed.load(Ordering::Relaxed);
         match self.timeouts.is_over.load(Ordering::Relaxed) {
             true => Some(NOT_EMPTY),
-            false => (has_limit && !self.slow && self.timeouts.is_late()).then_some(TOO_LATE),
+            false => (self.timeouts.is_late() && has_limit && !self.slow).then_some(TOO_LATE),
         }
     }
 

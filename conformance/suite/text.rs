@@ -62,11 +62,10 @@ impl Pattern {
 
 fn rest_matches(pieces: &[Vec<u8>], text: &[u8]) -> bool {
     let [piece, pieces @ ..] = pieces else { return text.is_empty() };
-    (0..=text.len()).any(|skipped| {
-        text[..skipped].iter().all(|&byte| byte >= b' ' || byte == b'\t')
-            && text[skipped..]
-                .strip_prefix(piece.as_slice())
-                .is_some_and(|text| rest_matches(pieces, text))
+    let open = text.iter().take_while(|&&byte| byte >= b' ' || byte == b'\t').count();
+    (0..=open).any(|skipped| {
+        let rest = text[skipped..].strip_prefix(piece.as_slice());
+        rest.is_some_and(|rest| rest_matches(pieces, rest))
     })
 }
 
@@ -100,7 +99,8 @@ fn parse_braces(inside: &str) -> Result<Vec<u8>, String> {
     let Some((unit, count)) = repeated else {
         return Ok(parse_names(inside)?.join(" ").into_bytes());
     };
-    let count = count.parse().map_err(|_| format!("how many times? {{{inside}}}"))?;
+    let count =
+        count.parse().map_err(|_| format!("a number must stand before 'times': {{{inside}}}"))?;
     Ok(parse_plain(unit)?.repeat(count))
 }
 

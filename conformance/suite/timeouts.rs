@@ -2,6 +2,7 @@
 //! the time-outs are multiples of the slowest PONG so far.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const LEAST: Duration = Duration::from_secs(1);
@@ -13,24 +14,15 @@ const FOR_PROGRAMS: u32 = 6;
 /// Transcripts against another server, or after a failure, begin within this time.
 const FOR_ALL: Duration = Duration::from_secs(28);
 
+#[derive(Default)]
 pub struct Timeouts {
     /// Microseconds that the slowest PONG took.
     slowest: AtomicU64,
-    begun: Instant,
+    /// When the first transcript was about to begin.
+    begun: OnceLock<Instant>,
     pub has_failed: AtomicBool,
     /// The server does not become empty, so nothing more can be played.
     pub is_over: AtomicBool,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            slowest: AtomicU64::new(0),
-            begun: Instant::now(),
-            has_failed: AtomicBool::new(false),
-            is_over: AtomicBool::new(false),
-        }
-    }
 }
 
 impl Timeouts {
@@ -50,6 +42,6 @@ impl Timeouts {
     }
 
     pub fn is_late(&self) -> bool {
-        self.begun.elapsed() > FOR_ALL
+        self.begun.get_or_init(Instant::now).elapsed() > FOR_ALL
     }
 }
