@@ -324,7 +324,7 @@ fn the_document_has_the_same_limits_and_the_sections_that_comments_name() {
         format!("| name | {MAX_NAME} bytes |"),
         format!("| pushed roster | {MAX_PUSHED_ROSTER} people |"),
         format!("| name time-out | {} s,", NAME_TIMEOUT.as_secs()),
-        format!("until the client closes, for at most {} s;", CLOSE_TIMEOUT.as_secs()),
+        format!("until the client closes; close within {} s overall", CLOSE_TIMEOUT.as_secs()),
         format!("| waiting replies | {} KiB |", kib(REPLY_LIMIT)),
         format!("| soft limit | {} KiB |", kib(SOFT_LIMIT)),
         format!("| own lines | {} MiB |", mib(OWN_BYTES_LIMIT)),
