@@ -1,7 +1,7 @@
 //! How fast the server is, as a multiple of what the kernel asks for the same work.
 //!
 //!     make bench
-//!     cargo bench --bench bench -- flood flight        only these parts; `PARTS` has all
+//!     cargo bench --bench bench -- flood flight        only these parts; `main` has all
 //!     cargo bench --bench bench -- ./before ./after    other servers, one after the other: paths, with
 //!                                                      a slash in them
 //!
@@ -12,21 +12,15 @@
 //! counted. The run fails if a count is wrong, but not for any time.
 
 mod person;
-#[path = "../suite/process.rs"]
-mod process;
 
+use person::process::{descriptor_limit, processor_time, Server};
 use person::Person;
-use process::{descriptor_limit, processor_time, Server};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-/// A part of the run, by the word that selects it.
-type Part = (&'static str, fn(&str));
-const PARTS: [Part; 5] =
-    [("rooms", rooms), ("flight", flight), ("flood", flood), ("memory", memory), ("storm", storm)];
 const ROUNDS: usize = 7;
 const TEXT: &str = "sixty-four characters, which is about what somebody says at once";
 /// The floor is this program; a variable says how many connections it gets.
@@ -196,6 +190,9 @@ fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     [values[0], values[values.len() / 2], values[values.len() - 1]]
 }
 
+/// Returns a cost that `Crowd::cost` has measured.
+type Cost<'a> = &'a dyn Fn(&mut Crowd) -> f64;
+
 /// The floor and a server, with as many clients each.
 struct Pair {
     floor: Crowd,
@@ -211,14 +208,8 @@ impl Pair {
     }
 
     /// Measures both in turn, by methods of `Crowd`.
-    fn compare(
-        &mut self,
-        what: &str,
-        of: &str,
-        floor_cost: impl Fn(&mut Crowd) -> f64,
-        server_cost: impl Fn(&mut Crowd) -> f64,
-    ) {
-        let mut round = || (floor_cost(&mut self.floor), server_cost(&mut self.server));
+    fn compare(&mut self, what: &str, of: &str, floor: Cost, server: Cost) {
+        let mut round = || (floor(&mut self.floor), server(&mut self.server));
         let costs: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
         let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
         let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
@@ -227,46 +218,37 @@ impl Pair {
         print(what, ratio, of, &figures);
     }
 
+    /// A row for a room in which ten clients talk.
     fn in_flight(&mut self, window: usize) {
         let people = self.server.people.len();
         let senders = 10.min(people - 1);
         self.compare(
             &format!("a delivery in a room of {people}, {senders} × {window} in flight"),
             "the floor's batches",
-            |floor| floor.write(4, senders * window),
-            |server| server.talk(senders, 4 * window + 60, window),
+            &|floor| floor.write(4, senders * window),
+            &|server| server.talk(senders, 4 * window + 60, window),
         );
     }
 }
 
 /// Messages, private messages, joins and leaves in rooms of several sizes.
 fn rooms(program: &str) {
-    let most = descriptor_limit() - 2000;
-    for people in [10, 100, 1000, most.min(10_000)] {
+    for people in [10, 100, 1000, 10_000] {
         let mut pair = Pair::gather(program, people);
         let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
-        for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
-            pair.compare(
-                &format!("a delivery in a room of {people}, {what} at a time"),
-                "a floor write",
-                |floor| floor.write(rounds, 1),
-                |server| server.talk(senders, rounds, 1),
-            );
-        }
+        let write: Cost = &|floor| floor.write(few, 1);
+        let write_to_each: Cost = &|floor| write(floor) * people as f64;
+        let one = format!("a delivery in a room of {people}, one message at a time");
+        let ten = format!("a delivery in a room of {people}, 10 messages at a time");
+        pair.compare(&one, "a floor write", write, &|server| server.talk(1, few, 1));
+        pair.compare(&ten, "a floor write", write, &|server| server.talk(10, many, 1));
         pair.in_flight(128);
-        if (40..5000).contains(&people) {
-            pair.compare(
-                &format!("private message with confirmation, room of {people}"),
-                "a floor write",
-                |floor| floor.write(few, 1),
-                |server| server.whisper(100),
-            );
-            pair.compare(
-                &format!("join and leave, room of {people}, and two PINGs from each"),
-                "a write to each",
-                |floor| floor.write(few, 1) * people as f64,
-                |server| server.come_and_go((10_000 / people).clamp(1, 20)),
-            );
+        if [100, 1000].contains(&people) {
+            let private = format!("private message with confirmation, room of {people}");
+            let join = format!("join and leave, room of {people}, and two PINGs from each");
+            let count = (10_000 / people).min(20);
+            pair.compare(&private, "a floor write", write, &|server| server.whisper(100));
+            pair.compare(&join, "a write to each", write_to_each, &|it| it.come_and_go(count));
         }
     }
 }
@@ -319,9 +301,10 @@ fn pings(program: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64>
 
 /// PINGs of a bystander while others flood the room.
 fn flood(program: &str) {
-    for (people, flooders) in [(100, 20), (1000, 1), (1000, 100), (3000, 20)] {
-        // In the largest room the flooders ask for the roster, too.
-        let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
+    let (say, say_and_ask) = ("MSG x\n", "MSG x\nLIST\n");
+    for (people, flooders, lines) in
+        [(100, 20, say), (1000, 1, say), (1000, 100, say), (3000, 20, say_and_ask)]
+    {
         let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
         let times = (0..3).flat_map(|_| pings(program, people, flooders, lines));
         let [_, middle, worst] = spread(times);
@@ -389,13 +372,18 @@ fn main() {
     if servers.is_empty() {
         servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
+    let parts: [(_, fn(&str)); 5] = [
+        ("rooms", rooms),
+        ("flight", flight),
+        ("flood", flood),
+        ("memory", memory),
+        ("storm", storm),
+    ];
     for server in servers {
         println!("{server}\n\n| what | ratio | figures |\n|---|---|---|");
-        for (part, run) in PARTS {
-            if only.is_empty() || only.iter().any(|word| word == part) {
-                run(&server);
-            }
-        }
+        let is_wanted = |part: &str| only.is_empty() || only.iter().any(|word| word == part);
+        let wanted = parts.iter().filter(|(part, _)| is_wanted(part));
+        wanted.for_each(|(_, run)| run(&server));
         println!();
     }
 }
