@@ -1,7 +1,7 @@
 //! How fast the server is, as a multiple of what the kernel asks for the same work.
 //!
 //!     make bench
-//!     cargo bench --bench bench -- flood flight        only these parts; `main` has all
+//!     cargo bench --bench bench -- flood flight        only these parts; `PARTS` has all
 //!     cargo bench --bench bench -- ./before ./after    other servers, one after the other: paths, with
 //!                                                      a slash in them
 //!
@@ -12,15 +12,21 @@
 //! counted. The run fails if a count is wrong, but not for any time.
 
 mod person;
+#[path = "../suite/process.rs"]
+mod process;
 
-use person::process::{descriptor_limit, processor_time, Server};
 use person::Person;
+use process::{descriptor_limit, processor_time, Server};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+/// A part of the run, by the word that selects it.
+type Part = (&'static str, fn(&str));
+const PARTS: [Part; 5] =
+    [("rooms", rooms), ("flight", flight), ("flood", flood), ("memory", memory), ("storm", storm)];
 const ROUNDS: usize = 7;
 const TEXT: &str = "sixty-four characters, which is about what somebody says at once";
 /// The floor is this program; a variable says how many connections it gets.
@@ -190,65 +196,56 @@ fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     [values[0], values[values.len() / 2], values[values.len() - 1]]
 }
 
+/// A floor and a server, with as many clients each.
+type Pair = [Crowd; 2];
+
 /// Returns a cost that `Crowd::cost` has measured.
 type Cost<'a> = &'a dyn Fn(&mut Crowd) -> f64;
 
-/// The floor and a server, with as many clients each.
-struct Pair {
-    floor: Crowd,
-    server: Crowd,
+fn gather_pair(program: &str, people: usize) -> Pair {
+    // The floor gets as many clients as the limit on open files leaves for it.
+    let left = descriptor_limit().saturating_sub(people);
+    [Crowd::gather(FLOOR, people.min(left)), Crowd::gather(program, people)]
 }
 
-impl Pair {
-    fn gather(program: &str, people: usize) -> Pair {
-        // The floor gets as many clients as the limit on open files leaves for it.
-        let left = descriptor_limit().saturating_sub(people);
-        let floor = Crowd::gather(FLOOR, people.min(left));
-        Pair { floor, server: Crowd::gather(program, people) }
-    }
+/// Measures both in turn.
+fn compare([floor, server]: &mut Pair, what: &str, of: &str, floor_cost: Cost, cost: Cost) {
+    let costs: Vec<_> = (0..ROUNDS).map(|_| (floor_cost(floor), cost(server))).collect();
+    let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
+    let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
+    let rate = 1e6 / cost;
+    let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
+    print(what, ratio, of, &figures);
+}
 
-    /// Measures both in turn, by methods of `Crowd`.
-    fn compare(&mut self, what: &str, of: &str, floor: Cost, server: Cost) {
-        let mut round = || (floor(&mut self.floor), server(&mut self.server));
-        let costs: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
-        let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
-        let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
-        let rate = 1e6 / cost;
-        let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
-        print(what, ratio, of, &figures);
-    }
-
-    /// A row for a room in which ten clients talk.
-    fn in_flight(&mut self, window: usize) {
-        let people = self.server.people.len();
-        let senders = 10.min(people - 1);
-        self.compare(
-            &format!("a delivery in a room of {people}, {senders} × {window} in flight"),
-            "the floor's batches",
-            &|floor| floor.write(4, senders * window),
-            &|server| server.talk(senders, 4 * window + 60, window),
-        );
-    }
+/// Ten clients keep `window` messages in flight each.
+fn compare_in_flight(pair: &mut Pair, window: usize) {
+    let people = pair[1].people.len();
+    let senders = 10.min(people - 1);
+    let what = format!("a delivery in a room of {people}, {senders} × {window} in flight");
+    let floor_cost: Cost = &|floor| floor.write(4, senders * window);
+    let cost: Cost = &|server| server.talk(senders, 4 * window + 60, window);
+    compare(pair, &what, "the floor's batches", floor_cost, cost);
 }
 
 /// Messages, private messages, joins and leaves in rooms of several sizes.
 fn rooms(program: &str) {
     for people in [10, 100, 1000, 10_000] {
-        let mut pair = Pair::gather(program, people);
+        let pair = &mut gather_pair(program, people);
         let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
         let write: Cost = &|floor| floor.write(few, 1);
         let write_to_each: Cost = &|floor| write(floor) * people as f64;
         let one = format!("a delivery in a room of {people}, one message at a time");
         let ten = format!("a delivery in a room of {people}, 10 messages at a time");
-        pair.compare(&one, "a floor write", write, &|server| server.talk(1, few, 1));
-        pair.compare(&ten, "a floor write", write, &|server| server.talk(10, many, 1));
-        pair.in_flight(128);
+        compare(pair, &one, "a floor write", write, &|server| server.talk(1, few, 1));
+        compare(pair, &ten, "a floor write", write, &|server| server.talk(10, many, 1));
+        compare_in_flight(pair, 128);
         if [100, 1000].contains(&people) {
             let private = format!("private message with confirmation, room of {people}");
             let join = format!("join and leave, room of {people}, and two PINGs from each");
             let count = (10_000 / people).min(20);
-            pair.compare(&private, "a floor write", write, &|server| server.whisper(100));
-            pair.compare(&join, "a write to each", write_to_each, &|it| it.come_and_go(count));
+            compare(pair, &private, "a floor write", write, &|server| server.whisper(100));
+            compare(pair, &join, "a write to each", write_to_each, &|it| it.come_and_go(count));
         }
     }
 }
@@ -256,8 +253,8 @@ fn rooms(program: &str) {
 /// The more messages are in flight, the less a delivery costs; a row that costs more than the one
 /// before it is a cliff.
 fn flight(program: &str) {
-    let mut pair = Pair::gather(program, 1000);
-    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| pair.in_flight(window));
+    let pair = &mut gather_pair(program, 1000);
+    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| compare_in_flight(pair, window));
 }
 
 /// Until `end`, the first `flooders` clients send these lines without pause, and the first `readers`
@@ -302,18 +299,15 @@ fn pings(program: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64>
 /// PINGs of a bystander while others flood the room.
 fn flood(program: &str) {
     let (say, say_and_ask) = ("MSG x\n", "MSG x\nLIST\n");
-    for (people, flooders, lines) in
-        [(100, 20, say), (1000, 1, say), (1000, 100, say), (3000, 20, say_and_ask)]
-    {
+    let floods = [(100, 20, say), (1000, 1, say), (1000, 100, say), (3000, 20, say_and_ask)];
+    for (people, flooders, lines) in floods {
         let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
         let times = (0..3).flat_map(|_| pings(program, people, flooders, lines));
         let [_, middle, worst] = spread(times);
-        print(
-            &format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause"),
-            middle / write,
-            "a write to each",
-            &format!("{middle:.2} ms, at worst {worst:.2}"),
-        );
+        let what =
+            format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
+        let figures = format!("{middle:.2} ms, at worst {worst:.2}");
+        print(&what, middle / write, "a write to each", &figures);
     }
 }
 
@@ -325,12 +319,9 @@ fn memory(program: &str) {
     let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
         .map(|bytes| bytes.saturating_sub(before) as f64 / 1024.0);
     let each = now / 500.0;
-    print(
-        "memory beside 500 clients that read nothing while 3 talk for 20 s",
-        peak / 4096.0,
-        "4 MiB",
-        &format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each"),
-    );
+    let what = "memory beside 500 clients that read nothing while 3 talk for 20 s";
+    let figures = format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each");
+    print(what, peak / 4096.0, "4 MiB", &figures);
 }
 
 /// Ten thousand clients connect at once, do nothing, and disconnect at once.
@@ -372,18 +363,10 @@ fn main() {
     if servers.is_empty() {
         servers.push(env!("CARGO_BIN_EXE_linechat-server").to_owned());
     }
-    let parts: [(_, fn(&str)); 5] = [
-        ("rooms", rooms),
-        ("flight", flight),
-        ("flood", flood),
-        ("memory", memory),
-        ("storm", storm),
-    ];
     for server in servers {
         println!("{server}\n\n| what | ratio | figures |\n|---|---|---|");
         let is_wanted = |part: &str| only.is_empty() || only.iter().any(|word| word == part);
-        let wanted = parts.iter().filter(|(part, _)| is_wanted(part));
-        wanted.for_each(|(_, run)| run(&server));
+        PARTS.into_iter().filter(|(part, _)| is_wanted(part)).for_each(|it| it.1(&server));
         println!();
     }
 }

@@ -4,10 +4,7 @@
 // Each of the programs that include this file uses a part of it.
 #![allow(dead_code)]
 
-#[path = "../suite/process.rs"]
-pub mod process;
-
-use process::{Server, STUCK};
+use crate::process::{Server, STUCK};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 

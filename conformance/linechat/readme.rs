@@ -4,9 +4,11 @@
 //! The sample screen of linechat-client is played by `terminal-line-survives-what-arrives.txt`.
 
 mod person;
+#[path = "../suite/process.rs"]
+mod process;
 
-use person::process::{signal, STUCK};
 use person::{start, Person};
+use process::{signal, STUCK};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -55,7 +57,9 @@ fn run(program: &str, arguments: &str, input: &str) -> Output {
 #[test]
 fn tables_of_options_are_those_of_help() {
     for (section, program) in [("## The client", CLIENT), ("## The server", SERVER)] {
-        let help = String::from_utf8(run(program, "--help", "").stdout).expect("UTF-8");
+        let output = run(program, "--help", "");
+        assert!(output.status.success());
+        let help = String::from_utf8(output.stdout).expect("UTF-8");
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         let options = help.split_once(" Options: ").and_then(|it| it.1.split_once(" --help "));
         let rows = table(section, "| option |").into_iter();
@@ -135,13 +139,13 @@ fn table_of_the_console_has_what_the_console_shows() {
     // This eve reads nothing more.
     let eve = Person::join(&server.address, "eve");
     let text = "x".repeat(3900);
-    loop {
+    let mut is_told = false;
+    while !is_told {
         ana.say(&format!("PRIV @eve {text}"));
         ana.until("SENT ");
-        let line = server.next_line_within(Duration::from_millis(1)).unwrap_or_default();
-        line.iter().for_each(|line| look_up(line));
-        if line.is_some_and(|line| line.starts_with("the budget applies")) {
-            break;
+        if let Ok(Some(line)) = server.next_line_within(Duration::from_millis(1)) {
+            look_up(&line);
+            is_told = line.starts_with("the budget applies");
         }
     }
     drop(eve);
@@ -186,11 +190,8 @@ fn exit_statuses_are_those_of_the_programs() {
         assert!(section == "## The client" || complaints.lines().count() == 1, "{complaints}");
     }
     documented("## The server", 0, "stopped");
-    let mut ana = Person::join(address, "ana");
     signal(server.child.id(), "HUP").expect("the signal is sent");
-    ana.fence();
+    Person::join(address, "ana").fence();
     signal(server.child.id(), "INT").expect("the signal is sent");
-    ana.until("BYE ");
-    ana.rest();
     assert_eq!(server.wait_within(STUCK).and_then(|status| status.code()), Some(0));
 }
