@@ -35,6 +35,16 @@ fn connect(server: &Server, count: usize) -> Vec<Person> {
     people
 }
 
+/// Connects clients that join as p0, p1 and so on.
+fn join(server: &Server, count: usize) -> Vec<Person> {
+    let mut people = connect(server, count);
+    for (number, person) in people.iter_mut().enumerate() {
+        person.say(&format!("NAME p{number}"));
+    }
+    people.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+    people
+}
+
 /// Sends `count` messages: each is its number and `length` bytes.
 fn talk(person: &mut Person, count: usize, length: usize) {
     let text = "x".repeat(length);
@@ -107,18 +117,12 @@ fn connections_without_a_name_cost_little_memory() {
 /// the history of the room. Everybody else must receive the part of it that history.rs says.
 #[test]
 fn people_who_come_and_go_leave_nothing_behind() {
-    // The allocator gives large pieces of memory back at once (mallopt(3)), so that the server's
-    // memory is what it still needs.
-    let mut command = Command::new(PROGRAM);
-    let server = Server::start_as(command.env("MALLOC_MMAP_THRESHOLD_", "65536"));
-    let server = server.expect("the server starts");
+    let server = start("");
     let mut observer = Person::join(&server.address, "observer");
     let (memory, open) = (server.memory(), server.descriptors().len());
-    let names: Vec<_> = (0..(descriptor_limit() / 3).min(400)).map(|it| format!("p{it}")).collect();
+    let many = (descriptor_limit() / 3).min(400);
     for _ in 0..10 {
-        let mut people = connect(&server, names.len());
-        people.iter_mut().zip(&names).for_each(|(it, name)| it.say(&format!("NAME {name}")));
-        people.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+        let mut people = join(&server, many);
         // More than fits into a socket, and what is pending is less than the soft limit.
         people[..25].iter_mut().for_each(|person| talk(person, 3, 3900));
         let leave = |(number, mut person): (usize, Person)| {
@@ -137,17 +141,18 @@ fn people_who_come_and_go_leave_nothing_behind() {
         let received: Vec<_> = people.into_iter().enumerate().map(leave).collect();
 
         let mut history = History::default();
-        while history.members.values().filter(|it| it.left.is_some()).count() < names.len() {
+        while history.members.values().filter(|it| it.left.is_some()).count() < many {
             history.push(&observer.line());
         }
         observer.fence().iter().for_each(|line| history.push(line));
-        for (number, (name, lines)) in names.iter().zip(received).enumerate() {
-            let mut received = Received::new(name);
+        for (number, lines) in received.iter().enumerate() {
+            let name = format!("p{number}");
+            let mut received = Received::new(&name);
             let lines = lines.iter().filter(|line| !line.starts_with("BYE "));
             lines.for_each(|line| received.line(line, &history));
             assert!(number % 4 > 1 || received.next(&history).is_empty(), "{name} misses some");
             let said = 3 * usize::from(number < 25) + usize::from(number % 4 == 3);
-            assert_eq!(history.members[name].said.len(), said, "messages of {name}");
+            assert_eq!(history.members[&name].said.len(), said, "messages of {name}");
         }
         let since = Instant::now();
         while server.descriptors().len() != open {
@@ -190,11 +195,7 @@ fn a_console_that_is_not_read_or_goes_away_does_not_stop_the_chat() {
 fn a_stop_in_the_middle_of_a_turn_takes_little_memory() {
     let server = start("");
     let many = (descriptor_limit() / 3).min(1500);
-    let mut crowd = connect(&server, many);
-    for (number, person) in crowd.iter_mut().enumerate() {
-        person.say(&format!("NAME p{number}"));
-    }
-    crowd.iter_mut().for_each(|person| drop(person.until("WELCOME ")));
+    let mut crowd = join(&server, many);
     let before = server.peak_memory();
     // The server finds all of this, and then the request to stop, when it goes on.
     send(&server, "STOP");
@@ -216,13 +217,10 @@ fn a_second_signal_stops_at_once() {
     let _lazy = Person::join(&server.address, "lazy");
     let mut ana = Person::join(&server.address, "ana");
     // Lazy takes less than is sent to it, so the stop has to wait.
-    let text = "x".repeat(3900);
-    for _ in 0..130 {
-        ana.say(&format!("PRIV @lazy {text}"));
-        ana.until("SENT");
-    }
+    talk(&mut ana, 130, 3900);
+    ana.fence();
     send(&server, "TERM");
-    assert!(ana.line().starts_with("BYE "));
+    ana.until("BYE ");
     send(&server, "TERM");
     let status = server.child.wait().expect("ended");
     assert_eq!(status.code(), Some(128 + 15));
