@@ -1,6 +1,6 @@
 //! What only the real operating system shows: descriptors, signals, a console, the memory of thousands
-//! of connections, and a peer that vanishes. scenarios.rs has what a simulated network shows, the
-//! transcripts what a few clients show. Each test starts a server of its own on a free port.
+//! of connections, resets, and a peer that vanishes. scenarios.rs has what a simulated network shows,
+//! the transcripts what a few clients show. Each test starts a server of its own on a free port.
 //!
 //!     cargo test --release --test stress
 //!     cargo test --release --test stress -- --ignored    what needs root and two minutes
