@@ -190,23 +190,22 @@ fn a_console_that_is_not_read_or_goes_away_does_not_stop_the_chat() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_turn_takes_little_memory() {
+fn a_stop_takes_little_memory_though_much_is_pending() {
     let server = start("");
-    let many = (descriptor_limit() / 3).min(1500);
+    let many = (descriptor_limit() / 3).min(300);
     let mut crowd = join(&server, many);
+    // The others read nothing, and their sockets take about half of this.
+    talk(&mut crowd[0], 100, 3900);
+    crowd[0].fence();
     let before = server.peak_memory();
-    // The server finds all of this, and then the request to stop, when it goes on.
-    send(&server, "STOP");
-    crowd[..3].iter_mut().for_each(|person| talk(person, 16, 3900));
     send(&server, "TERM");
-    send(&server, "CONT");
     // The kernel shows no memory of a process that has ended.
     let mut most = before;
     while let now @ 1.. = server.peak_memory() {
         most = most.max(now);
     }
     let more = (most - before) >> 20;
-    assert!(more < 64, "{more} MiB to stop while 180 KiB are pending for each of {many}");
+    assert!(more < 8, "{more} MiB to stop while much is pending for each of {many}");
 }
 
 #[test]
