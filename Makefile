@@ -20,7 +20,6 @@ help:
 	@echo '                 [VIA=nc|telnet] [ONLY=name]'
 	@echo '                                    replay the transcripts against a server'
 	@echo 'make test                           every test: units, then the transcripts'
-	@echo 'make soak                           two thousand people for ten minutes'
 	@echo 'make bench                          how fast, as multiples of the bare kernel calls'
 	@echo 'make install [PREFIX=/usr/local]    install both programs; DESTDIR is respected'
 	@echo 'make check                          format and lints too, as CI does'
@@ -41,9 +40,6 @@ conformance:
 
 test:
 	cargo test
-
-soak:
-	@cargo test --quiet --release --test soak -- 600
 
 bench:
 	@cargo bench --quiet --bench bench
@@ -66,4 +62,4 @@ target/release/linechat-%: %.rs Cargo.toml
 	cargo build --release --target-dir target --bin linechat-$*
 	@touch $@
 
-.PHONY: help run-server run-client install conformance test soak bench check
+.PHONY: help run-server run-client install conformance test bench check

@@ -74,11 +74,10 @@ impl Crowd {
     /// Every client reads all that it was sent.
     fn fence(&mut self) {
         // By the second round all requests have been carried out, so nothing comes after its PONG.
-        for round in ["1", "2"] {
+        for _ in 0..2 {
             for person in &mut self.people {
                 person.socket().set_nonblocking(false).expect("blocks");
-                person.say(&format!("PING {round}"));
-                person.until(&format!("PONG {round}"));
+                person.fence();
                 person.socket().set_nonblocking(true).expect("does not block");
             }
         }
@@ -196,77 +195,56 @@ fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     [values[0], values[values.len() / 2], values[values.len() - 1]]
 }
 
-/// The floor and a server, with as many clients each.
-struct Pair {
-    floor: Crowd,
-    server: Crowd,
+/// A floor and a server, with as many clients each.
+type Pair = [Crowd; 2];
+
+/// Returns a cost that `Crowd::cost` has measured.
+type Cost<'a> = &'a dyn Fn(&mut Crowd) -> f64;
+
+fn gather_pair(program: &str, people: usize) -> Pair {
+    // The floor gets as many clients as the limit on open files leaves for it.
+    let left = descriptor_limit().saturating_sub(people);
+    [Crowd::gather(FLOOR, people.min(left)), Crowd::gather(program, people)]
 }
 
-impl Pair {
-    fn gather(program: &str, people: usize) -> Pair {
-        // The floor gets as many clients as the limit on open files leaves for it.
-        let left = descriptor_limit().saturating_sub(people);
-        let floor = Crowd::gather(FLOOR, people.min(left));
-        Pair { floor, server: Crowd::gather(program, people) }
-    }
+/// Measures both in turn.
+fn compare([floor, server]: &mut Pair, what: &str, of: &str, floor_cost: Cost, cost: Cost) {
+    let costs: Vec<_> = (0..ROUNDS).map(|_| (floor_cost(floor), cost(server))).collect();
+    let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
+    let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
+    let rate = 1e6 / cost;
+    let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
+    print(what, ratio, of, &figures);
+}
 
-    /// Measures both in turn, by methods of `Crowd`.
-    fn compare(
-        &mut self,
-        what: &str,
-        of: &str,
-        floor_cost: impl Fn(&mut Crowd) -> f64,
-        server_cost: impl Fn(&mut Crowd) -> f64,
-    ) {
-        let mut round = || (floor_cost(&mut self.floor), server_cost(&mut self.server));
-        let costs: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
-        let [_, ratio, _] = spread(costs.iter().map(|(floor, cost)| cost / floor));
-        let [least, cost, most] = spread(costs.iter().map(|(_, cost)| *cost));
-        let rate = 1e6 / cost;
-        let figures = format!("{cost:.3} µs ({least:.3} to {most:.3}), {rate:.0} a second");
-        print(what, ratio, of, &figures);
-    }
-
-    fn in_flight(&mut self, window: usize) {
-        let people = self.server.people.len();
-        let senders = 10.min(people - 1);
-        self.compare(
-            &format!("a delivery in a room of {people}, {senders} × {window} in flight"),
-            "the floor's batches",
-            |floor| floor.write(4, senders * window),
-            |server| server.talk(senders, 4 * window + 60, window),
-        );
-    }
+/// Ten clients keep `window` messages in flight each.
+fn compare_in_flight(pair: &mut Pair, window: usize) {
+    let people = pair[1].people.len();
+    let senders = 10.min(people - 1);
+    let what = format!("a delivery in a room of {people}, {senders} × {window} in flight");
+    let floor_cost: Cost = &|floor| floor.write(4, senders * window);
+    let cost: Cost = &|server| server.talk(senders, 4 * window + 60, window);
+    compare(pair, &what, "the floor's batches", floor_cost, cost);
 }
 
 /// Messages, private messages, joins and leaves in rooms of several sizes.
 fn rooms(program: &str) {
-    let most = descriptor_limit() - 2000;
-    for people in [10, 100, 1000, most.min(10_000)] {
-        let mut pair = Pair::gather(program, people);
+    for people in [10, 100, 1000, 10_000] {
+        let pair = &mut gather_pair(program, people);
         let (few, many) = ((60_000 / people).clamp(6, 200), (8000 / people).clamp(1, 60));
-        for (what, rounds, senders) in [("one message", few, 1), ("10 messages", many, 10)] {
-            pair.compare(
-                &format!("a delivery in a room of {people}, {what} at a time"),
-                "a floor write",
-                |floor| floor.write(rounds, 1),
-                |server| server.talk(senders, rounds, 1),
-            );
-        }
-        pair.in_flight(128);
-        if (40..5000).contains(&people) {
-            pair.compare(
-                &format!("private message with confirmation, room of {people}"),
-                "a floor write",
-                |floor| floor.write(few, 1),
-                |server| server.whisper(100),
-            );
-            pair.compare(
-                &format!("join and leave, room of {people}, and two PINGs from each"),
-                "a write to each",
-                |floor| floor.write(few, 1) * people as f64,
-                |server| server.come_and_go((10_000 / people).clamp(1, 20)),
-            );
+        let write: Cost = &|floor| floor.write(few, 1);
+        let write_to_each: Cost = &|floor| write(floor) * people as f64;
+        let one = format!("a delivery in a room of {people}, one message at a time");
+        let ten = format!("a delivery in a room of {people}, 10 messages at a time");
+        compare(pair, &one, "a floor write", write, &|server| server.talk(1, few, 1));
+        compare(pair, &ten, "a floor write", write, &|server| server.talk(10, many, 1));
+        compare_in_flight(pair, 128);
+        if [100, 1000].contains(&people) {
+            let private = format!("private message with confirmation, room of {people}");
+            let join = format!("join and leave, room of {people}, and two PINGs from each");
+            let count = (10_000 / people).min(20);
+            compare(pair, &private, "a floor write", write, &|server| server.whisper(100));
+            compare(pair, &join, "a write to each", write_to_each, &|it| it.come_and_go(count));
         }
     }
 }
@@ -274,8 +252,8 @@ fn rooms(program: &str) {
 /// The more messages are in flight, the less a delivery costs; a row that costs more than the one
 /// before it is a cliff.
 fn flight(program: &str) {
-    let mut pair = Pair::gather(program, 1000);
-    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| pair.in_flight(window));
+    let pair = &mut gather_pair(program, 1000);
+    [1, 8, 32, 64, 128, 256].into_iter().for_each(|window| compare_in_flight(pair, window));
 }
 
 /// Until `end`, the first `flooders` clients send these lines without pause, and the first `readers`
@@ -319,18 +297,16 @@ fn pings(program: &str, people: usize, flooders: usize, lines: &str) -> Vec<f64>
 
 /// PINGs of a bystander while others flood the room.
 fn flood(program: &str) {
-    for (people, flooders) in [(100, 20), (1000, 1), (1000, 100), (3000, 20)] {
-        // In the largest room the flooders ask for the roster, too.
-        let lines = if people == 3000 { "MSG x\nLIST\n" } else { "MSG x\n" };
+    let (say, say_and_ask) = ("MSG x\n", "MSG x\nLIST\n");
+    let floods = [(100, 20, say), (1000, 1, say), (1000, 100, say), (3000, 20, say_and_ask)];
+    for (people, flooders, lines) in floods {
         let write = Crowd::gather(FLOOR, people).write(50_000 / people, 1) * people as f64 / 1e3;
         let times = (0..3).flat_map(|_| pings(program, people, flooders, lines));
         let [_, middle, worst] = spread(times);
-        print(
-            &format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause"),
-            middle / write,
-            "a write to each",
-            &format!("{middle:.2} ms, at worst {worst:.2}"),
-        );
+        let what =
+            format!("PING of a bystander, {flooders} of {people} send {lines:?} without pause");
+        let figures = format!("{middle:.2} ms, at worst {worst:.2}");
+        print(&what, middle / write, "a write to each", &figures);
     }
 }
 
@@ -342,12 +318,9 @@ fn memory(program: &str) {
     let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
         .map(|bytes| bytes.saturating_sub(before) as f64 / 1024.0);
     let each = now / 500.0;
-    print(
-        "memory beside 500 clients that read nothing while 3 talk for 20 s",
-        peak / 4096.0,
-        "4 MiB",
-        &format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each"),
-    );
+    let what = "memory beside 500 clients that read nothing while 3 talk for 20 s";
+    let figures = format!("peak {peak:.0} KiB; at the end {now:.0} KiB, {each:.1} each");
+    print(what, peak / 4096.0, "4 MiB", &figures);
 }
 
 /// Ten thousand clients connect at once, do nothing, and disconnect at once.
@@ -391,11 +364,8 @@ fn main() {
     }
     for server in servers {
         println!("{server}\n\n| what | ratio | figures |\n|---|---|---|");
-        for (part, run) in PARTS {
-            if only.is_empty() || only.iter().any(|word| word == part) {
-                run(&server);
-            }
-        }
+        let is_wanted = |part: &str| only.is_empty() || only.iter().any(|word| word == part);
+        PARTS.into_iter().filter(|(part, _)| is_wanted(part)).for_each(|it| it.1(&server));
         println!();
     }
 }

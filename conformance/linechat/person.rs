@@ -14,16 +14,8 @@ pub fn start(options: &str) -> Server {
     Server::start(&options).expect("the server starts")
 }
 
-/// A connection to the server. Reads block for `STUCK` at most, unless its `socket` is made
-/// non-blocking.
-///
-/// The kernel takes the server's address for both ends if it is one of this machine's own
-/// (ip-route(8), `src`). So the address that is connected to decides where the client comes from.
-pub struct Person {
-    reader: BufReader<TcpStream>,
-    /// The beginning of a line whose end has not come yet.
-    unfinished: Vec<u8>,
-}
+/// A connection to the server. Reads block for `STUCK` at most.
+pub struct Person(BufReader<TcpStream>);
 
 impl Person {
     /// Connects to HOST:PORT.
@@ -31,7 +23,7 @@ impl Person {
         let socket = TcpStream::connect(address).expect("connects");
         socket.set_nodelay(true).expect("no delay");
         socket.set_read_timeout(Some(STUCK)).expect("a time-out");
-        Person { reader: BufReader::new(socket), unfinished: Vec::new() }
+        Person(BufReader::new(socket))
     }
 
     /// Connects, joins, and reads up to its WELCOME.
@@ -43,7 +35,7 @@ impl Person {
     }
 
     pub fn socket(&mut self) -> &mut TcpStream {
-        self.reader.get_mut()
+        self.0.get_mut()
     }
 
     pub fn say(&mut self, line: &str) {
@@ -51,10 +43,10 @@ impl Person {
     }
 
     /// The next line without its ending; `None` at the end of the stream, which may come in the
-    /// middle of a line. If no whole line is there, a non-blocking socket returns `WouldBlock`.
+    /// middle of a line.
     pub fn next(&mut self) -> io::Result<Option<String>> {
-        self.reader.read_until(b'\n', &mut self.unfinished)?;
-        let line = String::from_utf8(std::mem::take(&mut self.unfinished)).expect("UTF-8");
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
         let Some(line) = line.strip_suffix('\n') else { return Ok(None) };
         Ok(Some(line.strip_suffix('\r').expect("lines end with CR LF").to_owned()))
     }
@@ -76,13 +68,7 @@ impl Person {
     /// Returns the lines that come before the PONG of a PING sent now.
     pub fn fence(&mut self) -> Vec<String> {
         self.say("PING fence");
-        let mut lines = Vec::new();
-        loop {
-            match self.line() {
-                line if line == "PONG fence" => return lines,
-                line => lines.push(line),
-            }
-        }
+        std::iter::repeat_with(|| self.line()).take_while(|line| line != "PONG fence").collect()
     }
 
     /// Returns true if the server has no space for the connection, false if it says HELLO.
@@ -93,19 +79,14 @@ impl Person {
         is_refused
     }
 
-    /// Reads to the end of the stream. Returns false if it does not come in time.
-    pub fn ends(mut self) -> bool {
-        loop {
-            match self.next() {
-                Ok(Some(_)) => {}
-                Ok(None) => return true,
-                Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
-            }
-        }
+    /// Returns all lines up to the end of the stream.
+    pub fn rest(mut self) -> Vec<String> {
+        let lines = std::iter::from_fn(|| self.next().transpose()).collect::<io::Result<_>>();
+        lines.expect("everything in time, then the end and no reset")
     }
 
     pub fn leave(mut self) {
         self.say("QUIT");
-        assert!(self.ends());
+        self.rest();
     }
 }
