@@ -84,7 +84,7 @@ thread_local! {
     static BEGINNING: Instant = Instant::now();
 }
 
-fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
+pub fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
     NETWORK.with_borrow_mut(action)
 }
 
@@ -103,12 +103,6 @@ pub fn time() -> Duration {
 /// The server's clock.
 pub fn now() -> Instant {
     BEGINNING.with(|beginning| *beginning + time())
-}
-
-/// `Poller::wait` waits until this time at most. If it then has nothing to report it fails, so that
-/// the server's turn ends and the test can act. After that time it does not wait, and does not fail.
-pub fn set_alarm(time: Option<Duration>) {
-    with(|network| network.alarm = time);
 }
 
 /// The server's process is suspended for this long: now, or in its next wait, which then misses
@@ -137,27 +131,14 @@ pub fn calls() -> Calls {
     with(|network| network.calls)
 }
 
-/// The number of sockets that the server holds.
-pub fn descriptors() -> usize {
-    with(|network| network.descriptors)
-}
-
-/// Numbers of the peers that the server has written to, read from or ended since the last call.
-pub fn touched() -> BTreeSet<usize> {
-    with(|network| mem::take(&mut network.touched))
-}
-
-/// What the server has done that would be wrong with a real operating system.
-pub fn misuse() -> Vec<&'static str> {
-    with(|network| mem::take(&mut network.misuse))
-}
-
 #[derive(Default)]
-struct Network {
+pub struct Network {
     chance: Chance,
     conditions: Conditions,
     time: Duration,
-    alarm: Option<Duration>,
+    /// `Poller::wait` waits until this time at most. If it then has nothing to report it fails, so
+    /// that the server's turn ends and the test can act. Later it does not wait, and does not fail.
+    pub alarm: Option<Duration>,
     /// `Some`: the next wait is suspended for this long.
     suspended: Option<Duration>,
     connections: Vec<Connection>,
@@ -169,10 +150,11 @@ struct Network {
     watched: BTreeMap<Source, (usize, Interest)>,
     /// Sources that may be ready.
     changed: BTreeSet<Source>,
-    touched: BTreeSet<usize>,
-    descriptors: usize,
+    /// Numbers of the peers that the server has written to, read from or ended.
+    pub touched: BTreeSet<usize>,
+    /// The number of sockets that the server holds.
+    pub descriptors: usize,
     calls: Calls,
-    misuse: Vec<&'static str>,
 }
 
 /// A source that the poller can watch: a connection's number, or one of these two.
@@ -214,6 +196,8 @@ impl Network {
                 _ => self.connections[source].readiness(),
             };
             let Some(&(token, interest)) = self.watched.get(&source) else { continue };
+            let is_closed = self.connections.get(source).is_some_and(|it| it.server_has_closed);
+            assert!(!is_closed, "a socket is closed that the poller still watches");
             let readable = failed || (can_read && interest.read);
             let writable = failed || (can_write && interest.write);
             if readable || writable {
@@ -237,8 +221,6 @@ struct Connection {
     buffers: Buffers,
     /// Sent by the peer and not read by the server.
     sent: VecDeque<u8>,
-    /// Bytes that the server has read, or lost after their arrival.
-    all_taken: usize,
     peer_has_ended: bool,
     peer_has_closed: bool,
     /// Written by the server and not taken by the peer.
@@ -250,9 +232,9 @@ struct Connection {
     last_written: Duration,
     server_has_ended: bool,
     server_has_closed: bool,
-    /// There is no connection any longer. `failure` is the error that the server must learn once.
+    /// There is no connection any longer. `owes_error`: the server has not had the error yet.
     has_failed: bool,
-    failure: Option<ErrorKind>,
+    owes_error: bool,
     /// The peer has been told that there is no connection any longer.
     was_reset: bool,
 }
@@ -284,11 +266,10 @@ impl Connection {
         self.occupied().saturating_sub(self.buffers.window)
     }
 
-    /// The connection fails; the server learns it as `kind`.
-    fn fail(&mut self, kind: ErrorKind) {
+    /// The peer's end resets the connection. What the peer has sent before can still be read.
+    fn reset(&mut self) {
         if !mem::replace(&mut self.has_failed, true) {
-            self.failure = Some(kind);
-            self.sent.truncate(self.buffers.receive);
+            self.owes_error = true;
             self.written = VecDeque::new();
         }
     }
@@ -297,7 +278,6 @@ impl Connection {
     fn reset_peer(&mut self) {
         self.has_failed = true;
         self.was_reset = true;
-        self.all_taken += self.arrived();
         self.sent = VecDeque::new();
         self.written = VecDeque::new();
     }
@@ -347,9 +327,7 @@ impl Socket {
         with(|network| {
             network.charge(0);
             network.touch(self.0);
-            if how != Shutdown::Write {
-                network.misuse.push("only shutdown(Write) is simulated");
-            }
+            assert_eq!(how, Shutdown::Write);
             let connection = &mut network.connections[self.0];
             connection.server_has_ended |= !connection.has_failed;
             match connection.has_failed {
@@ -363,25 +341,20 @@ impl Socket {
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         with(|network| {
-            if buffer.is_empty() {
-                network.misuse.push("a read of no bytes looks like the end of input");
-            }
+            assert!(!buffer.is_empty(), "a read of no bytes looks like the end of input");
             let whole = buffer.len().min(network.connections[self.0].arrived());
             let length = network.some_of(whole).max(whole.min(1));
             network.charge(length);
             network.touch(self.0);
             let connection = &mut network.connections[self.0];
-            connection.all_taken += length;
-            match connection.failure {
-                _ if length > 0 => {
-                    connection.sent.read_exact(&mut buffer[..length]).map(|()| length)
-                }
-                Some(failure) => {
-                    connection.failure = None;
-                    Err(failure.into())
-                }
-                None if connection.has_failed || connection.input_has_ended() => Ok(0),
-                None => Err(ErrorKind::WouldBlock.into()),
+            if length > 0 {
+                connection.sent.read_exact(&mut buffer[..length]).map(|()| length)
+            } else if mem::take(&mut connection.owes_error) {
+                Err(ErrorKind::ConnectionReset.into())
+            } else if connection.has_failed || connection.input_has_ended() {
+                Ok(0)
+            } else {
+                Err(ErrorKind::WouldBlock.into())
             }
         })
     }
@@ -391,20 +364,16 @@ impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         with(|network| {
             let connection = &mut network.connections[self.0];
-            if let Some(failure) = connection.failure.take() {
-                return Err(failure.into());
+            if mem::take(&mut connection.owes_error) {
+                return Err(ErrorKind::ConnectionReset.into());
             }
             if connection.has_failed || connection.server_has_ended {
                 return Err(ErrorKind::BrokenPipe.into());
             }
             let Buffers { window, unsent, .. } = connection.buffers;
             let most = bytes.len().min(window + unsent - connection.occupied());
-            // A fresh connection takes a short line as a whole, as real ones do.
-            let is_first = connection.all_written == 0 && bytes.len() < 100;
-            let length = match is_first || window == Buffers::UNLIMITED.window {
-                true => most,
-                false => network.some_of(most),
-            };
+            let takes_all = window == Buffers::UNLIMITED.window;
+            let length = if takes_all { most } else { network.some_of(most) };
             network.charge(length);
             network.touch(self.0);
             if length == 0 && !bytes.is_empty() {
@@ -417,7 +386,7 @@ impl Write for Socket {
                 connection.written.extend(&bytes[..length]);
             }
             if connection.peer_has_closed {
-                connection.fail(ErrorKind::ConnectionReset);
+                connection.reset();
             }
             Ok(length)
         })
@@ -439,9 +408,6 @@ impl Drop for Socket {
             }
             network.calls.count += 1;
             network.descriptors -= 1;
-            if network.watched.remove(&self.0).is_some() {
-                network.misuse.push("a socket is closed that the poller still watches");
-            }
             network.touch(self.0);
         });
     }
@@ -585,11 +551,6 @@ impl Peer {
         self.with(|connection| connection.sent.len())
     }
 
-    /// Bytes that have ever reached the server's kernel.
-    pub fn all_arrived(self) -> usize {
-        self.with(|connection| connection.all_taken + connection.arrived())
-    }
-
     /// Bytes that the server's kernel has ever taken for this peer, and the time of the last.
     pub fn all_written(self) -> (usize, Duration) {
         self.with(|connection| (connection.all_written, connection.last_written))
@@ -607,18 +568,13 @@ impl Peer {
                 connection.peer_has_ended = true;
                 connection.peer_has_closed = true;
             } else {
-                connection.fail(ErrorKind::ConnectionReset);
+                connection.reset();
             }
         });
     }
 
-    /// The connection fails, and the server learns this reason.
-    pub fn fail(self, reason: ErrorKind) {
-        self.with(|connection| connection.fail(reason));
-    }
-
     pub fn reset(self) {
-        self.fail(ErrorKind::ConnectionReset);
+        self.with(Connection::reset);
     }
 }
 

@@ -57,6 +57,9 @@ struct Past {
     names: Vec<Name>,
     /// The names in the room from a position in the history on, in the order of joining.
     rooms: Vec<(usize, Vec<Name>)>,
+    /// Private messages, by sender, receiver and number: how often one has been received, less how
+    /// often it has been confirmed.
+    whispers: BTreeMap<(usize, usize, usize), i32>,
 }
 
 impl Past {
@@ -72,23 +75,18 @@ impl Past {
 
 // A person: what it sends, and what it must receive
 
+/// `Any` is one of the others, or one that is refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Request {
     Nothing,
-    /// One of the others, or one that is refused.
     Any,
-    Msg {
-        length: usize,
-    },
-    Priv {
-        to: usize,
-        length: usize,
-    },
+    Msg { length: usize },
+    Priv { to: usize, length: usize },
     List,
     Ping,
 }
 
-/// How a person reads: this many bytes a second on average, but `step` at once, then a pause.
+/// How a person reads: `step` bytes at once, then a pause, so that it is `rate` bytes a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Reading {
     rate: usize,
@@ -99,7 +97,7 @@ impl Reading {
     const EAGER: Reading = Reading { rate: usize::MAX, step: 2 * 1024 * 1024 };
     const NEVER: Reading = Reading { rate: 0, step: 0 };
 
-    fn period(self) -> Duration {
+    fn pause(self) -> Duration {
         Duration::from_secs_f64(self.step as f64 / self.rate as f64)
     }
 }
@@ -111,7 +109,6 @@ enum Ending {
     HalfClose,
     Close,
     Reset,
-    Vanish,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +125,7 @@ struct Behaviour {
     /// one follows at once, with a new name.
     ending: Option<(Duration, Ending)>,
     comes_again: bool,
-    /// Every PING is answered, and every message passed on, within this.
+    /// Every request is answered, and every message passed on, within this.
     max_delay: Option<Duration>,
 }
 
@@ -157,28 +154,12 @@ impl Behaviour {
 
 /// What the server must answer next.
 #[derive(Debug)]
-enum Reply {
-    /// A line that begins so, and whose rest is free.
-    Start(&'static str),
-    Welcome,
+struct Reply {
+    /// The line, or if this ends with a space, its beginning. A private message is refused if its
+    /// receiver is away; the number of members is added to WELCOME.
+    line: String,
     /// Asked for after this many own messages, at this time.
-    Pong {
-        token: usize,
-        said: usize,
-        since: Duration,
-    },
-    Sent {
-        to: usize,
-        text: String,
-    },
-    List,
-}
-
-/// A message that the observer has not received: where it ends among the bytes that its sender has
-/// sent, and when it was sent.
-struct Message {
-    text: String,
-    end: usize,
+    said: usize,
     since: Duration,
 }
 
@@ -191,48 +172,32 @@ struct Person {
     /// Taken and not yet checked.
     unchecked: Vec<u8>,
     received: Received,
-    /// Before the roster that was received last, if nothing else of the history was received since.
-    before_roster: Option<Received>,
     expected: VecDeque<Reply>,
     answered: usize,
-    /// What has not been received of the answer to LIST.
+    /// Answers to LIST that have not come, and what has not come of the present one. They are not
+    /// told apart from the same roster pushed to everybody, so they have no order.
+    lists: usize,
     list: String,
-    sending: VecDeque<Message>,
+    /// Messages that the observer has not received, and when they were sent.
+    sending: VecDeque<(String, Duration)>,
     said: usize,
+    /// The number of requests.
     sent: usize,
     /// The reasons that LEFT may give, unless it is `slow`: this person has ended its connection.
     reasons: Vec<&'static str>,
-    left_at: Duration,
     /// Reads nothing any longer.
     is_gone: bool,
-    /// Received all up to the end of the stream.
+    /// Has received all.
     has_all: bool,
-    /// Bytes that the person can still take now, and the time at which it got them.
+    /// Bytes that the person can still take before its next pause. In a pause: 0.
     credit: usize,
-    refilled: Duration,
-    is_refilling: bool,
-    /// Numbers of the private messages received from each sender, and of those confirmed by SENT for
-    /// each receiver.
-    whispers: BTreeMap<usize, Vec<usize>>,
-    confirmed: BTreeMap<usize, Vec<usize>>,
+    /// The number of the last private message from each sender.
+    whispers: BTreeMap<usize, usize>,
     /// Pending output at the server before its last turn, in bytes.
     pending: usize,
 }
 
 impl Person {
-    fn new(id: usize, name: &str, peer: Peer, behaviour: Behaviour) -> Self {
-        Person {
-            id,
-            peer,
-            behaviour,
-            welcomed: Duration::MAX,
-            received: Received::new(name),
-            expected: VecDeque::from([Reply::Start("HELLO linechat/1 ")]),
-            is_refilling: true,
-            ..Person::default()
-        }
-    }
-
     fn name(&self) -> &str {
         &self.received.name
     }
@@ -242,116 +207,88 @@ impl Person {
     }
 
     fn send(&mut self, line: &str) {
-        self.sent += line.len() + 1;
+        self.sent += 1;
         self.peer.send(line);
         self.peer.send("\n");
     }
 
-    /// Sends a line that is answered with one that begins so.
-    fn ask(&mut self, line: &str, answer: &'static str) {
-        self.send(line);
-        self.expected.push_back(Reply::Start(answer));
+    fn expect(&mut self, line: impl Into<String>) {
+        self.expected.push_back(Reply { line: line.into(), said: self.said, since: os::time() });
+    }
+
+    /// Sends a request that has one line as its answer; see `Reply::line`.
+    fn ask(&mut self, request: &str, answer: impl Into<String>) {
+        self.send(request);
+        self.expect(answer);
     }
 
     fn ping(&mut self) {
         let token = self.sent;
-        self.send(&format!("PING {token}"));
-        self.expected.push_back(Reply::Pong { token, said: self.said, since: os::time() });
-    }
-
-    fn say(&mut self, length: usize) {
-        self.said += 1;
-        let text = format!("{} {}", self.said, "x".repeat(length));
-        self.send(&format!("MSG {text}"));
-        self.sending.push_back(Message { text, end: self.sent, since: os::time() });
+        self.ask(&format!("PING {token}"), format!("PONG {token}"));
     }
 
     /// Checks what has been received, as far as lines are complete.
-    fn check(&mut self, past: &Past) {
-        let unchecked = mem::take(&mut self.unchecked);
-        let mut rest = unchecked.as_slice();
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let line;
-            (line, rest) = rest.split_at(end + 1);
-            if self.received.next(&past.history).starts_with(line) {
-                if !line.starts_with(b"USERS ") {
-                    self.before_roster = None;
-                } else if self.before_roster.is_none() {
-                    self.before_roster = Some(self.received.clone());
-                }
+    fn check(&mut self, past: &mut Past) {
+        for line in mem::take(&mut self.unchecked).split_inclusive(|&byte| byte == b'\n') {
+            if !line.ends_with(b"\n") {
+                self.unchecked = line.to_vec();
+            } else if self.received.next(&past.history).starts_with(line) {
                 self.received.advance(line.len());
             } else {
-                let text = std::str::from_utf8(line).expect("UTF-8");
-                self.reply(text.strip_suffix("\r\n").expect("CRLF"), past);
+                let line = std::str::from_utf8(line).expect("UTF-8");
+                self.check_own(line.strip_suffix("\r\n").expect("CRLF"), past);
             }
         }
-        self.unchecked = rest.to_vec();
     }
 
     /// A line that is not in the history: the next reply, or a private message.
-    fn reply(&mut self, line: &str, past: &Past) {
+    fn check_own(&mut self, line: &str, past: &mut Past) {
+        let room = past.room_at(self.received.position.unwrap_or_default());
+        if self.list.is_empty() && line.starts_with("USERS ") {
+            self.lists = self.lists.checked_sub(1).expect("LIST");
+            self.list = roster(room);
+        }
         if !self.list.is_empty() {
             return take_line(&mut self.list, line);
         }
-        if line.starts_with("PRIV ") {
-            return self.whisper(line, past);
+        let words: Vec<&str> = line.split(' ').collect();
+        if words[0] == "PRIV" {
+            return self.whisper(&words, past);
         }
-        let position = self.received.position.unwrap_or_default();
         let next = self.expected.pop_front();
-        self.answered += 1;
-        match next {
-            Some(Reply::Start(start)) => assert!(line.starts_with(start), "{start}: {line}"),
-            Some(Reply::Welcome) => {
-                let count = past.room_at(position).len();
-                assert_eq!(line, format!("WELCOME {} {count}", self.name()));
+        let next = next.unwrap_or_else(|| panic!("{} has asked for nothing: {line}", self.name()));
+        let due = match next.line.split(' ').collect::<Vec<_>>()[..] {
+            ["SENT", to, ..] if !room.contains(&to.into()) => "ERR no-such-user ".to_owned(),
+            ["WELCOME", ..] => {
                 self.welcomed = os::time();
+                format!("{} {}", next.line, room.len())
             }
-            Some(Reply::Pong { token, said, since }) => {
-                assert_eq!(line, format!("PONG {token}"));
-                // All comes before that was caused before the PING.
-                assert!(self.received.own >= said, "{}'s messages come later", self.name());
-                self.was_in_time(since);
-            }
-            Some(Reply::Sent { to, text }) => {
-                let name = &past.names[to];
-                if past.room_at(position).contains(name) {
-                    assert_eq!(line, format!("SENT {name} {text}"));
-                    let number = text.split(' ').next().and_then(|number| number.parse().ok());
-                    self.confirmed.entry(to).or_default().push(number.expect("a number"));
-                } else {
-                    assert!(line.starts_with("ERR no-such-user "), "{name} is away: {line}");
-                }
-            }
-            Some(Reply::List) if line.starts_with("USERS ") => {
-                self.list = roster(past.room_at(position));
-                take_line(&mut self.list, line);
-            }
-            Some(Reply::List) => {
-                // The roster received last was this reply, and the same one is still to come.
-                let before = self.before_roster.take();
-                self.received = before.unwrap_or_else(|| panic!("{line} instead of a roster"));
-                self.reply(line, past);
-            }
-            None => panic!("{} has asked for nothing: {line}", self.name()),
+            _ => next.line,
+        };
+        assert!(line == due || due.ends_with(' ') && line.starts_with(&due), "{due}: {line}");
+        // All comes before that was caused before the request.
+        assert!(self.received.own >= next.said, "{}'s messages come later", self.name());
+        self.was_in_time(next.since);
+        self.answered += 1;
+        if words[0] == "SENT" {
+            let number = words[2].parse().expect("a number");
+            *past.whispers.entry((self.id, id_of(words[1]), number)).or_default() -= 1;
         }
     }
 
     /// A private message has come. Its text is its number, how many messages for everybody its sender
     /// had sent before, and its receiver.
-    fn whisper(&mut self, line: &str, past: &Past) {
-        let words: Vec<&str> = line.split(' ').collect();
+    fn whisper(&mut self, words: &[&str], past: &mut Past) {
         let from = id_of(words[1]);
         let [number, said, to] = [2, 3, 4].map(|at| words[at].parse::<usize>().expect("a number"));
         assert_eq!(to, self.id, "a message for somebody else");
-        let numbers = self.whispers.entry(from).or_default();
-        assert!(numbers.last().is_none_or(|&last| last < number), "out of order: {line}");
-        numbers.push(number);
+        let last = self.whispers.insert(from, number);
+        assert!(last < Some(number), "out of order: {words:?}");
+        *past.whispers.entry((from, to, number)).or_default() += 1;
         // It stands at its place among what its sender said to everybody.
         let (messages, position) = (&past.history.members[words[1]].said, self.received.position);
-        let is_passed =
-            |index: usize| messages.get(index).is_some_and(|it| Some(it.start) < position);
-        let is_in_place = !is_passed(said) && (said == 0 || is_passed(said - 1));
-        assert!(from == self.id || is_in_place, "not at its place: {line}");
+        let before = messages.partition_point(|it| Some(it.start) < position);
+        assert!(from == self.id || before == said, "not at its place: {words:?}");
     }
 
     fn was_in_time(&self, since: Duration) {
@@ -363,27 +300,23 @@ impl Person {
 
     /// The connection is over: the stream has ended or was reset.
     fn check_end(&mut self, past: &Past) {
-        let (behaviour, was_reset) = (self.behaviour, self.peer.was_reset());
-        let is_eager = behaviour.reading == Reading::EAGER;
-        if self.is_open() {
-            let is_promised = behaviour.is_promised_to_stay();
-            assert!(!is_promised, "{} is cut off", self.name());
-        } else if is_eager || !was_reset && os::time() - self.left_at < CLOSE_TIMEOUT {
-            // A client that takes the rest too slowly is dropped after a while.
-            let is_whole = self.unchecked.is_empty() && !was_reset;
+        let is_promised = self.behaviour.is_promised_to_stay();
+        assert!(!self.is_open() || !is_promised, "{} is cut off", self.name());
+        // A client that takes the rest too slowly is dropped after a while.
+        if !self.is_open() && self.behaviour.reading == Reading::EAGER {
+            let is_whole = self.unchecked.is_empty() && !self.peer.was_reset();
             assert!(is_whole, "{} does not get everything", self.name());
-            let member = past.history.members.get(self.name());
-            assert!(member.is_none_or(|it| it.left.is_some()), "{} has not left", self.name());
+            assert!(!past.room().contains(&self.name().into()), "{} has not left", self.name());
             self.check_all(past);
-            self.has_all = true;
         }
     }
 
     /// All requests are answered, and all is received.
     fn check_all(&mut self, past: &Past) {
-        let is_answered = self.expected.is_empty() && self.list.is_empty();
+        let is_answered = self.expected.is_empty() && self.list.is_empty() && self.lists == 0;
         assert!(is_answered, "{}: {:?} is not answered", self.name(), self.expected);
         assert_eq!(self.received.next(&past.history), b"", "{} misses this", self.received.name);
+        self.has_all = true;
     }
 }
 
@@ -399,10 +332,9 @@ enum Event {
     Come(Behaviour),
     Act(usize),
     End(usize, Ending),
-    /// A person can take more.
-    Refill(usize),
-    /// A connection that has vanished fails, or one that is finished is closed.
-    Vanish(usize),
+    /// A person's pause in reading is over.
+    Read(usize),
+    /// A connection whose stream has ended is closed.
     Close(usize),
 }
 
@@ -446,8 +378,10 @@ impl Crowd {
                     if self.is_over || !self.people[id].is_open() => {}
                 Event::Act(id) => self.act_as(id),
                 Event::End(id, ending) => self.end(id, ending),
-                Event::Refill(id) => self.refill(id),
-                Event::Vanish(id) => self.people[id].peer.fail(ErrorKind::TimedOut),
+                Event::Read(id) => {
+                    self.people[id].credit = self.people[id].behaviour.reading.step;
+                    self.read(id);
+                }
                 Event::Close(id) => self.people[id].peer.close(),
             }
         }
@@ -463,7 +397,16 @@ impl Crowd {
         let address = [10, 0, (id >> 8) as u8, id as u8];
         let peer = Peer::connect((address, 1024).into(), behaviour.buffers);
         assert_eq!(peer.number(), id);
-        self.people.push(Person::new(id, &name, peer, behaviour));
+        let received = Received::new(&name);
+        let mut person = Person { id, peer, behaviour, received, ..Person::default() };
+        person.expect("HELLO linechat/1 ");
+        // Not the observer, which is told only what happens in the room.
+        if id > 0 && self.chance.below(5) == 0 {
+            person.ask("NAME P0", "ERR name-taken ");
+            person.ping();
+        }
+        person.ask(&format!("NAME {name}"), format!("WELCOME {name}"));
+        self.people.push(person);
         self.past.names.push(name.into());
         self.schedule(Duration::ZERO, Event::Act(id));
         if let Some((after, ending)) = behaviour.ending {
@@ -471,18 +414,14 @@ impl Crowd {
         }
         if behaviour.reading != Reading::NEVER {
             let phase = self.chance.below(1000) as u32;
-            self.schedule(behaviour.reading.period() * phase / 1000, Event::Refill(id));
+            self.schedule(behaviour.reading.pause() * phase / 1000, Event::Read(id));
         }
         id
     }
 
     fn act_as(&mut self, id: usize) {
-        let person = &self.people[id];
-        let Behaviour { request, pause, floods, .. } = person.behaviour;
-        let peer = person.peer;
-        if person.sent == 0 {
-            self.ask_for_name(id);
-        }
+        let Person { peer, behaviour, .. } = self.people[id];
+        let Behaviour { request, pause, floods, .. } = behaviour;
         if floods {
             while peer.unread() < 8 * 1024 && !peer.is_dropped() {
                 self.request(id, request);
@@ -492,21 +431,6 @@ impl Crowd {
         }
         let share = if floods { 1000 } else { 500 + self.chance.below(1000) as u32 };
         self.schedule(pause * share / 1000, Event::Act(id));
-    }
-
-    fn ask_for_name(&mut self, id: usize) {
-        let person = &mut self.people[id];
-        match self.chance.below(10) {
-            // Not the observer, which is told only what happens in the room.
-            _ if id == 0 => {}
-            0 => person.ask("NAME P0", "ERR name-taken "),
-            1 => person.ask("NAME two words", "ERR bad-name "),
-            2 => person.ask("MSG hello?", "ERR not-named "),
-            3 => person.ping(),
-            _ => {}
-        }
-        person.send(&format!("NAME {}", self.past.names[id]));
-        person.expected.push_back(Reply::Welcome);
     }
 
     fn request(&mut self, id: usize, request: Request) {
@@ -526,24 +450,24 @@ impl Crowd {
                     9..=13 => self.request(id, Request::Priv { to, length }),
                     14..=15 => self.request(id, Request::Ping),
                     16 => self.request(id, Request::List),
-                    17 => person.ask("MSG \u{202e}", "ERR bad-text "),
-                    18 => person.ask("nonsense", "ERR unknown-command "),
-                    _ => {
-                        person.send("HELP");
-                        person.expected.extend([(); 7].map(|()| Reply::Start("HELP ")));
-                    }
+                    _ => person.ask("nonsense", "ERR unknown-command "),
                 }
             }
-            Request::Msg { length } => person.say(length),
+            Request::Msg { length } => {
+                person.said += 1;
+                let text = format!("{} {}", person.said, "x".repeat(length));
+                person.send(&format!("MSG {text}"));
+                person.sending.push_back((text, os::time()));
+            }
             Request::Priv { to, length } => {
                 let to = to.min(others);
+                let name = &self.past.names[to];
                 let text = format!("{} {} {to} {}", person.sent, person.said, "x".repeat(length));
-                person.send(&format!("PRIV @{} {text}", self.past.names[to]));
-                person.expected.push_back(Reply::Sent { to, text });
+                person.ask(&format!("PRIV @{name} {text}"), format!("SENT {name} {text}"));
             }
             Request::List => {
                 person.send("LIST");
-                person.expected.push_back(Reply::List);
+                person.lists += 1;
             }
             Request::Ping => person.ping(),
         }
@@ -551,21 +475,18 @@ impl Crowd {
 
     fn end(&mut self, id: usize, ending: Ending) {
         let person = &mut self.people[id];
+        if ending == Ending::Quit {
+            person.reasons.push("quit");
+            return person.ask("QUIT", "BYE ");
+        }
+        person.reasons.push("disconnected");
+        person.peer.send("MSG unfinish");
         match ending {
-            Ending::Quit => person.ask("QUIT", "BYE"),
-            Ending::HalfClose => {
-                person.peer.send("MSG unfinish");
-                person.peer.half_close();
-            }
+            Ending::Quit | Ending::HalfClose => return person.peer.half_close(),
             Ending::Close => person.peer.close(),
             Ending::Reset => person.peer.reset(),
-            Ending::Vanish => self.schedule(seconds(60), Event::Vanish(id)),
         }
-        let person = &mut self.people[id];
-        person.reasons.push(if ending == Ending::Quit { "quit" } else { "disconnected" });
-        if !matches!(ending, Ending::Quit | Ending::HalfClose) {
-            self.stop_reading(id);
-        }
+        self.stop_reading(id);
     }
 
     /// This person reads nothing any longer.
@@ -578,35 +499,25 @@ impl Crowd {
         }
     }
 
-    fn refill(&mut self, id: usize) {
-        let person = &mut self.people[id];
-        person.credit = person.behaviour.reading.step;
-        person.refilled = os::time();
-        person.is_refilling = false;
-        self.read(id);
-    }
-
     /// Takes what there is, as far as this person reads, and checks it.
     fn read(&mut self, id: usize) {
         let person = &mut self.people[id];
         if person.is_gone {
             return;
         }
-        person.credit -= person.peer.take(person.credit, &mut person.unchecked);
-        if person.credit == 0 && !mem::replace(&mut person.is_refilling, true) {
-            let next = person.refilled + person.behaviour.reading.period();
-            self.schedule(next.saturating_sub(os::time()), Event::Refill(id));
+        let taken = person.peer.take(person.credit, &mut person.unchecked);
+        person.credit -= taken;
+        if taken > 0 && person.credit == 0 {
+            let pause = person.behaviour.reading.pause();
+            self.schedule(pause, Event::Read(id));
         }
         let person = &mut self.people[id];
-        person.check(&self.past);
-        let sees_end = person.peer.sees_end();
-        if sees_end || person.peer.was_reset() {
+        person.check(&mut self.past);
+        if person.peer.sees_end() || person.peer.was_reset() {
             person.check_end(&self.past);
-            self.stop_reading(id);
-        }
-        if sees_end {
             let delay = Duration::from_millis(self.chance.below(20_000) as u64);
             self.schedule(delay, Event::Close(id));
+            self.stop_reading(id);
         }
     }
 
@@ -629,7 +540,7 @@ impl Crowd {
         if let Some(observer) = self.people.first() {
             take_text(observer.peer).lines().for_each(|line| self.observe(line));
         }
-        for id in os::touched() {
+        for id in os::with(|network| mem::take(&mut network.touched)) {
             if (1..self.people.len()).contains(&id) {
                 self.read(id);
             }
@@ -649,7 +560,7 @@ impl Crowd {
             assert!(may_come_later, "{line} instead of a roster");
         }
         match words[..] {
-            ["HELLO" | "BYE", ..] => {}
+            ["HELLO", ..] => {}
             ["WELCOME", "p0", "1"] => self.observe("JOINED p0 1"),
             ["USERS", ..] => {
                 take_line(&mut self.roster, line);
@@ -658,24 +569,21 @@ impl Crowd {
             }
             ["JOINED", name, count] => {
                 assert!(!self.past.history.members.contains_key(name), "joins again: {line}");
-                let is_asked_for = |it: &Reply| matches!(it, Reply::Welcome);
-                assert!(self.person(name).expected.iter().any(is_asked_for), "unasked: {line}");
-                let joined = [name.into()];
-                self.change_room(line, count, |room| [room, &joined].concat());
+                let room = [self.past.room(), &[name.into()]].concat();
+                self.change_room(line, count, room);
             }
             ["LEFT", name, rest] => {
                 let (count, reason) = rest.split_once(' ').expect("a reason");
-                self.person(name).left_at = os::time();
                 self.check_leave(&self.people[id_of(name)], reason);
-                let others =
-                    |room: &[Name]| room.iter().filter(|it| ***it != *name).cloned().collect();
-                self.change_room(line, count, others);
+                let mut room = self.past.room().to_vec();
+                room.retain(|it| **it != *name);
+                self.change_room(line, count, room);
             }
             ["MSG", name, text] => {
-                let person = self.person(name);
-                let message = person.sending.pop_front().expect("something that was said");
-                assert_eq!(text, message.text, "the next line of {name}");
-                person.was_in_time(message.since);
+                let person = &mut self.people[id_of(name)];
+                let (said, since) = person.sending.pop_front().expect("something that was said");
+                assert_eq!(text, said, "the next line of {name}");
+                person.was_in_time(since);
                 self.past.history.push(line);
             }
             _ => panic!("the observer receives: {line}"),
@@ -683,37 +591,23 @@ impl Crowd {
     }
 
     /// A person has joined or left.
-    fn change_room(&mut self, line: &str, count: &str, change: impl Fn(&[Name]) -> Vec<Name>) {
-        let room = change(self.past.room());
+    fn change_room(&mut self, line: &str, count: &str, room: Vec<Name>) {
         assert_eq!(count, room.len().to_string());
         self.roster = if room.len() <= 100 { roster(&room) } else { String::new() };
         self.past.history.push(line);
         self.past.rooms.push((self.past.history.text.len(), room));
     }
 
-    fn person(&mut self, name: &str) -> &mut Person {
-        let person = &mut self.people[id_of(name)];
-        assert_eq!(person.name(), name);
-        person
-    }
-
-    /// This person may leave for this reason, and all that had arrived by then has been carried out.
+    /// This person may leave for this reason, and all that it had sent before has been carried out.
     fn check_leave(&self, person: &Person, reason: &str) {
-        if reason == "slow" {
-            return self.check_slow(person);
-        }
+        let Person { behaviour, reasons, pending, .. } = person;
         let name = person.name();
-        assert!(person.reasons.contains(&reason), "{name} left for {reason}: {:?}", person.reasons);
-        let arrived = person.peer.all_arrived();
-        let is_left_out = person.sending.front().is_some_and(|next| next.end <= arrived);
-        assert!(!is_left_out, "lines that {name} had sent are left out");
-    }
-
-    /// This person is disconnected as slow: PROTOCOL.md must allow it.
-    fn check_slow(&self, person: &Person) {
-        let Person { behaviour, pending, .. } = person;
-        let is_promised = behaviour.is_promised_to_stay() && person.reasons.is_empty();
-        assert!(!is_promised, "{} is removed: {:?}", person.name(), behaviour.reading);
+        if reason != "slow" {
+            assert!(reasons.contains(&reason), "{name} left for {reason}: {reasons:?}");
+            return assert!(person.sending.is_empty(), "{:?} is left out", person.sending);
+        }
+        let is_promised = behaviour.is_promised_to_stay() && reasons.is_empty();
+        assert!(!is_promised, "{name} is removed: {:?}", behaviour.reading);
         let since = |time: Duration| os::time().saturating_sub(time);
         let limited = self.budget_since.map_or(Duration::ZERO, since);
         let stalled = since(person.peer.all_written().1).min(limited);
@@ -721,16 +615,15 @@ impl Crowd {
         let turn = Duration::from_millis(50);
         let is_stalled = *pending > 0 && stalled + turn >= STALL_TIMEOUT;
         let is_just = is_stalled || *pending > HARD_LIMIT - MOST_IN_A_TURN;
-        assert!(is_just, "{} is removed with {pending} bytes after {stalled:?}", person.name());
+        assert!(is_just, "{name} is removed with {pending} bytes after {stalled:?}");
     }
 
-    /// What has been confirmed to its sender has arrived, if its receiver did not leave before.
-    fn check_whispers(&self, person: &Person) {
-        for (&to, confirmed) in &person.confirmed {
-            let receiver = &self.people[to];
-            let numbers = receiver.whispers.get(&person.id);
-            let has_all = numbers.is_some_and(|numbers| numbers.starts_with(confirmed));
-            assert!(has_all || !receiver.has_all, "p{to} misses messages of p{}", person.id);
+    /// Private messages are confirmed exactly if they arrive, unless one of both has left.
+    fn check_whispers(&self) {
+        for (&(from, to, number), &balance) in &self.past.whispers {
+            let id = if balance < 0 { to } else { from };
+            let is_missed = balance != 0 && self.people[id].has_all;
+            assert!(!is_missed, "p{id} does not hear of number {number} from p{from} to p{to}");
         }
     }
 }
@@ -781,7 +674,7 @@ impl Simulation {
     /// event comes before.
     fn turn_before(&mut self, end: Option<Duration>) {
         let next = self.crowd.act();
-        os::set_alarm([next, end].into_iter().flatten().min());
+        os::with(|network| network.alarm = [next, end].into_iter().flatten().min());
         if !self.crowd.people.is_empty() {
             self.crowd.before_turn(&self.server.room);
         }
@@ -791,7 +684,6 @@ impl Simulation {
         }
         self.console.extend(self.texts.try_iter());
         self.server.console.pending.store(0, Ordering::Relaxed);
-        assert_eq!(os::misuse(), [""; 0]);
         // A line that is logged after the writing comes to everybody in the next turn.
         if self.is_written() {
             self.crowd.read_all();
@@ -848,7 +740,7 @@ impl Simulation {
         let crowd = &mut self.crowd;
         assert_eq!(crowd.past.room(), ["p0".into()], "still in the room");
         assert_eq!(crowd.roster, "", "a roster is owed");
-        crowd.people.iter().for_each(|person| crowd.check_whispers(person));
+        crowd.check_whispers();
         crowd.end(0, Ending::Close);
         self.run(seconds(20));
         self.check_books();
@@ -867,7 +759,7 @@ impl Simulation {
         let named = count(|it| it.name.is_some());
         assert!(clients.count() <= options.max_clients);
         assert_eq!(ip_groups.values().sum::<usize>(), clients.count());
-        assert_eq!(os::descriptors(), clients.count());
+        assert_eq!(os::with(|network| network.descriptors), clients.count());
         assert_eq!((members.len(), by_name.len(), room.names().count()), (named, named, named));
         assert_eq!(budget.queue.waiting.len(), count(|it| it.waiting_request.is_some()));
         assert!(budget.queue.finishes.len() <= clients.count());
@@ -976,8 +868,7 @@ fn random_run(seed: u64) -> [usize; 3] {
         let is_typist = !floods && !is_slow && pause >= seconds(1);
         let most = 2 * length / if is_restless { 50 } else { 1 };
         let end = Duration::from_millis(chance.below(most.as_millis() as usize) as u64);
-        let endings =
-            [Ending::Quit, Ending::HalfClose, Ending::Close, Ending::Reset, Ending::Vanish];
+        let endings = [Ending::Quit, Ending::HalfClose, Ending::Close, Ending::Reset];
         let behaviour = Behaviour {
             request: if floods { flood } else { Request::Any },
             pause: if floods { flood_pause } else { pause },
