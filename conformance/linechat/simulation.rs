@@ -21,7 +21,7 @@ pub mod chance;
 use super::{Interest, Readiness, Watch};
 use chance::Chance;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
@@ -40,8 +40,6 @@ pub struct Conditions {
 /// Sizes of one connection's buffers, in bytes, each at least 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
-    /// What the server's kernel holds of what the peer has sent.
-    pub receive: usize,
     /// What the server's kernel holds while the window is closed; the poller reports that a socket
     /// can be written to when less than half of it is used (tcp(7), TCP_NOTSENT_LOWAT).
     pub unsent: usize,
@@ -61,13 +59,8 @@ impl Default for Buffers {
 
 impl Buffers {
     /// Every write is taken as a whole, whatever the network's conditions.
-    pub const UNLIMITED: Buffers = Buffers {
-        receive: 128 * 1024,
-        unsent: 1,
-        window: usize::MAX / 2,
-        step: 1,
-        discards: false,
-    };
+    pub const UNLIMITED: Buffers =
+        Buffers { unsent: 1, window: usize::MAX / 2, step: 1, discards: false };
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
@@ -118,7 +111,6 @@ pub fn suspend(time: Duration, in_wait: bool) {
 pub fn signal() {
     with(|network| {
         network.is_signalled = true;
-        network.changed.insert(SIGNALS);
     });
 }
 
@@ -148,10 +140,6 @@ pub struct Network {
     is_signalled: bool,
     /// The sources that the poller watches, with token and interest.
     watched: BTreeMap<Source, (usize, Interest)>,
-    /// Sources that may be ready.
-    changed: BTreeSet<Source>,
-    /// Numbers of the peers that the server has written to, read from or ended.
-    pub touched: BTreeSet<usize>,
     /// The number of sockets that the server holds.
     pub descriptors: usize,
     calls: Calls,
@@ -179,30 +167,22 @@ impl Network {
         }
     }
 
-    /// The server has done something that the peer can see.
-    fn touch(&mut self, number: usize) {
-        self.changed.insert(number);
-        self.touched.insert(number);
-    }
-
     /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
     /// when there are more than its caller has space for.
     fn report(&mut self) -> Vec<Readiness> {
         let mut ready = Vec::new();
-        for source in mem::take(&mut self.changed) {
+        for (&source, &(token, interest)) in &self.watched {
             let (can_read, can_write, failed) = match source {
                 LISTENER => (!self.arriving.is_empty(), false, false),
                 SIGNALS => (self.is_signalled, false, false),
                 _ => self.connections[source].readiness(),
             };
-            let Some(&(token, interest)) = self.watched.get(&source) else { continue };
             let is_closed = self.connections.get(source).is_some_and(|it| it.server_has_closed);
             assert!(!is_closed, "a socket is closed that the poller still watches");
             let readable = failed || (can_read && interest.read);
             let writable = failed || (can_write && interest.write);
             if readable || writable {
                 ready.push(Readiness { token, readable, writable, failed });
-                self.changed.insert(source);
             }
         }
         if ready.len() > 1 {
@@ -235,25 +215,18 @@ struct Connection {
     /// There is no connection any longer. `owes_error`: the server has not had the error yet.
     has_failed: bool,
     owes_error: bool,
-    /// The peer has been told that there is no connection any longer.
-    was_reset: bool,
 }
 
 impl Connection {
     /// Returns three values: the socket is readable, is writable, has failed.
     fn readiness(&self) -> (bool, bool, bool) {
         let failed = self.has_failed || (self.input_has_ended() && self.server_has_ended);
-        let readable = failed || self.arrived() > 0 || self.input_has_ended();
+        let readable = failed || !self.sent.is_empty() || self.input_has_ended();
         (readable, failed || 2 * self.unsent() < self.buffers.unsent, failed)
     }
 
     fn input_has_ended(&self) -> bool {
         self.peer_has_ended && self.sent.is_empty()
-    }
-
-    /// Bytes at the front of `sent` that are in the server's kernel.
-    fn arrived(&self) -> usize {
-        self.sent.len().min(self.buffers.receive)
     }
 
     /// Bytes that the server's kernel counts in the window and in `unsent`.
@@ -277,7 +250,6 @@ impl Connection {
     /// The server's end resets the connection: what the peer has not taken is lost.
     fn reset_peer(&mut self) {
         self.has_failed = true;
-        self.was_reset = true;
         self.sent = VecDeque::new();
         self.written = VecDeque::new();
     }
@@ -301,13 +273,8 @@ impl Socket {
             }
             let (number, address) = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
             network.descriptors += 1;
-            network.touch(number);
             Ok((Socket(number), address))
         })
-    }
-
-    pub fn peer(&self) -> Peer {
-        Peer(self.0)
     }
 
     pub fn set_nonblocking(&self, _: bool) -> io::Result<()> {
@@ -326,7 +293,6 @@ impl Socket {
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         with(|network| {
             network.charge(0);
-            network.touch(self.0);
             assert_eq!(how, Shutdown::Write);
             let connection = &mut network.connections[self.0];
             connection.server_has_ended |= !connection.has_failed;
@@ -342,10 +308,9 @@ impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         with(|network| {
             assert!(!buffer.is_empty(), "a read of no bytes looks like the end of input");
-            let whole = buffer.len().min(network.connections[self.0].arrived());
+            let whole = buffer.len().min(network.connections[self.0].sent.len());
             let length = network.some_of(whole).max(whole.min(1));
             network.charge(length);
-            network.touch(self.0);
             let connection = &mut network.connections[self.0];
             if length > 0 {
                 connection.sent.read_exact(&mut buffer[..length]).map(|()| length)
@@ -375,7 +340,6 @@ impl Write for Socket {
             let takes_all = window == Buffers::UNLIMITED.window;
             let length = if takes_all { most } else { network.some_of(most) };
             network.charge(length);
-            network.touch(self.0);
             if length == 0 && !bytes.is_empty() {
                 return Err(ErrorKind::WouldBlock.into());
             }
@@ -408,7 +372,6 @@ impl Drop for Socket {
             }
             network.calls.count += 1;
             network.descriptors -= 1;
-            network.touch(self.0);
         });
     }
 }
@@ -428,7 +391,6 @@ impl Poller {
     pub fn watch(&mut self, it: &Socket, token: usize, watch: Watch) -> io::Result<()> {
         with(|network| {
             network.charge(0);
-            network.changed.insert(it.0);
             if network.watched.contains_key(&it.0) == matches!(watch, Watch::Begin(_)) {
                 return Err(ErrorKind::NotFound.into());
             }
@@ -479,21 +441,12 @@ impl Peer {
             let number = network.connections.len();
             network.connections.push(Connection { buffers, ..Connection::default() });
             network.arriving.push_back((number, address));
-            network.changed.insert(LISTENER);
             Peer(number)
         })
     }
 
-    /// A number for each peer, from 0.
-    pub fn number(self) -> usize {
-        self.0
-    }
-
     fn with<T>(self, action: impl FnOnce(&mut Connection) -> T) -> T {
-        with(|network| {
-            network.changed.insert(self.0);
-            action(&mut network.connections[self.0])
-        })
+        with(|network| action(&mut network.connections[self.0]))
     }
 
     /// Sends bytes; what the server's kernel has no space for waits in the peer's.
@@ -538,7 +491,7 @@ impl Peer {
 
     /// Returns true if the server has reset the connection.
     pub fn was_reset(self) -> bool {
-        self.with(|connection| connection.was_reset)
+        self.with(|connection| connection.has_failed && connection.server_has_closed)
     }
 
     /// Returns true if the server's end of the connection is closed.
