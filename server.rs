@@ -166,7 +166,7 @@ impl Decoder {
         if self.telnet == Telnet::Text && !self.is_skipping {
             let space = MAX_REQUEST.saturating_sub(self.line.len()).min(input.len());
             let is_special = |byte: &u8| !matches!(byte, b' '..=b'~');
-            let run = input.iter().take(space).position(is_special);
+            let run = input[..space].iter().position(is_special);
             let (text, rest) = input.split_at(run.unwrap_or(space));
             self.line.extend(text);
             *input = rest;
@@ -277,15 +277,15 @@ enum Request<'a> {
     Quit,
 }
 
-/// One line for each verb, starting with the verb: the reply to HELP, and the text of `ERR usage`.
-const REQUEST_USAGES: [&str; 7] = [
-    "NAME <name> takes a name and enters the room",
-    "MSG <text> says something to everybody else",
-    "PRIV @<name> <text> says something to one person alone",
-    "LIST tells who is here",
-    "PING [token] is answered with PONG and the same token",
-    "HELP shows these lines",
-    "QUIT leaves",
+/// Each verb, and its line in the reply to HELP, which is also the text of `ERR usage`.
+const VERBS: [(&str, &str); 7] = [
+    ("NAME", "NAME <name> takes a name and enters the room"),
+    ("MSG", "MSG <text> says something to everybody else"),
+    ("PRIV", "PRIV @<name> <text> says something to one person alone"),
+    ("LIST", "LIST tells who is here"),
+    ("PING", "PING [token] is answered with PONG and the same token"),
+    ("HELP", "HELP shows these lines"),
+    ("QUIT", "QUIT leaves"),
 ];
 
 /// Parses a line. `Server::handle_line` has checked the line's length and the connection's first line
@@ -297,10 +297,8 @@ fn parse(line: &[u8], is_named: bool) -> Result<Request<'_>, Refusal> {
         return Err(BAD_TEXT);
     }
     let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let mut verbs =
-        REQUEST_USAGES.iter().map(|usage| (usage.split(' ').next().unwrap_or_default(), usage));
-    let (verb, usage) =
-        verbs.find(|(verb, _)| verb.eq_ignore_ascii_case(word)).ok_or(UNKNOWN_COMMAND)?;
+    let is_meant = |(verb, _): &&(&str, _)| verb.eq_ignore_ascii_case(word);
+    let &(verb, usage) = VERBS.iter().find(is_meant).ok_or(UNKNOWN_COMMAND)?;
     let required = |text| Some(text).filter(|text: &&str| !text.is_empty());
     let no_argument = |request| argument.bytes().all(|byte| byte == b' ').then_some(request);
     let request = match (verb, is_named) {
@@ -363,12 +361,13 @@ fn is_forbidden_in_names(character: char) -> bool {
 }
 
 /// The form in which names are compared, so that they are case-insensitive (PROTOCOL.md, "Names").
-fn name_key(name: &str) -> Box<str> {
-    name.to_lowercase().into()
+fn name_key(name: &str) -> String {
+    name.to_lowercase()
 }
 
 /// Appends one line to `out`: the words, separated by spaces, and CR LF.
 fn put_line(out: &mut Vec<u8>, words: &[&str]) {
+    out.reserve(words.iter().map(|word| word.len() + 1).sum::<usize>() + 1);
     for (position, word) in words.iter().enumerate() {
         if position > 0 {
             out.push(b' ');
@@ -729,11 +728,10 @@ fn is_not_ready(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// The clients by slot. Boxed, because moving ten thousand clients when the table grows would stop
-/// the room for a moment.
+/// The clients by slot.
 #[derive(Default)]
 struct Clients {
-    slots: Vec<Option<Box<Client>>>,
+    slots: Vec<Option<Client>>,
     free: Vec<Id>,
 }
 
@@ -745,23 +743,23 @@ impl Clients {
 
     fn insert(&mut self, client: Client) {
         match self.free.pop() {
-            Some(id) => self.slots[id] = Some(Box::new(client)),
-            None => self.slots.push(Some(Box::new(client))),
+            Some(id) => self.slots[id] = Some(client),
+            None => self.slots.push(Some(client)),
         }
     }
 
-    fn remove(&mut self, id: Id) -> Option<Box<Client>> {
+    fn remove(&mut self, id: Id) -> Option<Client> {
         let client = self.slots.get_mut(id)?.take()?;
         self.free.push(id);
         Some(client)
     }
 
     fn get(&self, id: Id) -> Option<&Client> {
-        self.slots.get(id)?.as_deref()
+        self.slots.get(id)?.as_ref()
     }
 
     fn get_mut(&mut self, id: Id) -> Option<&mut Client> {
-        self.slots.get_mut(id)?.as_deref_mut()
+        self.slots.get_mut(id)?.as_mut()
     }
 
     fn count(&self) -> usize {
@@ -769,7 +767,7 @@ impl Clients {
     }
 
     fn iter(&self) -> impl Iterator<Item = (Id, &Client)> {
-        self.slots.iter().enumerate().filter_map(|(id, slot)| Some((id, slot.as_deref()?)))
+        self.slots.iter().enumerate().filter_map(|(id, slot)| Some((id, slot.as_ref()?)))
     }
 }
 
@@ -779,7 +777,7 @@ struct Room {
     /// The clients with a name, in the order of joining.
     members: Vec<Id>,
     /// Members by name; see `name_key`.
-    by_name: HashMap<Box<str>, Id>,
+    by_name: HashMap<Rc<str>, Id>,
     log: Log,
     /// Pending own lines of all clients, in bytes.
     own_bytes: usize,
@@ -812,7 +810,7 @@ impl Room {
     /// 20 letters k, is one.
     fn find(&self, name: &str) -> Option<Id> {
         let is_possible = name.len() <= MAX_NAME;
-        is_possible.then(|| self.by_name.get(&name_key(name)).copied())?
+        is_possible.then(|| self.by_name.get(&*name_key(name)).copied())?
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -892,9 +890,7 @@ impl Room {
             }
             Request::Ping("") => self.reply(id, &["PONG"]),
             Request::Ping(token) => self.reply(id, &["PONG", token]),
-            Request::Help => {
-                REQUEST_USAGES.iter().for_each(|usage| self.reply(id, &["HELP", usage]))
-            }
+            Request::Help => VERBS.iter().for_each(|(_, usage)| self.reply(id, &["HELP", usage])),
             Request::Quit => self.reply(id, &["BYE see you"]),
         }
         Ok(())
@@ -910,11 +906,13 @@ impl Room {
 
     fn join(&mut self, id: Id, name: &str) {
         let Some(client) = self.clients.get_mut(id) else { return };
-        client.name = Some(name.into());
+        let (own_name, key): (Rc<str>, _) = (name.into(), name_key(name));
+        // A name that is its own key is stored once.
+        self.by_name.insert(if key == name { own_name.clone() } else { key.into() }, id);
+        client.name = Some(own_name);
         if client.state != State::Failed {
             client.outbox.start_at_end(&self.log);
         }
-        self.by_name.insert(name_key(name), id);
         self.members.push(id);
         let count = self.members.len().to_string();
         self.reply(id, &["WELCOME", name, &count]);
@@ -936,7 +934,7 @@ impl Room {
         let client = self.clients.get_mut(id)?;
         let name = client.name.take()?;
         client.outbox.stop_at_end(&self.log);
-        self.by_name.remove(&name_key(&name));
+        self.by_name.remove(&*name_key(&name));
         let place = self.members.iter().position(|&member| member == id)?;
         self.members.remove(place);
         Some(name)

@@ -717,7 +717,7 @@ impl Simulation {
         for (id, client) in clients.iter() {
             let Client { name, outbox, deadline, unprocessed, decoder, state, .. } = client;
             let pending = outbox.pending(log);
-            assert!(name.as_ref().is_none_or(|name| by_name[&name_key(name)] == id));
+            assert!(name.as_ref().is_none_or(|name| by_name[&*name_key(name)] == id));
             assert!(pending <= HARD_LIMIT + MOST_IN_A_TURN, "{pending} bytes are pending");
             assert!(outbox.until_reply <= outbox.own_bytes);
             let inserted = outbox.inserts.iter().map(|it| it.own.len()).sum::<usize>();
