@@ -34,12 +34,10 @@ fn take_text(peer: Peer) -> String {
     String::from_utf8(bytes).expect("UTF-8")
 }
 
-type Name = Rc<str>;
-
 /// The roster as it must be; a unit test checks `put_roster` itself.
-fn roster(room: &[Name]) -> String {
+fn roster(room: &[String]) -> String {
     let mut lines = Vec::new();
-    put_roster(&mut lines, room.len(), room.iter().map(|name| &**name));
+    put_roster(&mut lines, room.len(), room.iter().map(String::as_str));
     String::from_utf8(lines).expect("UTF-8")
 }
 
@@ -54,22 +52,22 @@ fn take_line(lines: &mut String, line: &str) {
 struct Past {
     history: History,
     /// The names of all people, by number.
-    names: Vec<Name>,
-    /// The names in the room from a position in the history on, in the order of joining.
-    rooms: Vec<(usize, Vec<Name>)>,
+    names: Vec<String>,
     /// Private messages, by sender, receiver and number: how often one has been received, less how
     /// often it has been confirmed.
     whispers: BTreeMap<(usize, usize, usize), i32>,
 }
 
 impl Past {
-    fn room(&self) -> &[Name] {
+    /// The names in the room, in the order of joining.
+    fn room(&self) -> Vec<String> {
         self.room_at(self.history.text.len())
     }
 
-    fn room_at(&self, position: usize) -> &[Name] {
-        let after = self.rooms.partition_point(|(from, _)| *from <= position);
-        after.checked_sub(1).map_or(&[], |last| &self.rooms[last].1)
+    fn room_at(&self, position: usize) -> Vec<String> {
+        let members = self.history.members.iter().filter(|it| it.1.is_here(position));
+        let by_time: BTreeMap<_, _> = members.map(|(name, it)| (it.joined, name.clone())).collect();
+        by_time.into_values().collect()
     }
 }
 
@@ -240,10 +238,10 @@ impl Person {
 
     /// A line that is not in the history: the next reply, or a private message.
     fn check_own(&mut self, line: &str, past: &mut Past) {
-        let room = past.room_at(self.received.position.unwrap_or_default());
+        let position = self.received.position.unwrap_or_default();
         if self.list.is_empty() && line.starts_with("USERS ") {
             self.lists = self.lists.checked_sub(1).expect("LIST");
-            self.list = roster(room);
+            self.list = roster(&past.room_at(position));
         }
         if !self.list.is_empty() {
             return take_line(&mut self.list, line);
@@ -255,8 +253,8 @@ impl Person {
         let next = self.expected.pop_front();
         let next = next.unwrap_or_else(|| panic!("{} has asked for nothing: {line}", self.name()));
         let due = match next.line.split(' ').collect::<Vec<_>>()[..] {
-            ["SENT", to, ..] if !room.contains(&to.into()) => "ERR no-such-user ".to_owned(),
-            ["WELCOME", ..] => format!("{} {}", next.line, room.len()),
+            ["SENT", to, ..] if !past.history.is_here(to, position) => "ERR no-such-user ".into(),
+            ["WELCOME", ..] => format!("{} {}", next.line, past.room_at(position).len()),
             _ => next.line,
         };
         assert!(line == due || due.ends_with(' ') && line.starts_with(&due), "{due}: {line}");
@@ -300,7 +298,7 @@ impl Person {
         if !self.is_open() && self.behaviour.reading == Reading::EAGER {
             let is_whole = self.unchecked.is_empty() && !self.peer.was_reset();
             assert!(is_whole, "{} does not get everything", self.name());
-            assert!(!past.room().contains(&self.name().into()), "{} has not left", self.name());
+            assert!(!past.room().contains(&self.received.name), "{} has not left", self.name());
             self.check_all(past);
         }
     }
@@ -395,7 +393,7 @@ impl Crowd {
         }
         person.ask(&format!("NAME {name}"), format!("WELCOME {name}"));
         self.people.push(person);
-        self.past.names.push(name.into());
+        self.past.names.push(name);
         self.schedule(Duration::ZERO, Event::Act(id));
         if let Some((after, ending)) = behaviour.ending {
             self.schedule(after, Event::End(id, ending));
@@ -410,11 +408,8 @@ impl Crowd {
     fn act_as(&mut self, id: usize) {
         let Person { peer, behaviour, .. } = self.people[id];
         let Behaviour { request, pause, floods, .. } = behaviour;
-        if floods {
-            while peer.unread() < 8 * 1024 && !peer.is_dropped() {
-                self.request(id, request);
-            }
-        } else {
+        self.request(id, request);
+        while floods && peer.unread() < 8 * 1024 && !peer.is_dropped() {
             self.request(id, request);
         }
         let share = if floods { 1000 } else { 500 + self.chance.below(1000) as u32 };
@@ -520,7 +515,7 @@ impl Crowd {
     fn observe(&mut self, line: &str) {
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         if words[0] != "USERS" && !self.roster.is_empty() {
-            let is_whole = self.roster == roster(self.past.room());
+            let is_whole = self.roster == roster(&self.past.room());
             let may_come_later = is_whole && self.applied.contains(&true);
             assert!(may_come_later, "{line} instead of a roster");
         }
@@ -532,22 +527,15 @@ impl Crowd {
                 assert!(self.applied.contains(&false), "a roster while the budget applies");
                 self.past.history.push(line);
             }
-            ["JOINED", name, count] => {
-                assert!(!self.past.history.members.contains_key(name), "joins again: {line}");
-                let room = [self.past.room(), &[name.into()]].concat();
-                self.change_room(line, count, room);
-            }
+            ["JOINED", ..] => self.change_room(line),
             ["LEFT", name, rest] => {
-                let (count, reason) = rest.split_once(' ').expect("a reason");
                 let Person { reasons, sending, .. } = &self.people[id_of(name)];
-                let may_leave = match reason {
+                let may_leave = match rest.split(' ').nth(1).expect("a reason") {
                     "slow" => self.applied.contains(&true),
-                    _ => reasons.contains(&reason) && sending.is_empty(),
+                    reason => reasons.contains(&reason) && sending.is_empty(),
                 };
                 assert!(may_leave, "{line}: {reasons:?}, not carried out: {sending:?}");
-                let mut room = self.past.room().to_vec();
-                room.retain(|it| **it != *name);
-                self.change_room(line, count, room);
+                self.change_room(line);
             }
             ["MSG", name, text] => {
                 let person = &mut self.people[id_of(name)];
@@ -561,11 +549,11 @@ impl Crowd {
     }
 
     /// A person has joined or left.
-    fn change_room(&mut self, line: &str, count: &str, room: Vec<Name>) {
-        assert_eq!(count, room.len().to_string());
-        self.roster = if room.len() <= 100 { roster(&room) } else { String::new() };
+    fn change_room(&mut self, line: &str) {
         self.past.history.push(line);
-        self.past.rooms.push((self.past.history.text.len(), room));
+        let room = self.past.room();
+        assert_eq!(line.split(' ').nth(2), Some(&*room.len().to_string()), "{line}");
+        self.roster = if room.len() <= 100 { roster(&room) } else { String::new() };
     }
 
     /// Private messages are confirmed exactly if they arrive, unless one of both has left.
@@ -686,7 +674,7 @@ impl Simulation {
         self.run(seconds(200));
         self.check_books();
         let crowd = &mut self.crowd;
-        assert_eq!(crowd.past.room(), ["p0".into()], "still in the room");
+        assert_eq!(crowd.past.room(), ["p0"], "still in the room");
         assert_eq!(crowd.roster, "", "a roster is owed");
         crowd.check_whispers();
         crowd.end(0, Ending::Close);
@@ -748,20 +736,6 @@ fn pick<T: Copy>(chance: &mut Chance, from: &[T]) -> T {
     from[chance.below(from.len())]
 }
 
-fn random_reading(chance: &mut Chance) -> Reading {
-    let rates = [0, 0, 500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000];
-    let rate = pick(chance, &rates);
-    let step = pick(chance, &[100, 1500, 65_536, 700_000, 2 * 1024 * 1024]);
-    Reading { rate, step: step.min(rate * 50) }
-}
-
-fn random_buffers(chance: &mut Chance) -> Buffers {
-    let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
-    let window = pick(chance, &sizes);
-    let step = (window / pick(chance, &[2, 16, 1000])).max(1);
-    Buffers { unsent: pick(chance, &sizes), window, step, discards: false }
-}
-
 /// One run, all of which follows from its seed. Returns the number of people, of those removed as
 /// slow, and of the bytes said.
 fn random_run(seed: u64) -> [usize; 3] {
@@ -774,6 +748,9 @@ fn random_run(seed: u64) -> [usize; 3] {
     let mut sim = Simulation::new(seed, conditions, options()).observed();
     let people = pick(chance, &[3, 5, 5, 10, 10, 20, 50, 120, 250]);
     // Percentages of the people that flood, that read slowly or never, and that come and go.
+    let rates = [0, 0, 500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000];
+    let steps = [100, 1500, 65_536, 700_000, 2 * 1024 * 1024];
+    let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
     let [flooders, slow, restless] =
         [[0, 5, 30, 30], [0, 20, 50, 50], [0, 0, 5, 50]].map(|some| pick(chance, &some));
     // About how long a person pauses between two requests.
@@ -792,6 +769,8 @@ fn random_run(seed: u64) -> [usize; 3] {
             }
             false => (Request::Any, usual_pause * (100 + chance.below(1900) as u32) / 1000),
         };
+        let (rate, window) = (pick(chance, &rates), pick(chance, &sizes));
+        let reading = Reading { rate, step: pick(chance, &steps).min(rate * 50) };
         let most = 2 * length / if is_restless { 50 } else { 1 };
         let end = Duration::from_millis(chance.below(most.as_millis() as usize) as u64);
         let endings = [Ending::Quit, Ending::HalfClose, Ending::Close, Ending::Reset];
@@ -799,8 +778,13 @@ fn random_run(seed: u64) -> [usize; 3] {
             request,
             pause,
             floods,
-            reading: if is_slow { random_reading(chance) } else { Reading::EAGER },
-            buffers: random_buffers(chance),
+            reading: if is_slow { reading } else { Reading::EAGER },
+            buffers: Buffers {
+                unsent: pick(chance, &sizes),
+                window,
+                step: (window / pick(chance, &[2, 16, 1000])).max(1),
+                discards: false,
+            },
             has_long_name: chance.below(4) == 0,
             ending: Some((end, pick(chance, &endings))),
             comes_again: is_restless || chance.below(2) == 0,
