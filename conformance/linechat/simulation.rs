@@ -7,10 +7,7 @@
 //!
 //! - Time passes only in `Poller::wait`, which goes to the next event at once, and by the cost that
 //!   `Conditions` give to system calls.
-//! - A read or a write may take any part of what it could take, a write also nothing.
-//! - A byte from the server to a peer waits in the server's kernel until the peer's receive window
-//!   has space (`Buffers`), and then in that window until the peer takes it. Bytes that a peer has
-//!   taken become space in its window only in steps, as with Linux' large receive buffers.
+//! - Bytes from a peer arrive at once. Bytes to a peer wait as `Buffers` say.
 //! - A failed connection behaves as Linux' tcp(7): what had been received before can still be read,
 //!   then there is an error, once, and then the end; writing fails. Closing with unread input resets
 //!   the connection, and what the other end has not taken by then is lost.
@@ -30,7 +27,8 @@ use std::time::{Duration, Instant};
 /// What holds for the whole network.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conditions {
-    /// Percentage of the reads, writes and waits that take only a part of what they could.
+    /// Percentage of the reads, writes and waits that take only a part of what they could, a write
+    /// perhaps nothing.
     pub partial: usize,
     /// Time that one system call takes, and each KiB that it moves.
     pub call_cost: Duration,
@@ -43,9 +41,10 @@ pub struct Buffers {
     /// What the server's kernel holds while the window is closed; the poller reports that a socket
     /// can be written to when less than half of it is used (tcp(7), TCP_NOTSENT_LOWAT).
     pub unsent: usize,
-    /// The peer's receive window.
+    /// The peer's receive window, in which bytes wait until the peer takes them.
     pub window: usize,
-    /// The window opens in steps of this. At most half the window.
+    /// The window opens in steps of this, as with Linux' large receive buffers. At most half the
+    /// window.
     pub step: usize,
     /// The peer takes everything at once and forgets it.
     pub discards: bool,
@@ -404,7 +403,7 @@ impl Poller {
         })
     }
 
-    /// Waits until something is ready, the time limit, or the test's alarm (see `set_alarm`).
+    /// Waits until something is ready, the time limit, or the test's alarm (see `Network`).
     pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<Readiness>> {
         with(|network| {
             network.charge(0);
@@ -432,7 +431,7 @@ impl Poller {
 // The peers' side
 
 /// The other end of one connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Peer(usize);
 
 impl Peer {
@@ -449,7 +448,6 @@ impl Peer {
         with(|network| action(&mut network.connections[self.0]))
     }
 
-    /// Sends bytes; what the server's kernel has no space for waits in the peer's.
     pub fn send(self, bytes: impl AsRef<[u8]>) {
         self.with(|connection| {
             if connection.server_has_closed {
@@ -475,9 +473,7 @@ impl Peer {
                     Read::by_ref(&mut connection.written).take(length as u64).read_to_end(into);
                 taken.expect("bytes that are there");
                 connection.freed += length;
-                if connection.freed >= connection.buffers.step {
-                    connection.freed = 0;
-                }
+                connection.freed %= connection.buffers.step;
             }
         })
     }

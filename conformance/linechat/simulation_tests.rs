@@ -180,8 +180,8 @@ struct Person {
     said: usize,
     /// The number of requests.
     sent: usize,
-    /// The reasons that LEFT may give, unless it is `slow`: this person has ended its connection.
-    reasons: Vec<&'static str>,
+    /// The reason that LEFT must give, unless it is `slow`: this person has ended its connection.
+    reason: Option<&'static str>,
     /// Reads nothing any longer.
     is_gone: bool,
     /// Has received all.
@@ -198,7 +198,7 @@ impl Person {
     }
 
     fn is_open(&self) -> bool {
-        self.reasons.is_empty() && !self.is_gone
+        self.reason.is_none() && !self.is_gone
     }
 
     fn send(&mut self, line: &str) {
@@ -454,11 +454,11 @@ impl Crowd {
 
     fn end(&mut self, id: usize, ending: Ending) {
         let person = &mut self.people[id];
+        person.reason = Some("disconnected");
         if ending == Ending::Quit {
-            person.reasons.push("quit");
+            person.reason = Some("quit");
             return person.ask("QUIT", "BYE ");
         }
-        person.reasons.push("disconnected");
         person.peer.send("MSG unfinish");
         match ending {
             Ending::Quit | Ending::HalfClose => return person.peer.half_close(),
@@ -486,12 +486,11 @@ impl Crowd {
         }
         let taken = person.peer.take(person.credit, &mut person.unchecked);
         person.credit -= taken;
+        person.check(&mut self.past);
         if taken > 0 && person.credit == 0 {
             let pause = person.behaviour.reading.pause();
-            self.schedule(pause, Event::Read(id));
+            return self.schedule(pause, Event::Read(id));
         }
-        let person = &mut self.people[id];
-        person.check(&mut self.past);
         if person.peer.sees_end() || person.peer.was_reset() {
             person.check_end(&self.past);
             // If not, the server closes.
@@ -529,12 +528,12 @@ impl Crowd {
             }
             ["JOINED", ..] => self.change_room(line),
             ["LEFT", name, rest] => {
-                let Person { reasons, sending, .. } = &self.people[id_of(name)];
-                let may_leave = match rest.split(' ').nth(1).expect("a reason") {
-                    "slow" => self.applied.contains(&true),
-                    reason => reasons.contains(&reason) && sending.is_empty(),
+                let Person { reason, sending, .. } = &self.people[id_of(name)];
+                let may_leave = match rest.split(' ').nth(1) {
+                    Some("slow") => self.applied.contains(&true),
+                    given => given == *reason && sending.is_empty(),
                 };
-                assert!(may_leave, "{line}: {reasons:?}, not carried out: {sending:?}");
+                assert!(may_leave, "{line}: {reason:?}, not carried out: {sending:?}");
                 self.change_room(line);
             }
             ["MSG", name, text] => {
@@ -554,15 +553,6 @@ impl Crowd {
         let room = self.past.room();
         assert_eq!(line.split(' ').nth(2), Some(&*room.len().to_string()), "{line}");
         self.roster = if room.len() <= 100 { roster(&room) } else { String::new() };
-    }
-
-    /// Private messages are confirmed exactly if they arrive, unless one of both has left.
-    fn check_whispers(&self) {
-        for (&(from, to, number), &balance) in &self.past.whispers {
-            let id = if balance < 0 { to } else { from };
-            let is_missed = balance != 0 && self.people[id].has_all;
-            assert!(!is_missed, "p{id} does not hear of number {number} from p{from} to p{to}");
-        }
     }
 }
 
@@ -659,7 +649,7 @@ impl Simulation {
         let everybody = 0..self.crowd.people.len();
         for id in everybody.clone() {
             let person = &self.crowd.people[id];
-            if !person.behaviour.is_promised_to_stay() && !person.is_gone {
+            if !person.behaviour.is_promised_to_stay() && person.is_open() {
                 self.crowd.end(id, Ending::Reset);
             }
         }
@@ -676,7 +666,12 @@ impl Simulation {
         let crowd = &mut self.crowd;
         assert_eq!(crowd.past.room(), ["p0"], "still in the room");
         assert_eq!(crowd.roster, "", "a roster is owed");
-        crowd.check_whispers();
+        for (&(from, to, number), &balance) in &crowd.past.whispers {
+            // Who has not heard of it has left too early.
+            let id = if balance < 0 { to } else { from };
+            let is_missed = balance != 0 && crowd.people[id].has_all;
+            assert!(!is_missed, "p{id} does not hear of number {number} from p{from} to p{to}");
+        }
         crowd.end(0, Ending::Close);
         self.run(seconds(20));
         self.check_books();
