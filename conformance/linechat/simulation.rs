@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 /// What holds for the whole network.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conditions {
-    /// Percentage of the reads, writes and waits that take only a part of what they could, a write
-    /// perhaps nothing.
+    /// Percentage of the reads and writes that take only a part of what they could, a write perhaps
+    /// nothing.
     pub partial: usize,
     /// Time that one system call takes, and each KiB that it moves.
     pub call_cost: Duration,
@@ -166,9 +166,8 @@ impl Network {
         }
     }
 
-    /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
-    /// when there are more than its caller has space for.
-    fn report(&mut self) -> Vec<Readiness> {
+    /// The sources that are ready, of those that are watched.
+    fn ready(&self) -> Vec<Readiness> {
         let mut ready = Vec::new();
         for (&source, &(token, interest)) in &self.watched {
             let (can_read, can_write, failed) = match source {
@@ -176,19 +175,11 @@ impl Network {
                 SIGNALS => (self.is_signalled, false, false),
                 _ => self.connections[source].readiness(),
             };
-            let is_closed = self.connections.get(source).is_some_and(|it| it.server_has_closed);
-            assert!(!is_closed, "a socket is closed that the poller still watches");
             let readable = failed || (can_read && interest.read);
             let writable = failed || (can_write && interest.write);
             if readable || writable {
                 ready.push(Readiness { token, readable, writable, failed });
             }
-        }
-        if ready.len() > 1 {
-            let first = self.chance.below(ready.len());
-            ready.rotate_left(first);
-            let reported = self.some_of(ready.len()).max(1);
-            ready.truncate(reported);
         }
         ready
     }
@@ -219,6 +210,7 @@ struct Connection {
 impl Connection {
     /// Returns three values: the socket is readable, is writable, has failed.
     fn readiness(&self) -> (bool, bool, bool) {
+        assert!(!self.server_has_closed, "a socket is closed that the poller still watches");
         let failed = self.has_failed || (self.input_has_ended() && self.server_has_ended);
         let readable = failed || !self.sent.is_empty() || self.input_has_ended();
         (readable, failed || 2 * self.unsent() < self.buffers.unsent, failed)
@@ -411,7 +403,7 @@ impl Poller {
                 network.time += time;
                 return Ok(Vec::new());
             }
-            let ready = network.report();
+            let ready = network.ready();
             let milliseconds = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000) as u64);
             let deadline = milliseconds.map(|limit| network.time + Duration::from_millis(limit));
             let end = [deadline, network.alarm].into_iter().flatten().min();
