@@ -738,10 +738,10 @@ fn random_run(seed: u64) -> [usize; 3] {
     };
     let mut sim = Simulation::new(seed, conditions, options()).observed();
     let people = pick(chance, &[3, 5, 5, 10, 10, 20, 50, 120, 250]);
-    // Percentages of the people that flood, that read slowly or never, and that come and go.
     let rates = [0, 0, 500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000];
     let steps = [100, 1500, 65_536, 700_000, 2 * 1024 * 1024];
     let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
+    // Percentages of the people that flood, that read slowly or never, and that come and go.
     let [flooders, slow, restless] =
         [[0, 5, 30, 30], [0, 20, 50, 50], [0, 0, 5, 50]].map(|some| pick(chance, &some));
     // About how long a person pauses between two requests.
@@ -754,11 +754,10 @@ fn random_run(seed: u64) -> [usize; 3] {
         let msg = Request::Msg { length: pick(chance, &[0, 0, 50, 3000]) };
         let whisper = Request::Priv { to: 1 + chance.below(people), length: 0 };
         let floods_of = [msg, msg, whisper, Request::List, Request::Ping, Request::Any];
-        let (request, pause) = match floods {
-            true => {
-                (pick(chance, &floods_of), Duration::from_millis(pick(chance, &[1, 100, 1000])))
-            }
-            false => (Request::Any, usual_pause * (100 + chance.below(1900) as u32) / 1000),
+        let request = if floods { pick(chance, &floods_of) } else { Request::Any };
+        let pause = match floods {
+            true => Duration::from_millis(pick(chance, &[1, 100, 1000])),
+            false => usual_pause * (100 + chance.below(1900) as u32) / 1000,
         };
         let (rate, window) = (pick(chance, &rates), pick(chance, &sizes));
         let reading = Reading { rate, step: pick(chance, &steps).min(rate * 50) };
@@ -807,14 +806,14 @@ fn random_people_are_served_as_promised() {
     let seeds = match number("LINECHAT_SEED") {
         Some(seed) => seed..seed + 1,
         None if limit < Duration::MAX => since.as_nanos() as u64..u64::MAX,
+        // In one of these runs a client is removed as slow.
         None => 5..30,
     };
     let begun = Instant::now();
     let (mut runs, mut totals) = (0, [0; 3]);
     for seed in seeds.take_while(|_| begun.elapsed() < limit) {
         let run = std::panic::catch_unwind(|| random_run(seed));
-        let run = run
-            .unwrap_or_else(|_| panic!("after {:?}; again with LINECHAT_SEED={seed}", os::time()));
+        let Ok(run) = run else { panic!("after {:?}; LINECHAT_SEED={seed}", os::time()) };
         runs += 1;
         totals.iter_mut().zip(run).for_each(|(total, it)| *total += it);
     }
