@@ -738,7 +738,7 @@ fn random_run(seed: u64) -> [usize; 3] {
     };
     let mut sim = Simulation::new(seed, conditions, options()).observed();
     let people = pick(chance, &[3, 5, 5, 10, 10, 20, 50, 120, 250]);
-    let rates = [0, 0, 500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000];
+    let rates = [0, 0, 0, 500, 5000, 12_000, 40_000, 65_536, 65_536, 70_000, 300_000];
     let steps = [100, 1500, 65_536, 700_000, 2 * 1024 * 1024];
     let sizes = [100, 1500, 4096, 65_536, 65_536, 1024 * 1024];
     // Percentages of the people that flood, that read slowly or never, and that come and go.
@@ -753,7 +753,8 @@ fn random_run(seed: u64) -> [usize; 3] {
         let (floods, is_slow, is_restless) = (is(flooders), is(slow), is(restless));
         let msg = Request::Msg { length: pick(chance, &[0, 0, 50, 3000]) };
         let whisper = Request::Priv { to: 1 + chance.below(people), length: 0 };
-        let floods_of = [msg, msg, whisper, Request::List, Request::Ping, Request::Any];
+        let other = pick(chance, &[whisper, Request::List, Request::Ping]);
+        let floods_of = [msg, msg, other, Request::Any];
         let request = if floods { pick(chance, &floods_of) } else { Request::Any };
         let pause = match floods {
             true => Duration::from_millis(pick(chance, &[1, 100, 1000])),
