@@ -787,7 +787,7 @@ fn random_run(seed: u64) -> [usize; 3] {
     let (end, most_bytes) = (os::time() + length, pick(chance, &[4, 16, 64]) << 20);
     for turn in 0..50_000 {
         sim.turn_before(Some(end));
-        if turn % 16 == 0 {
+        if turn % 4 == 0 {
             sim.check_books();
         }
         if os::time() >= end || os::calls().bytes > most_bytes {
