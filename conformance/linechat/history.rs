@@ -25,7 +25,18 @@ pub struct Membership {
     pub said: Vec<Range<usize>>,
 }
 
+impl Membership {
+    /// This member is in the room for somebody who has received the history up to `position`.
+    pub fn is_here(&self, position: usize) -> bool {
+        self.joined <= position && self.left.as_ref().is_none_or(|left| position <= left.0)
+    }
+}
+
 impl History {
+    pub fn is_here(&self, name: &str, position: usize) -> bool {
+        self.members.get(name).is_some_and(|member| member.is_here(position))
+    }
+
     /// Appends a line, given without its ending. Only a member may say something or leave, and only
     /// a free name may join.
     pub fn push(&mut self, line: &str) {

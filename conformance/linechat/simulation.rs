@@ -7,10 +7,7 @@
 //!
 //! - Time passes only in `Poller::wait`, which goes to the next event at once, and by the cost that
 //!   `Conditions` give to system calls.
-//! - A read or a write may take any part of what it could take, a write also nothing.
-//! - A byte from the server to a peer waits in the server's kernel until the peer's receive window
-//!   has space (`Buffers`), and then in that window until the peer takes it. Bytes that a peer has
-//!   taken become space in its window only in steps, as with Linux' large receive buffers.
+//! - Bytes from a peer arrive at once. Bytes to a peer wait as `Buffers` say.
 //! - A failed connection behaves as Linux' tcp(7): what had been received before can still be read,
 //!   then there is an error, once, and then the end; writing fails. Closing with unread input resets
 //!   the connection, and what the other end has not taken by then is lost.
@@ -21,7 +18,7 @@ pub mod chance;
 use super::{Interest, Readiness, Watch};
 use chance::Chance;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
@@ -30,7 +27,8 @@ use std::time::{Duration, Instant};
 /// What holds for the whole network.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conditions {
-    /// Percentage of the reads, writes and waits that take only a part of what they could.
+    /// Percentage of the reads and writes that take only a part of what they could, a write perhaps
+    /// nothing.
     pub partial: usize,
     /// Time that one system call takes, and each KiB that it moves.
     pub call_cost: Duration,
@@ -40,14 +38,13 @@ pub struct Conditions {
 /// Sizes of one connection's buffers, in bytes, each at least 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
-    /// What the server's kernel holds of what the peer has sent.
-    pub receive: usize,
     /// What the server's kernel holds while the window is closed; the poller reports that a socket
     /// can be written to when less than half of it is used (tcp(7), TCP_NOTSENT_LOWAT).
     pub unsent: usize,
-    /// The peer's receive window.
+    /// The peer's receive window, in which bytes wait until the peer takes them.
     pub window: usize,
-    /// The window opens in steps of this. At most half the window.
+    /// The window opens in steps of this, as with Linux' large receive buffers. At most half the
+    /// window.
     pub step: usize,
     /// The peer takes everything at once and forgets it.
     pub discards: bool,
@@ -61,13 +58,8 @@ impl Default for Buffers {
 
 impl Buffers {
     /// Every write is taken as a whole, whatever the network's conditions.
-    pub const UNLIMITED: Buffers = Buffers {
-        receive: 128 * 1024,
-        unsent: 1,
-        window: usize::MAX / 2,
-        step: 1,
-        discards: false,
-    };
+    pub const UNLIMITED: Buffers =
+        Buffers { unsent: 1, window: usize::MAX / 2, step: 1, discards: false };
     pub const DISCARDING: Buffers = Buffers { discards: true, ..Buffers::UNLIMITED };
 }
 
@@ -84,7 +76,7 @@ thread_local! {
     static BEGINNING: Instant = Instant::now();
 }
 
-fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
+pub fn with<T>(action: impl FnOnce(&mut Network) -> T) -> T {
     NETWORK.with_borrow_mut(action)
 }
 
@@ -105,12 +97,6 @@ pub fn now() -> Instant {
     BEGINNING.with(|beginning| *beginning + time())
 }
 
-/// `Poller::wait` waits until this time at most. If it then has nothing to report it fails, so that
-/// the server's turn ends and the test can act. After that time it does not wait, and does not fail.
-pub fn set_alarm(time: Option<Duration>) {
-    with(|network| network.alarm = time);
-}
-
 /// The server's process is suspended for this long: now, or in its next wait, which then misses
 /// everything that has come.
 pub fn suspend(time: Duration, in_wait: bool) {
@@ -124,7 +110,6 @@ pub fn suspend(time: Duration, in_wait: bool) {
 pub fn signal() {
     with(|network| {
         network.is_signalled = true;
-        network.changed.insert(SIGNALS);
     });
 }
 
@@ -137,27 +122,14 @@ pub fn calls() -> Calls {
     with(|network| network.calls)
 }
 
-/// The number of sockets that the server holds.
-pub fn descriptors() -> usize {
-    with(|network| network.descriptors)
-}
-
-/// Numbers of the peers that the server has written to, read from or ended since the last call.
-pub fn touched() -> BTreeSet<usize> {
-    with(|network| mem::take(&mut network.touched))
-}
-
-/// What the server has done that would be wrong with a real operating system.
-pub fn misuse() -> Vec<&'static str> {
-    with(|network| mem::take(&mut network.misuse))
-}
-
 #[derive(Default)]
-struct Network {
+pub struct Network {
     chance: Chance,
     conditions: Conditions,
     time: Duration,
-    alarm: Option<Duration>,
+    /// `Poller::wait` waits until this time at most. If it then has nothing to report it fails, so
+    /// that the server's turn ends and the test can act. Later it does not wait, and does not fail.
+    pub alarm: Option<Duration>,
     /// `Some`: the next wait is suspended for this long.
     suspended: Option<Duration>,
     connections: Vec<Connection>,
@@ -167,12 +139,9 @@ struct Network {
     is_signalled: bool,
     /// The sources that the poller watches, with token and interest.
     watched: BTreeMap<Source, (usize, Interest)>,
-    /// Sources that may be ready.
-    changed: BTreeSet<Source>,
-    touched: BTreeSet<usize>,
-    descriptors: usize,
+    /// The number of sockets that the server holds.
+    pub descriptors: usize,
     calls: Calls,
-    misuse: Vec<&'static str>,
 }
 
 /// A source that the poller can watch: a connection's number, or one of these two.
@@ -197,35 +166,20 @@ impl Network {
         }
     }
 
-    /// The server has done something that the peer can see.
-    fn touch(&mut self, number: usize) {
-        self.changed.insert(number);
-        self.touched.insert(number);
-    }
-
-    /// Reports ready sources, beginning anywhere; of many sometimes only some, as epoll_wait(2) does
-    /// when there are more than its caller has space for.
-    fn report(&mut self) -> Vec<Readiness> {
+    /// The sources that are ready, of those that are watched.
+    fn ready(&self) -> Vec<Readiness> {
         let mut ready = Vec::new();
-        for source in mem::take(&mut self.changed) {
+        for (&source, &(token, interest)) in &self.watched {
             let (can_read, can_write, failed) = match source {
                 LISTENER => (!self.arriving.is_empty(), false, false),
                 SIGNALS => (self.is_signalled, false, false),
                 _ => self.connections[source].readiness(),
             };
-            let Some(&(token, interest)) = self.watched.get(&source) else { continue };
             let readable = failed || (can_read && interest.read);
             let writable = failed || (can_write && interest.write);
             if readable || writable {
                 ready.push(Readiness { token, readable, writable, failed });
-                self.changed.insert(source);
             }
-        }
-        if ready.len() > 1 {
-            let first = self.chance.below(ready.len());
-            ready.rotate_left(first);
-            let reported = self.some_of(ready.len()).max(1);
-            ready.truncate(reported);
         }
         ready
     }
@@ -237,8 +191,6 @@ struct Connection {
     buffers: Buffers,
     /// Sent by the peer and not read by the server.
     sent: VecDeque<u8>,
-    /// Bytes that the server has read, or lost after their arrival.
-    all_taken: usize,
     peer_has_ended: bool,
     peer_has_closed: bool,
     /// Written by the server and not taken by the peer.
@@ -250,28 +202,22 @@ struct Connection {
     last_written: Duration,
     server_has_ended: bool,
     server_has_closed: bool,
-    /// There is no connection any longer. `failure` is the error that the server must learn once.
+    /// There is no connection any longer. `owes_error`: the server has not had the error yet.
     has_failed: bool,
-    failure: Option<ErrorKind>,
-    /// The peer has been told that there is no connection any longer.
-    was_reset: bool,
+    owes_error: bool,
 }
 
 impl Connection {
     /// Returns three values: the socket is readable, is writable, has failed.
     fn readiness(&self) -> (bool, bool, bool) {
+        assert!(!self.server_has_closed, "a socket is closed that the poller still watches");
         let failed = self.has_failed || (self.input_has_ended() && self.server_has_ended);
-        let readable = failed || self.arrived() > 0 || self.input_has_ended();
+        let readable = failed || !self.sent.is_empty() || self.input_has_ended();
         (readable, failed || 2 * self.unsent() < self.buffers.unsent, failed)
     }
 
     fn input_has_ended(&self) -> bool {
         self.peer_has_ended && self.sent.is_empty()
-    }
-
-    /// Bytes at the front of `sent` that are in the server's kernel.
-    fn arrived(&self) -> usize {
-        self.sent.len().min(self.buffers.receive)
     }
 
     /// Bytes that the server's kernel counts in the window and in `unsent`.
@@ -284,11 +230,10 @@ impl Connection {
         self.occupied().saturating_sub(self.buffers.window)
     }
 
-    /// The connection fails; the server learns it as `kind`.
-    fn fail(&mut self, kind: ErrorKind) {
+    /// The peer's end resets the connection. What the peer has sent before can still be read.
+    fn reset(&mut self) {
         if !mem::replace(&mut self.has_failed, true) {
-            self.failure = Some(kind);
-            self.sent.truncate(self.buffers.receive);
+            self.owes_error = true;
             self.written = VecDeque::new();
         }
     }
@@ -296,8 +241,6 @@ impl Connection {
     /// The server's end resets the connection: what the peer has not taken is lost.
     fn reset_peer(&mut self) {
         self.has_failed = true;
-        self.was_reset = true;
-        self.all_taken += self.arrived();
         self.sent = VecDeque::new();
         self.written = VecDeque::new();
     }
@@ -321,13 +264,8 @@ impl Socket {
             }
             let (number, address) = network.arriving.pop_front().ok_or(ErrorKind::WouldBlock)?;
             network.descriptors += 1;
-            network.touch(number);
             Ok((Socket(number), address))
         })
-    }
-
-    pub fn peer(&self) -> Peer {
-        Peer(self.0)
     }
 
     pub fn set_nonblocking(&self, _: bool) -> io::Result<()> {
@@ -346,10 +284,7 @@ impl Socket {
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         with(|network| {
             network.charge(0);
-            network.touch(self.0);
-            if how != Shutdown::Write {
-                network.misuse.push("only shutdown(Write) is simulated");
-            }
+            assert_eq!(how, Shutdown::Write);
             let connection = &mut network.connections[self.0];
             connection.server_has_ended |= !connection.has_failed;
             match connection.has_failed {
@@ -363,25 +298,19 @@ impl Socket {
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         with(|network| {
-            if buffer.is_empty() {
-                network.misuse.push("a read of no bytes looks like the end of input");
-            }
-            let whole = buffer.len().min(network.connections[self.0].arrived());
+            assert!(!buffer.is_empty(), "a read of no bytes looks like the end of input");
+            let whole = buffer.len().min(network.connections[self.0].sent.len());
             let length = network.some_of(whole).max(whole.min(1));
             network.charge(length);
-            network.touch(self.0);
             let connection = &mut network.connections[self.0];
-            connection.all_taken += length;
-            match connection.failure {
-                _ if length > 0 => {
-                    connection.sent.read_exact(&mut buffer[..length]).map(|()| length)
-                }
-                Some(failure) => {
-                    connection.failure = None;
-                    Err(failure.into())
-                }
-                None if connection.has_failed || connection.input_has_ended() => Ok(0),
-                None => Err(ErrorKind::WouldBlock.into()),
+            if length > 0 {
+                connection.sent.read_exact(&mut buffer[..length]).map(|()| length)
+            } else if mem::take(&mut connection.owes_error) {
+                Err(ErrorKind::ConnectionReset.into())
+            } else if connection.has_failed || connection.input_has_ended() {
+                Ok(0)
+            } else {
+                Err(ErrorKind::WouldBlock.into())
             }
         })
     }
@@ -391,22 +320,17 @@ impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         with(|network| {
             let connection = &mut network.connections[self.0];
-            if let Some(failure) = connection.failure.take() {
-                return Err(failure.into());
+            if mem::take(&mut connection.owes_error) {
+                return Err(ErrorKind::ConnectionReset.into());
             }
             if connection.has_failed || connection.server_has_ended {
                 return Err(ErrorKind::BrokenPipe.into());
             }
             let Buffers { window, unsent, .. } = connection.buffers;
             let most = bytes.len().min(window + unsent - connection.occupied());
-            // A fresh connection takes a short line as a whole, as real ones do.
-            let is_first = connection.all_written == 0 && bytes.len() < 100;
-            let length = match is_first || window == Buffers::UNLIMITED.window {
-                true => most,
-                false => network.some_of(most),
-            };
+            let takes_all = window == Buffers::UNLIMITED.window;
+            let length = if takes_all { most } else { network.some_of(most) };
             network.charge(length);
-            network.touch(self.0);
             if length == 0 && !bytes.is_empty() {
                 return Err(ErrorKind::WouldBlock.into());
             }
@@ -417,7 +341,7 @@ impl Write for Socket {
                 connection.written.extend(&bytes[..length]);
             }
             if connection.peer_has_closed {
-                connection.fail(ErrorKind::ConnectionReset);
+                connection.reset();
             }
             Ok(length)
         })
@@ -439,10 +363,6 @@ impl Drop for Socket {
             }
             network.calls.count += 1;
             network.descriptors -= 1;
-            if network.watched.remove(&self.0).is_some() {
-                network.misuse.push("a socket is closed that the poller still watches");
-            }
-            network.touch(self.0);
         });
     }
 }
@@ -462,7 +382,6 @@ impl Poller {
     pub fn watch(&mut self, it: &Socket, token: usize, watch: Watch) -> io::Result<()> {
         with(|network| {
             network.charge(0);
-            network.changed.insert(it.0);
             if network.watched.contains_key(&it.0) == matches!(watch, Watch::Begin(_)) {
                 return Err(ErrorKind::NotFound.into());
             }
@@ -476,7 +395,7 @@ impl Poller {
         })
     }
 
-    /// Waits until something is ready, the time limit, or the test's alarm (see `set_alarm`).
+    /// Waits until something is ready, the time limit, or the test's alarm (see `Network`).
     pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<Readiness>> {
         with(|network| {
             network.charge(0);
@@ -484,7 +403,7 @@ impl Poller {
                 network.time += time;
                 return Ok(Vec::new());
             }
-            let ready = network.report();
+            let ready = network.ready();
             let milliseconds = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000) as u64);
             let deadline = milliseconds.map(|limit| network.time + Duration::from_millis(limit));
             let end = [deadline, network.alarm].into_iter().flatten().min();
@@ -504,7 +423,7 @@ impl Poller {
 // The peers' side
 
 /// The other end of one connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Peer(usize);
 
 impl Peer {
@@ -513,24 +432,14 @@ impl Peer {
             let number = network.connections.len();
             network.connections.push(Connection { buffers, ..Connection::default() });
             network.arriving.push_back((number, address));
-            network.changed.insert(LISTENER);
             Peer(number)
         })
     }
 
-    /// A number for each peer, from 0.
-    pub fn number(self) -> usize {
-        self.0
-    }
-
     fn with<T>(self, action: impl FnOnce(&mut Connection) -> T) -> T {
-        with(|network| {
-            network.changed.insert(self.0);
-            action(&mut network.connections[self.0])
-        })
+        with(|network| action(&mut network.connections[self.0]))
     }
 
-    /// Sends bytes; what the server's kernel has no space for waits in the peer's.
     pub fn send(self, bytes: impl AsRef<[u8]>) {
         self.with(|connection| {
             if connection.server_has_closed {
@@ -556,9 +465,7 @@ impl Peer {
                     Read::by_ref(&mut connection.written).take(length as u64).read_to_end(into);
                 taken.expect("bytes that are there");
                 connection.freed += length;
-                if connection.freed >= connection.buffers.step {
-                    connection.freed = 0;
-                }
+                connection.freed %= connection.buffers.step;
             }
         })
     }
@@ -572,7 +479,7 @@ impl Peer {
 
     /// Returns true if the server has reset the connection.
     pub fn was_reset(self) -> bool {
-        self.with(|connection| connection.was_reset)
+        self.with(|connection| connection.has_failed && connection.server_has_closed)
     }
 
     /// Returns true if the server's end of the connection is closed.
@@ -583,11 +490,6 @@ impl Peer {
     /// Bytes sent that the server has not read.
     pub fn unread(self) -> usize {
         self.with(|connection| connection.sent.len())
-    }
-
-    /// Bytes that have ever reached the server's kernel.
-    pub fn all_arrived(self) -> usize {
-        self.with(|connection| connection.all_taken + connection.arrived())
     }
 
     /// Bytes that the server's kernel has ever taken for this peer, and the time of the last.
@@ -607,18 +509,13 @@ impl Peer {
                 connection.peer_has_ended = true;
                 connection.peer_has_closed = true;
             } else {
-                connection.fail(ErrorKind::ConnectionReset);
+                connection.reset();
             }
         });
     }
 
-    /// The connection fails, and the server learns this reason.
-    pub fn fail(self, reason: ErrorKind) {
-        self.with(|connection| connection.fail(reason));
-    }
-
     pub fn reset(self) {
-        self.fail(ErrorKind::ConnectionReset);
+        self.with(Connection::reset);
     }
 }
 
