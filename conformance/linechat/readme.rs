@@ -146,7 +146,7 @@ fn table_of_the_console_has_what_the_console_shows() {
         ana.until("SENT ");
         if let Ok(Some(line)) = server.next_line_within(Duration::from_millis(1)) {
             look_up(&line);
-            is_told = line.starts_with("the budget applies");
+            is_told = line.starts_with("the rate limit applies");
         }
     }
     drop(eve);

@@ -503,8 +503,8 @@ fn a_client_without_a_name_is_told_and_dropped() {
     sim.run(seconds(59));
     assert_eq!(take_lines(silent).len(), 2);
     // At once, though the server has nothing else to wake up for.
-    let greeted = silent.all_written().0;
-    while silent.all_written().0 == greeted {
+    let greeted = silent.all_written();
+    while silent.all_written() == greeted {
         sim.turn();
     }
     assert!((seconds(60)..seconds(61)).contains(&os::time()), "told after {:?}", os::time());
@@ -543,6 +543,17 @@ fn a_reset_while_a_request_waits_is_reported_once() {
         turns += 1;
         assert!(turns < 200, "in one second");
     }
+}
+
+#[test]
+fn a_client_that_is_removed_loses_its_waiting_request() {
+    let (mut sim, [slow, _]) = behind(SOFT_LIMIT + 1);
+    slow.send(msg(3900).repeat(40));
+    sim.run(MILLISECOND);
+    sim.server.room.push_own(0, &vec![b'x'; HARD_LIMIT], false);
+    sim.turn();
+    assert!(slow.is_dropped());
+    sim.check_books();
 }
 
 // Accepting, the console, stopping

@@ -197,9 +197,8 @@ struct Connection {
     written: VecDeque<u8>,
     /// Bytes of the window that the peer has freed without announcing it.
     freed: usize,
-    /// Bytes that the server's kernel has taken, and the time at which it took the last ones.
+    /// Bytes that the server's kernel has taken.
     all_written: usize,
-    last_written: Duration,
     server_has_ended: bool,
     server_has_closed: bool,
     /// There is no connection any longer. `owes_error`: the server has not had the error yet.
@@ -336,7 +335,6 @@ impl Write for Socket {
             }
             let connection = &mut network.connections[self.0];
             connection.all_written += length;
-            connection.last_written = network.time;
             if !connection.buffers.discards {
                 connection.written.extend(&bytes[..length]);
             }
@@ -492,9 +490,9 @@ impl Peer {
         self.with(|connection| connection.sent.len())
     }
 
-    /// Bytes that the server's kernel has ever taken for this peer, and the time of the last.
-    pub fn all_written(self) -> (usize, Duration) {
-        self.with(|connection| (connection.all_written, connection.last_written))
+    /// Bytes that the server's kernel has ever taken for this peer.
+    pub fn all_written(self) -> usize {
+        self.with(|connection| connection.all_written)
     }
 
     /// shutdown(SHUT_WR).
