@@ -142,7 +142,7 @@ enum Decoded {
     /// A line has just passed `MAX_REQUEST`.
     TooLong,
     /// The answer to a telnet command.
-    TelnetAnswer([u8; 3]),
+    TelnetAnswer(Vec<u8>),
 }
 
 impl Decoder {
@@ -210,7 +210,7 @@ impl Decoder {
             (Telnet::Command, _) => Telnet::Text,
             (Telnet::Option(answer), option) => {
                 self.telnet = Telnet::Text;
-                let answer = answer.map(|answer| [telnet::COMMAND, answer, option]);
+                let answer = answer.map(|answer| vec![telnet::COMMAND, answer, option]);
                 return answer.map(Decoded::TelnetAnswer);
             }
             (Telnet::Subnegotiation, telnet::COMMAND) => Telnet::SubnegotiationCommand,
@@ -499,13 +499,13 @@ impl Outbox {
     }
 
     /// Appends own lines after everything that is pending.
-    fn push(&mut self, lines: &[u8], log: &Log, is_reply: bool) {
+    fn push(&mut self, lines: Vec<u8>, log: &Log, is_reply: bool) {
         let position = self.end.min(log.end());
+        self.own_bytes += lines.len();
         match self.inserts.back_mut() {
             Some(last) if last.position == position => last.own.extend(lines),
-            _ => self.inserts.push_back(Insert { position, own: lines.to_vec().into(), skip: 0 }),
+            _ => self.inserts.push_back(Insert { position, own: lines.into(), skip: 0 }),
         }
-        self.own_bytes += lines.len();
         if is_reply {
             self.until_reply = self.own_bytes;
         }
@@ -830,18 +830,18 @@ impl Room {
     }
 
     /// Appends own lines to a client's outbox. `is_reply` is false for a private message.
-    fn push_own(&mut self, id: Id, lines: &[u8], is_reply: bool) {
+    fn push_own(&mut self, id: Id, lines: Vec<u8>, is_reply: bool) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if client.state != State::Failed {
-            client.outbox.push(lines, &self.log, is_reply);
             self.own_bytes += lines.len();
             self.work += lines.len() as u64;
+            client.outbox.push(lines, &self.log, is_reply);
             self.queue_write(id);
         }
     }
 
     fn reply(&mut self, id: Id, words: &[&str]) {
-        self.push_own(id, &line(words), true);
+        self.push_own(id, line(words), true);
     }
 
     fn refuse(&mut self, id: Id, Refusal(code, text): Refusal) {
@@ -889,7 +889,7 @@ impl Room {
             Request::List => {
                 let mut lines = Vec::new();
                 put_roster(&mut lines, self.members.len(), self.names());
-                self.push_own(id, &lines, true);
+                self.push_own(id, lines, true);
             }
             Request::Ping("") => self.reply(id, &["PONG"]),
             Request::Ping(token) => self.reply(id, &["PONG", token]),
@@ -926,7 +926,7 @@ impl Room {
     fn send_private(&mut self, id: Id, to: &str, text: &str) -> Result<(), Refusal> {
         let to = self.find(to).ok_or(NO_SUCH_USER)?;
         let (from, to_name) = (self.name(id).ok_or(NOT_NAMED)?, self.name(to).ok_or(NO_SUCH_USER)?);
-        self.push_own(to, &line(&["PRIV", &from, text]), false);
+        self.push_own(to, line(&["PRIV", &from, text]), false);
         self.reply(id, &["SENT", &to_name, text]);
         Ok(())
     }
@@ -1412,7 +1412,7 @@ impl Server {
             match client.decoder.next(&mut input) {
                 Some(Decoded::Line(line)) => self.handle_line(id, Some(&line)),
                 Some(Decoded::TooLong) => self.handle_line(id, None),
-                Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, &answer, true),
+                Some(Decoded::TelnetAnswer(answer)) => self.room.push_own(id, answer, true),
                 None => return,
             }
         }

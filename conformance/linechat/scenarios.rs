@@ -176,12 +176,12 @@ fn limits_are_passed_by_the_first_byte_beyond_them() {
         assert_eq!(sim.is_limited(), applies);
     }
     for (length, takes) in [(REPLY_LIMIT, true), (1, false)] {
-        sim.server.room.push_own(1, &vec![b'x'; length], true);
+        sim.server.room.push_own(1, vec![b'x'; length], true);
         let client = sim.server.room.clients.get(1).expect("a client");
         assert_eq!(client.takes_requests(), takes, "{length} bytes");
     }
     for (bytes, is_dropped) in [(HARD_LIMIT - SOFT_LIMIT, false), (1, true)] {
-        sim.server.room.push_own(0, &vec![b'x'; bytes], false);
+        sim.server.room.push_own(0, vec![b'x'; bytes], false);
         // Private messages after the last reply do not count.
         assert!(sim.server.room.clients.get(0).is_some_and(Client::takes_requests));
         sim.turn();
@@ -550,7 +550,7 @@ fn a_client_that_is_removed_loses_its_waiting_request() {
     let (mut sim, [slow, _]) = behind(SOFT_LIMIT + 1);
     slow.send(msg(3900).repeat(40));
     sim.run(MILLISECOND);
-    sim.server.room.push_own(0, &vec![b'x'; HARD_LIMIT], false);
+    sim.server.room.push_own(0, vec![b'x'; HARD_LIMIT], false);
     sim.turn();
     assert!(slow.is_dropped());
     sim.check_books();

@@ -102,7 +102,7 @@ fn an_outbox_holds_no_more_than_its_client_must_receive() {
         if !is_first {
             log.bytes.extend(b"line,");
         }
-        outbox.push(b"PONG,", &log, true);
+        outbox.push(b"PONG,".to_vec(), &log, true);
         log.bytes.extend(b"own,");
         outbox.skip("own,".len(), &log);
         assert_eq!(outbox.pending(&log), pending.len());
@@ -129,7 +129,7 @@ fn a_flooder_with_one_unread_byte_needs_few_inserts() {
     }
     assert_eq!(outbox.inserts.len(), 1);
     for _ in 0..Outbox::CHUNK {
-        outbox.push(b"PONG\r\n", &log, true);
+        outbox.push(b"PONG\r\n".to_vec(), &log, true);
     }
     assert_eq!(outbox.next_chunk(&log, &mut Vec::new()).len(), Outbox::CHUNK);
     assert_eq!((outbox.inserts.len(), outbox.consume(1)), (2, 0));

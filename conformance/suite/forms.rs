@@ -31,7 +31,6 @@ pub enum Action {
     Run,
     Show,
     Complain,
-    Resize,
     ReceiveSignal,
     Exit,
 }
@@ -85,7 +84,6 @@ static FORMS: &[Form] = &[
     ("WHO sees QUOTED", Action::Receive, Needs::OurClient),
     ("WHO shows QUOTED", Action::Show, Needs::Terminal),
     ("WHO complains QUOTED", Action::Complain, Needs::OurClient),
-    ("WHO resizes to NUMBER columns", Action::Resize, Needs::Terminal),
     ("WHO receives WORD", Action::ReceiveSignal, Needs::Terminal),
     ("WHO exits NUMBER", Action::Exit, Needs::OurClient),
 ];

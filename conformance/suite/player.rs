@@ -11,7 +11,7 @@ use crate::target::{Outcome, Target};
 use crate::text::{show, side_by_side, Pattern};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -112,7 +112,6 @@ impl Session<'_> {
             Action::Run => self.run(name, step),
             Action::Show => self.show(name, &self.pattern(step)?),
             Action::Complain => self.complain(name, &self.pattern(step)?),
-            Action::Resize => self.resize(name, step.number),
             Action::ReceiveSignal => {
                 let process = self.find(name)?.terminal()?.process.ok_or("there is no process")?;
                 signal(process, &step.word)
@@ -445,18 +444,6 @@ impl Session<'_> {
                 return shown;
             }
             client.read(SLICE);
-        }
-    }
-
-    fn resize(&mut self, name: &str, columns: usize) -> Result<(), String> {
-        let terminal = self.find(name)?.terminal()?;
-        terminal.screen.resize(columns);
-        let path = format!("/proc/{}/fd/0", terminal.process.ok_or("there is no process")?);
-        let mut stty = Command::new("stty");
-        stty.args(["-F", &path, "columns", &columns.to_string()]);
-        match stty.status().is_ok_and(|status| status.success()) {
-            true => Ok(()),
-            false => Err("the terminal cannot be resized".to_owned()),
         }
     }
 

@@ -95,25 +95,6 @@ impl Screen {
         format!("{before}|{after}")
     }
 
-    /// Gives the window another width. The line with the cursor is folded anew, as most terminals do.
-    pub fn resize(&mut self, columns: usize) {
-        self.columns = columns;
-        let cells = mem::take(&mut self.rows[self.row].cells);
-        let mut rows: Vec<Row> =
-            cells.chunks(columns).map(|cells| Row { cells: cells.to_vec(), wraps: true }).collect();
-        match rows.last_mut() {
-            Some(last) => last.wraps = false,
-            None => rows.push(Row::default()),
-        }
-        let at = self.row;
-        self.row += self.column / columns;
-        self.column %= columns;
-        while at + rows.len() <= self.row {
-            rows.push(Row::default());
-        }
-        self.rows.splice(at..=at, rows);
-    }
-
     fn put(&mut self, character: char) {
         let width = width(character);
         if self.column + width > self.columns {
