@@ -648,8 +648,14 @@ impl Simulation {
         let everybody = 0..self.crowd.people.len();
         for id in everybody.clone() {
             let person = &self.crowd.people[id];
-            if !person.behaviour.is_promised_to_stay() && person.is_open() {
+            if person.behaviour.is_promised_to_stay() {
+                continue;
+            } else if person.is_open() {
                 self.crowd.end(id, Ending::Reset);
+            } else if !person.is_gone {
+                // Its QUIT may wait until it reads its replies, which it never does.
+                person.peer.reset();
+                self.crowd.stop_reading(id);
             }
         }
         self.run(seconds(300));
