@@ -24,9 +24,9 @@
 //!     handle_readiness ───── queues clients whose sockets are readable or writable
 //!     carry_out_waiting ──── requests that have waited for the budget, up to half a turn
 //!     serve_queued ───────── clients with input, in the order of the fair queue, until the turn is full:
-//!       serve                  input left over, or one read of 16 KiB; a quantum of it if others wait
+//!       serve                  leftover input or one read of 16 KiB; if others wait, a quantum
 //!         process_input          Decoder::next, line by line
-//!           handle_line            refuses another protocol; under the budget, queues what has a cost
+//!           handle_line            refuses another protocol; while the budget applies, queues what costs
 //!             carry_out              parse, Room::carry_out: fills the log and the outboxes
 //!     write_all ──────────── normally one write to each client; pending limits; trims the log
 //!     update_budget ──────── does the budget apply now?
@@ -66,8 +66,8 @@ const MAX_LINE: usize = 4096;
 const MAX_NAME: usize = 50;
 /// Rosters are pushed while the room has at most this many members.
 const MAX_PUSHED_ROSTER: usize = 100;
-/// A client's requests wait while its pending own lines, up to its last reply, have more bytes than
-/// this (back-pressure).
+/// A client's requests wait while its pending replies, and the private messages before the last of
+/// them, have more bytes than this (back-pressure).
 const REPLY_LIMIT: usize = 64 * 1024;
 /// Pending bytes of one client. While one client has more, the budget applies to all clients.
 const SOFT_LIMIT: usize = 256 * 1024;
@@ -582,7 +582,7 @@ impl Outbox {
         own_taken
     }
 
-    /// The position before which this client no longer needs the log; `None` if it needs nothing.
+    /// The first position of the log that this client still needs; `None` if it needs nothing.
     fn cursor(&self, log: &Log) -> Option<u64> {
         (self.next < self.end.min(log.end())).then_some(self.next)
     }
@@ -797,8 +797,8 @@ struct Room {
 }
 
 impl Room {
-    /// The work of a byte that is read or broadcast. A byte for a single client is 1, so that in a
-    /// flood the sender of one LIST does not wait for seconds until it is served again.
+    /// The work of a byte that is read or broadcast. A byte for a single client is 1: if it were
+    /// more, one LIST in a flood would delay its sender's next request by seconds.
     const BYTE_FOR_ALL: u64 = 64;
     /// A line for everybody is as much work as if it were this many bytes longer.
     const LINE_FOR_ALL: usize = 64;
@@ -989,7 +989,7 @@ impl Room {
 /// starts at the present virtual time, and no client starves.
 #[derive(Default)]
 struct FairQueue {
-    /// The expected cost of each waiting client, by its expected finish times `SCALE`.
+    /// The expected cost of each waiting client, by `SCALE` times its expected finish.
     waiting: BTreeMap<(u128, Id), u64>,
     /// The latest finish of each client; cleared when no client waits.
     finishes: BTreeMap<Id, u128>,
@@ -1055,7 +1055,7 @@ impl FairQueue {
 /// (PROTOCOL.md, "Annex B: many people and slow readers").
 ///
 /// It is a token bucket (a rate limit), stored as the time `paid_until`: each cost moves that
-/// forward, to at most the time after now in which a bucket fills.
+/// forward, but not further than now and the time in which a bucket fills.
 #[derive(Default)]
 struct Budget {
     /// When it began to apply; `None` while it does not.
@@ -1470,8 +1470,8 @@ impl Server {
     fn write_all(&mut self) {
         let (writes, end) = (mem::take(&mut self.room.writes), self.room.log.end());
         writes.into_iter().for_each(|id| self.write(id));
-        // Clients written before a LEFT is logged here get it in the next turn, which does not
-        // wait.
+        // A LEFT that is logged here reaches the clients already written to in the next turn, at
+        // once.
         if mem::replace(&mut self.written, end) < end {
             self.room.may_trim = true;
             for id in 0..self.room.clients.slots.len() {
@@ -2278,8 +2278,8 @@ mod system {
         const FAILURE: i16 = flags::ERROR | flags::INVALID;
 
         /// poll reports POLLHUP even if it is not asked for. If the server does not want to read
-        /// yet, the socket is left out of one wait of at most this long, so that the loop does not
-        /// spin.
+        /// yet, the next wait omits the socket, and lasts at most this long, so that the loop does
+        /// not spin.
         const PAUSE: Duration = Duration::from_millis(50);
 
         /// Tells which sockets are ready, for as long as they are (level-triggered). A token stands
@@ -2435,7 +2435,7 @@ mod system {
 
     #[cfg(unix)]
     extern "C" {
-        // The 64-bit version, where glibc on 32-bit machines has two (getrlimit(2), NOTES).
+        // The 64-bit one of the two versions in 32-bit glibc (getrlimit(2), NOTES).
         #[cfg_attr(target_env = "gnu", link_name = "getrlimit64")]
         fn getrlimit(resource: c_int, limit: *mut ResourceLimit) -> c_int;
         #[cfg_attr(target_env = "gnu", link_name = "setrlimit64")]
@@ -2505,8 +2505,8 @@ mod system {
             signals.recv(&mut [0]).is_ok()
         }
 
-        /// SIGHUP is ignored: a terminal that goes away does not stop the server. std has SIGPIPE
-        /// ignored already.
+        /// SIGHUP is ignored: a terminal that goes away does not stop the server. std already
+        /// ignores SIGPIPE.
         #[cfg(unix)]
         pub fn catch_signals() -> io::Result<Signals> {
             use std::ffi::c_int;
