@@ -176,7 +176,7 @@ fn exit_statuses_are_those_of_the_programs() {
     for (section, program, status, cause, arguments, input, complaint) in [
         ("## The client", CLIENT, 0, "you left", &*there, "backup done\n", ""),
         ("## The client", CLIENT, 1, "a line was refused", &there, "\u{1}\n", "control"),
-        ("## The client", CLIENT, 1, "not reached", &nowhere, "", "cannot connect"),
+        ("## The client", CLIENT, 1, "connection failed", &nowhere, "", "cannot connect"),
         ("## The client", CLIENT, 2, "wrong usage", address, "no name\n", "--help"),
         ("## The client", CLIENT, 2, "wrong usage", "--nonsense", "", "--help"),
         ("## The server", SERVER, 1, "failure", address, "", "another server"),
