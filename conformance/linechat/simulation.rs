@@ -12,17 +12,32 @@
 //!   then there is an error, once, and then the end; writing fails. Closing with unread input resets
 //!   the connection, and what the other end has not taken by then is lost.
 
-#[path = "chance.rs"]
-pub mod chance;
-
 use super::{Interest, Readiness, Watch};
-use chance::Chance;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
+
+/// Numbers that look random: xorshift64 (Marsaglia, "Xorshift RNGs", 2003), begun with any number
+/// but 0.
+pub struct Chance(pub u64);
+
+impl Default for Chance {
+    fn default() -> Self {
+        Chance(1)
+    }
+}
+
+impl Chance {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
 
 /// What holds for the whole network.
 #[derive(Clone, Copy, Debug, Default)]

@@ -19,7 +19,7 @@ mod history;
 #[path = "scenarios.rs"]
 mod scenarios;
 
-use super::os::{self, chance::Chance, Buffers, Conditions, Peer};
+use super::os::{self, Buffers, Chance, Conditions, Peer};
 use super::*;
 use history::{History, Received};
 
