@@ -1,7 +1,7 @@
 //! The steps of transcripts as plain data: one table says how each is written, what it does, and
 //! what it needs. `player.rs` carries them out.
 
-use crate::text::{parse_names, split_words, Pattern};
+use crate::text::{outside, parse_names, Pattern};
 
 /// What a step does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,7 +161,7 @@ fn length_of_names(text: &str, is_followed: bool) -> usize {
         let mut verbs = FORMS.iter().filter_map(|(form, ..)| form.strip_prefix("WHO "));
         verbs.any(|verb| verb.split(' ').next() == Some(word))
     };
-    let words = split_words(text).into_iter();
-    let names = words.take_while(|(word, _)| !is_followed || !is_verb(word));
-    names.last().map_or(0, |(_, end)| end)
+    let words = text.split(outside(' '));
+    let names = words.take_while(|word| !is_followed || !is_verb(word));
+    names.map(|word| word.len() + 1).sum::<usize>().min(text.len())
 }

@@ -1,6 +1,6 @@
 //! Carries out the steps of a transcript, one after the other.
 
-use crate::client::{linechat_client, Client, Terminal, Transport, SLICE};
+use crate::client::{linechat_client, Client, Terminal, SLICE};
 use crate::forms::{Action, Step};
 use crate::process::{self, signal};
 use crate::rules::{roster, MAX_PUSHED_ROSTER};
@@ -235,7 +235,6 @@ impl Session<'_> {
     }
 
     fn server_exits(&mut self, step: &Step) -> Result<(), String> {
-        self.no_more_on_the_console()?;
         let limit = self.target.timeouts.program();
         let server = self.server.as_mut().ok_or("there is no server")?;
         let ended = server.wait_within(limit).ok_or("the server does not end")?;
@@ -308,12 +307,12 @@ impl Session<'_> {
         let sent = Arc::new(AtomicUsize::new(0));
         for name in who {
             self.fence_all_but(name)?;
-            let (mut to_server, mut from_server) = self.give_away(name)?;
-            let (line, counted) = (line.clone(), sent.clone());
+            let socket = self.give_away(name)?;
+            let (line, counted, input) = (line.clone(), sent.clone(), socket.clone());
             // Both end with the connection.
-            thread::spawn(move || io::copy(&mut from_server, &mut io::sink()));
+            thread::spawn(move || io::copy(&mut &*input, &mut io::sink()));
             thread::spawn(move || {
-                while to_server.write_all(&line).is_ok() {
+                while (&*socket).write_all(&line).is_ok() {
                     counted.fetch_add(line.len(), Ordering::Relaxed);
                 }
             });
@@ -362,12 +361,12 @@ impl Session<'_> {
     /// The client reads this many bytes a second from now on.
     fn read_slowly(&mut self, name: &str, bytes: usize) -> Result<(), String> {
         self.prepare_to_leave(name)?;
-        let (_, mut from_server) = self.give_away(name)?;
+        let socket = self.give_away(name)?;
         let mut buffer = vec![0; bytes / READS_A_SECOND as usize];
         thread::spawn(move || {
             let start = Instant::now();
             for number in 1.. {
-                if from_server.read_exact(&mut buffer).is_err() {
+                if (&*socket).read_exact(&mut buffer).is_err() {
                     break;
                 }
                 // A read that comes late makes the next ones no later.
@@ -379,17 +378,12 @@ impl Session<'_> {
     }
 
     /// A connection on which threads send and receive until it ends.
-    fn give_away(&mut self, name: &str) -> Result<(TcpStream, TcpStream), String> {
+    fn give_away(&mut self, name: &str) -> Result<Arc<TcpStream>, String> {
         let client = self.find(name)?;
         client.is_exempt = true;
-        let socket = &client.socket;
-        match (socket.try_clone(), socket.try_clone()) {
-            (Ok(one), Ok(other)) => {
-                let _ = one.set_read_timeout(None).and_then(|()| one.set_write_timeout(None));
-                Ok((one, other))
-            }
-            _ => Err("no more descriptors".to_owned()),
-        }
+        let socket = client.socket.try_clone().map_err(|error| error.to_string())?;
+        let _ = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
+        Ok(Arc::new(socket))
     }
 }
 
@@ -401,20 +395,16 @@ impl Session<'_> {
         let columns = Some(step.number).filter(|&columns| columns > 0);
         let transport = linechat_client(&arguments, columns)
             .map_err(|error| format!("cannot start linechat-client: {error}"))?;
-        self.add_ours(name, transport);
+        self.is_loose = true;
+        self.clients.push(Client::new(name, transport, true));
         if let Some(columns) = columns {
             self.await_terminal(name, columns)?;
         }
         if let Some(listener) = &self.listener {
             let (socket, _) = listener.accept().map_err(|error| error.to_string())?;
-            self.add_ours("server", (socket, Vec::new()));
+            self.clients.push(Client::new("server", (socket, Vec::new()), true));
         }
         Ok(())
-    }
-
-    fn add_ours(&mut self, name: &str, transport: Transport) {
-        self.clients.push(Client::new(name, transport, true));
-        self.is_loose = true;
     }
 
     /// Waits until linechat-client is about to start at its terminal, even when the run is over: before

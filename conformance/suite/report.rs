@@ -154,10 +154,7 @@ fn print_skipped(target: &Target, all: &Row) {
         by_reason.entry(why).or_default().push(name);
     }
     for (why, names) in by_reason {
-        match names.as_slice() {
-            [first, _, ..] => print_line!("  {first} and {} more: {why}", names.len() - 1),
-            names => print_line!("  {}: {why}", names.concat()),
-        }
+        print_line!("  {}: {why}", names.join(", "));
     }
     if target.server.is_some() && !target.slow && target.has_level(Level::Core) {
         print_line!("  NAME time-out: skipped, because it takes a minute: SLOW=1 checks it");

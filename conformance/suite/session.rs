@@ -222,24 +222,18 @@ impl<'a> Session<'a> {
         let Some(server) = &mut self.server else { return Ok(()) };
         if server.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             let _ = server.child.kill();
-            self.no_more_on_the_console()?;
         } else if !server.child.wait().is_ok_and(|ended| ended.success()) {
             return Err(format!("the server has ended: {}", server.complaints()));
         }
-        match self.server.as_mut().map(Server::complaints).unwrap_or_default() {
+        let limit = self.target.timeouts.program();
+        if self.watches_console {
+            if let Some(line) = server.next_line_within(limit)? {
+                return Err(format!("the console shows one more line: {line}"));
+            }
+        }
+        match server.complaints() {
             complaints if complaints.is_empty() => Ok(()),
             complaints => Err(format!("the server complains: {complaints}")),
-        }
-    }
-
-    pub fn no_more_on_the_console(&mut self) -> Result<(), String> {
-        let limit = self.target.timeouts.program();
-        let Some(server) = self.server.as_mut().filter(|_| self.watches_console) else {
-            return Ok(());
-        };
-        match server.next_line_within(limit)? {
-            None => Ok(()),
-            Some(line) => Err(format!("the console shows one more line: {line}")),
         }
     }
 

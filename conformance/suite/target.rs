@@ -78,21 +78,17 @@ impl Target {
         let sent = step.bytes.iter().copied().chain(step.who.iter().flat_map(|name| name.bytes()));
         let is_plain = step.needs != Needs::PlainClient
             && !(sends && (step.bytes.len() > LONG || sent.into_iter().any(is_special)));
-        let (is_lacking, why) = match step.needs {
-            Needs::Process if self.server.is_some() => {
-                (true, "watches or ends the server's process")
-            }
+        match step.needs {
+            Needs::Process if self.server.is_some() => Some("watches or ends the server's process"),
             Needs::OurClient | Needs::Terminal if !self.is_plain() => {
-                (true, "is about linechat-client")
+                Some("is about linechat-client")
             }
-            Needs::Terminal => (!cfg!(target_os = "linux"), "needs the script(1) of Linux"),
-            Needs::DirectSocket => {
-                (self.via.is_some() || self.fault.is_some(), "does what this program cannot")
+            Needs::Terminal if !cfg!(target_os = "linux") => Some("needs the script(1) of Linux"),
+            Needs::DirectSocket if self.via.is_some() || self.fault.is_some() => {
+                Some("does what this program cannot")
             }
-            Needs::Nothing | Needs::PlainClient | Needs::Process | Needs::OurClient => {
-                (self.via == Some(Via::Telnet) && !is_plain, "does what telnet cannot")
-            }
-        };
-        is_lacking.then_some(why)
+            _ if self.via == Some(Via::Telnet) && !is_plain => Some("does what telnet cannot"),
+            _ => None,
+        }
     }
 }

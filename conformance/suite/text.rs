@@ -17,9 +17,8 @@ impl Pattern {
                 '\\' => Some(parse_escape(&mut rest)?),
                 '*' => None,
                 '{' => {
-                    let end = closing_brace(rest).ok_or("'{' without '}'")?;
-                    let inside = &rest[..end];
-                    rest = &rest[end + 1..];
+                    let (inside, after) = rest.split_once(outside('}')).ok_or("'{' without '}'")?;
+                    rest = after;
                     match inside == "server" || inside.ends_with("'s address") {
                         true => known(inside),
                         false => Some(parse_braces(inside)?),
@@ -77,20 +76,20 @@ fn parse_plain(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// The offset of the brace that closes the one before `text`.
-fn closing_brace(text: &str) -> Option<usize> {
-    let mut open = 1;
-    let mut is_escaped = false;
-    text.char_indices().find_map(|(at, character)| {
+/// For `str::split` and the like: finds this character where it stands outside braces.
+pub fn outside(mark: char) -> impl FnMut(char) -> bool {
+    let (mut depth, mut is_escaped) = (0, false);
+    move |character| {
+        let is_found = character == mark && depth == 0 && !is_escaped;
         match character {
             _ if is_escaped => is_escaped = false,
             '\\' => is_escaped = true,
-            '{' => open += 1,
-            '}' => open -= 1,
+            '{' => depth += 1,
+            '}' => depth -= 1,
             _ => {}
         }
-        (open == 0).then_some(at)
-    })
+        is_found
+    }
 }
 
 /// `{x 20 times}`, or names as in `{p1..p20}`.
@@ -127,27 +126,6 @@ fn parse_escape(rest: &mut &str) -> Result<Vec<u8>, String> {
     })
 }
 
-/// Words, divided by spaces outside braces; each with the offset of its end.
-pub fn split_words(text: &str) -> Vec<(&str, usize)> {
-    let mut words = Vec::new();
-    let (mut start, mut depth) = (0, 0);
-    let ends = text.char_indices().chain([(text.len(), ' ')]);
-    for (at, character) in ends {
-        match character {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            ' ' if depth == 0 || at == text.len() => {
-                if start < at {
-                    words.push((&text[start..at], at));
-                }
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    words
-}
-
 /// Names with spaces between; `p1..p20` is twenty of them.
 pub fn parse_names(text: &str) -> Result<Vec<String>, String> {
     let range = |word: &str| {
@@ -157,7 +135,8 @@ pub fn parse_names(text: &str) -> Result<Vec<String>, String> {
         let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
         Some((from..=to).map(|number| format!("{stem}{number}")).collect())
     };
-    let names = split_words(text).into_iter().map(|(word, _)| {
+    let words = text.split(outside(' ')).filter(|word| !word.is_empty());
+    let names = words.map(|word| {
         let word = String::from_utf8(parse_plain(word)?);
         let word = word.map_err(|_| "a name is UTF-8".to_owned())?;
         Ok(range(&word).unwrap_or(vec![word]))
