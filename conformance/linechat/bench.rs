@@ -313,9 +313,9 @@ fn flood(program: &str) {
 /// Three clients talk without pause for twenty seconds, and 500 read nothing.
 fn memory(program: &str) {
     let mut crowd = Crowd::gather(program, 503);
-    let before = crowd.process.memory();
+    let before = crowd.process.memory("VmRSS:");
     rush(&mut crowd, 3, 3, &format!("MSG {TEXT}\n"), Instant::now() + Duration::from_secs(20));
-    let [peak, now] = [crowd.process.peak_memory(), crowd.process.memory()]
+    let [peak, now] = [crowd.process.memory("VmHWM:"), crowd.process.memory("VmRSS:")]
         .map(|bytes| bytes.saturating_sub(before) as f64 / 1024.0);
     let each = now / 500.0;
     let what = "memory beside 500 clients that read nothing while 3 talk for 20 s";
@@ -328,7 +328,7 @@ fn storm(program: &str) {
     let (people, of) = (10_000, "a floor write for each");
     let write = Crowd::gather(FLOOR, 1000).write(60, 1);
     let mut crowd = Crowd::gather(program, 0);
-    let empty = crowd.process.memory();
+    let empty = crowd.process.memory("VmRSS:");
     let cost = crowd.cost(1, people, |crowd| {
         crowd.join(people);
         crowd.fence();
@@ -336,7 +336,7 @@ fn storm(program: &str) {
     print("10000 join at once", cost / write, of, &format!("{cost:.1} µs each"));
     // The lines of the console that are not read would count as well.
     while let Ok(Some(_)) = crowd.process.next_line_within(Duration::from_secs(1)) {}
-    let each = crowd.process.memory().saturating_sub(empty) / people;
+    let each = crowd.process.memory("VmRSS:").saturating_sub(empty) / people;
     let idle = crowd.cost(1, 1000, |_| thread::sleep(Duration::from_secs(5)));
     let what = "10000 idle clients, after they have joined at once";
     let figures = format!("{each} bytes each; {idle:.1} ms of processor in 5 s");

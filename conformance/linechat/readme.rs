@@ -151,7 +151,7 @@ fn table_of_the_console_has_what_the_console_shows() {
     }
     drop(eve);
     signal(server.child.id(), "TERM").expect("the signal is sent");
-    while let Some(line) = server.next_line().expect("the console ends") {
+    while let Some(line) = server.next_line_within(STUCK).expect("the console ends") {
         look_up(&line);
     }
     // The server takes a minute to show the first of these; a unit test shows the second.

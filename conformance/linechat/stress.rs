@@ -101,13 +101,13 @@ fn a_server_that_could_serve_nobody_says_so() {
 fn connections_without_a_name_cost_little_memory() {
     let server = start("");
     let many = (descriptor_limit() / 3).min(5000);
-    let before = server.memory();
+    let before = server.memory("VmRSS:");
     let mut silent = connect(&server, many);
     for person in silent.iter_mut().step_by(2) {
         person.socket().write_all(b"N").expect("takes a byte");
     }
     Person::join(&server.address, "ana").fence();
-    let each = (server.memory() - before) / many;
+    let each = (server.memory("VmRSS:") - before) / many;
     assert!(each < 2000, "{each} bytes for each");
 }
 
@@ -117,7 +117,7 @@ fn connections_without_a_name_cost_little_memory() {
 fn people_who_come_and_go_leave_nothing_behind() {
     let server = start("");
     let mut observer = Person::join(&server.address, "observer");
-    let (memory, open) = (server.memory(), server.descriptors().len());
+    let (memory, open) = (server.memory("VmRSS:"), server.descriptors().len());
     let many = (descriptor_limit() / 3).min(400);
     for _ in 0..10 {
         let mut people = join(&server, many);
@@ -157,7 +157,7 @@ fn people_who_come_and_go_leave_nothing_behind() {
             assert!(since.elapsed() < STUCK, "still open: {:?}", server.descriptors());
         }
     }
-    let more = server.memory().saturating_sub(memory) >> 10;
+    let more = server.memory("VmRSS:").saturating_sub(memory) >> 10;
     assert!(more < 4096, "the server keeps {more} KiB");
 }
 
@@ -176,12 +176,17 @@ fn a_console_that_is_not_read_or_goes_away_does_not_stop_the_chat() {
     talker.fence();
     for number in 0..80 {
         let said = format!("ana: {number} x");
-        while !server.next_line().expect("a line in time").expect("a line").contains(&said) {}
+        while !server
+            .next_line_within(STUCK)
+            .expect("a line in time")
+            .expect("a line")
+            .contains(&said)
+        {}
     }
     // More than the pipes and the server hold together.
     talk(&mut talker, 600, 3000);
     talker.fence();
-    while server.next_line().expect("a line in time").is_some() {}
+    while server.next_line_within(STUCK).expect("a line in time").is_some() {}
     for _ in 0..100 {
         talker.say("MSG nobody sees this");
         talker.fence();
@@ -197,11 +202,11 @@ fn a_stop_takes_little_memory_though_much_is_pending() {
     // The others read nothing, and their sockets take about half of this.
     talk(&mut crowd[0], 100, 3900);
     crowd[0].fence();
-    let before = server.peak_memory();
+    let before = server.memory("VmHWM:");
     send(&server, "TERM");
     // The kernel shows no memory of a process that has ended.
     let mut most = before;
-    while let now @ 1.. = server.peak_memory() {
+    while let now @ 1.. = server.memory("VmHWM:") {
         most = most.max(now);
     }
     let more = (most - before) >> 20;

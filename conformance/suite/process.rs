@@ -6,8 +6,8 @@
 use std::io::{self, ErrorKind, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 /// After this long a run is stuck and fails. No test that passes waits for it.
 pub const STUCK: Duration = Duration::from_secs(30);
@@ -39,18 +39,13 @@ impl Server {
         let console = Printed::by(child.stdout.take());
         let complaints = Printed::by(child.stderr.take());
         let mut server = Server { child, address: String::new(), console, complaints };
-        let line = server.next_line()?.unwrap_or_default();
+        let line = server.next_line_within(STUCK)?.unwrap_or_default();
         let address = line.strip_prefix("listening on ");
         server.address = address.ok_or(format!("the server does not listen: {line}"))?.to_owned();
         Ok(server)
     }
 
     /// The next line of the console without its time. `Ok(None)` at the end.
-    pub fn next_line(&mut self) -> Result<Option<String>, String> {
-        self.next_line_within(STUCK)
-    }
-
-    /// The same, with another time-out.
     pub fn next_line_within(&mut self, timeout: Duration) -> Result<Option<String>, String> {
         let line = self.console.line(timeout).map_err(|_| "the console shows nothing more")?;
         let Some(line) = line else { return Ok(None) };
@@ -137,27 +132,17 @@ impl Printed {
 
 /// What the kernel counts for the server's process (proc(5)).
 impl Server {
-    /// Memory that it really occupies, in bytes.
-    pub fn memory(&self) -> usize {
-        self.memory_as("VmRSS:")
-    }
-
-    /// The most that it has ever occupied, in bytes.
-    pub fn peak_memory(&self) -> usize {
-        self.memory_as("VmHWM:")
-    }
-
-    fn memory_as(&self, field: &str) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let words = line.and_then(|line| line.split_whitespace().next());
-        words.and_then(|kilobytes| kilobytes.parse::<usize>().ok()).map_or(0, |it| it * 1024)
+    /// Memory in bytes: what it really occupies (`VmRSS:`), or the most that it ever did (`VmHWM:`).
+    pub fn memory(&self, field: &str) -> usize {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).unwrap_or_default();
+        let number = |line: &str| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok();
+        status.lines().find_map(number).map_or(0, |kilobytes: usize| kilobytes * 1024)
     }
 
     /// The numbers of the descriptors that it has open.
     pub fn descriptors(&self) -> Vec<usize> {
-        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
         let names = folder.into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter_map(|name| name.to_str()?.parse().ok()).collect()
     }
@@ -165,8 +150,7 @@ impl Server {
 
 /// Processor time that a process has used, in user and system mode.
 pub fn processor_time(process: u32) -> Duration {
-    let schedule = std::fs::read_to_string(format!("/proc/{process}/schedstat"));
-    let schedule = schedule.unwrap_or_default();
+    let schedule = fs::read_to_string(format!("/proc/{process}/schedstat")).unwrap_or_default();
     let nanoseconds = schedule.split_whitespace().next().and_then(|word| word.parse().ok());
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
@@ -183,7 +167,7 @@ pub fn signal(process: u32, signal: &str) -> Result<(), String> {
 
 /// How many connections a test may have open at once, less what everything else needs.
 pub fn descriptor_limit() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     soft.unwrap_or(256_usize).saturating_sub(200)
