@@ -222,11 +222,16 @@ impl Client {
         if self.is_closed || self.received.len() > TOO_MUCH {
             return false;
         }
-        let mut buffer = [0; 16 * 1024];
+        let (mut buffer, since) = ([0; 16 * 1024], Instant::now());
         let socket = &mut self.socket;
         let read = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.read(&mut buffer));
         match (read, &mut self.terminal) {
-            (Err(error), _) if is_late(&error) => return false,
+            (Err(error), _) if is_late(&error) => {
+                // A signal interrupts sooner (signal(7)).
+                let rest = timeout.saturating_sub(since.elapsed());
+                let is_interrupted = error.kind() == ErrorKind::Interrupted && !rest.is_zero();
+                return is_interrupted && self.read(rest);
+            }
             (Ok(length @ 1..), None) => self.received.extend(&buffer[..length]),
             (Ok(length @ 1..), Some(terminal)) => {
                 self.received.extend(terminal.screen.print(&buffer[..length]));
