@@ -244,7 +244,7 @@ impl Connection {
         self.occupied().saturating_sub(self.buffers.window)
     }
 
-    /// The peer's end resets the connection. What the peer has sent before can still be read.
+    /// The peer's end resets the connection. Bytes that it has sent before can still be read.
     fn reset(&mut self) {
         if !mem::replace(&mut self.has_failed, true) {
             self.owes_error = true;

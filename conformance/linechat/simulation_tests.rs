@@ -331,9 +331,9 @@ struct Crowd {
     /// By time, and in the order in which they were scheduled.
     events: BTreeMap<(Duration, usize), Event>,
     scheduled: usize,
-    /// What the observer has not received of the last roster.
+    /// The part of the last roster that the observer has not received.
     roster: String,
-    /// For each turn since people last read: the budget applied before it. What they read next can be
+    /// For each turn since people last read: the budget applied before it. Their next lines can be
     /// from any of these turns.
     applied: Vec<bool>,
     /// No requests are sent any longer.
@@ -563,7 +563,7 @@ const MOST_IN_A_TURN: usize = 256 * 1024;
 struct Simulation {
     server: Server,
     texts: Receiver<String>,
-    /// What the console has shown.
+    /// The lines that the console has shown.
     console: String,
     crowd: Crowd,
 }

@@ -55,7 +55,7 @@ fn text(line: &[u8], change: impl Fn(&str) -> String) -> Vec<u8> {
     std::str::from_utf8(line).map_or(line.to_vec(), |line| change(line).into_bytes())
 }
 
-/// What each server does wrong, as in "a server that …".
+/// Each fault, in words that follow "a server that …".
 #[rustfmt::skip]
 pub static FAULTS: &[Fault] = &[
     ("breaks nothing", Nothing),

@@ -47,8 +47,8 @@ pub fn carry(mut from: impl Read, mut to: impl Write, mut change: impl FnMut(&[u
 /// A socket, and the programs at its other end.
 pub type Transport = (TcpStream, Vec<Child>);
 
-/// Starts a program, and a second one through which its output goes. What is sent to the socket is
-/// typed at the first, and what the last prints is received.
+/// Starts a program, and a second one through which its output goes. Bytes sent to the socket are typed
+/// at the first, and the output of the last is received.
 fn run(command: &mut Command, filter: Option<&mut Command>) -> io::Result<Transport> {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut program = command.spawn()?;
@@ -100,7 +100,7 @@ impl Via {
             "exec 3>&1; exec script --quiet --command \
              'stty raw {special}; exec telnet -E {host} {port} >&3' /dev/null >/dev/null"
         );
-        // What telnet says for itself is removed, and CR put back, which it does not show.
+        // The lines that telnet adds are removed, and CR put back, which it does not show.
         let filter = "1,/^Escape character/d; /^Connection closed by foreign/d; s/$/\\r/";
         let mut sed = Command::new("sed");
         run(Command::new("sh").args(["-c", &telnet]), Some(sed.args(["--unbuffered", filter])))
@@ -148,7 +148,7 @@ pub struct Client {
     pub socket: TcpStream,
     /// The programs at the other end of the socket.
     pub programs: Vec<Child>,
-    /// What the first of them writes to standard error.
+    /// The standard error of the first of them.
     pub complaints: Printed,
     pub terminal: Option<Terminal>,
     /// It is linechat-client, or the suite where that is the server: neither passes a fence.
@@ -227,7 +227,7 @@ impl Client {
         let read = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.read(&mut buffer));
         match (read, &mut self.terminal) {
             (Err(error), _) if is_late(&error) => {
-                // A signal interrupts sooner (signal(7)).
+                // The wait goes on after a signal.
                 let rest = timeout.saturating_sub(since.elapsed());
                 let is_interrupted = error.kind() == ErrorKind::Interrupted && !rest.is_zero();
                 return is_interrupted && self.read(rest);

@@ -267,6 +267,7 @@ impl<'a> Session<'a> {
     /// Passes a fence, if this client can. Returns true if anything came before its PONG.
     pub fn fence(&mut self, name: &str) -> Result<bool, String> {
         self.goes_on()?;
+        let timeouts = &self.target.timeouts;
         let fence = format!("fence-{}", self.fences + 1);
         let client = self.find(name)?;
         if !client.can_pass_fence() {
@@ -278,19 +279,18 @@ impl<'a> Session<'a> {
         let (sent, mut searched, mut progress) = (Instant::now(), 0, Instant::now());
         loop {
             self.goes_on()?;
-            let limit = self.timeout();
             let client = self.find(name)?;
             if let Some(found) = client.take_pong(&pong, &mut searched) {
                 // A PONG after other output does not show how busy the server is.
                 if found == before {
-                    self.target.timeouts.saw_pong_after(sent.elapsed());
+                    timeouts.saw_pong_after(sent.elapsed());
                 }
                 return Ok(found > before);
             } else if client.is_closed {
                 return Ok(true);
             } else if client.read(SLICE) {
                 progress = Instant::now();
-            } else if progress.elapsed() > limit {
+            } else if progress.elapsed() > timeouts.server() {
                 return Err(format!(
                     "{name} sent PING {fence} (the suite's own check that nothing is missing) and no \
                      PONG came; {name} has unread: {}",
@@ -303,7 +303,7 @@ impl<'a> Session<'a> {
     /// Waits for something more, or the end. If neither comes, the error is what is unread.
     pub fn read_more(&mut self, name: &str) -> Result<(), String> {
         // nc does not tell of a PING that met a closed connection, so it gets more time before one.
-        let first = self.target.via.map_or(SLICE, |_| self.target.timeouts.program());
+        let first = self.target.via.map_or(SLICE, |_| self.target.timeouts.server());
         let before = self.find(name)?.received().len();
         if self.find(name)?.read(first) {
             return Ok(());
@@ -335,7 +335,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// How long to wait for a server, or for the programs before it.
+    /// How long to wait for what no fence tells of.
     fn timeout(&self) -> Duration {
         let has_program = self.target.via.is_some() || self.clients.iter().any(|it| it.is_ours);
         match has_program {
